@@ -1,0 +1,47 @@
+"""Reinforcement-learning algorithms in PyTorch that reproduce their published curves.
+
+``import rlopt`` is light: the names below are imported when first used. Agents are in ``rlopt.agents``, replay buffers
+in ``rlopt.buffers``, environments in ``rlopt.envs``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlopt.envs import make_env
+    from rlopt.policy import Policy, load_policy, save_policy
+    from rlopt.types import RloptError
+
+try:
+    __version__ = version("rlopt")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0.1.0"
+
+__all__ = ["Policy", "RloptError", "__version__", "load_policy", "make_env", "save_policy"]
+
+_HOMES = {
+    "Policy": "rlopt.policy",
+    "RloptError": "rlopt.types",
+    "load_policy": "rlopt.policy",
+    "make_env": "rlopt.envs",
+    "save_policy": "rlopt.policy",
+}
+_SUBMODULES = ("agents", "analysis", "buffers", "envs", "nn", "robust", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name or sub-package when it is first used (PEP 562)."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"rlopt.{name}")
+    raise AttributeError(f"module 'rlopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})
