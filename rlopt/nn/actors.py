@@ -1,0 +1,163 @@
+"""The networks that act. Each can be exported, so each is known to a closed registry and rebuilt from plain options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rlopt.nn.distributions import LOG_STD_MAX, LOG_STD_MIN, categorical
+from rlopt.nn.networks import MLP, NetworkConfig, make_encoder
+from rlopt.types import Obs, RloptError
+
+Options = dict[str, Any]
+
+
+class Actor(nn.Module):
+    """A network that turns observations into actions.
+
+    ``kind`` names it in the registry, ``options`` (plain JSON values) rebuild it: ``make_actor(kind, observation_space,
+    action_space, options)``.
+    """
+
+    kind: ClassVar[str]
+    options: Options
+
+    @torch.no_grad()
+    def act(self, obs: Obs, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """Actions (N, A) in environment units, or (N,) int64; random ones draw from ``generator``."""
+        raise NotImplementedError
+
+
+class SquashedGaussianActor(Actor):
+    """tanh of a Gaussian with state-dependent mean and standard deviation, scaled to a bounded Box."""
+
+    kind = "squashed_gaussian"
+    half_range: Tensor
+    centre: Tensor
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, options: Options) -> None:
+        super().__init__()
+        box = bounded_box(action_space)
+        self.options = options
+        config = NetworkConfig(**{**options, "hidden": tuple(options["hidden"])})
+        self.encoder = make_encoder(observation_space, config.encoder)
+        self.action_features = int(np.prod(box.shape))
+        self.action_shape = box.shape
+        self.body = MLP(int(self.encoder.out_features), 2 * self.action_features, config)  # type: ignore[arg-type]
+        low = torch.as_tensor(box.low, dtype=torch.float32).flatten()
+        high = torch.as_tensor(box.high, dtype=torch.float32).flatten()
+        self.register_buffer("centre", (low + high) / 2, persistent=False)
+        self.register_buffer("half_range", (high - low) / 2, persistent=False)
+
+    def forward(self, obs: Obs) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation, (B, A) each."""
+        mean, log_std = self.body(self.encoder(obs)).chunk(2, -1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def normalise(self, action: Tensor) -> Tensor:
+        """Environment units (B, …) to [-1, 1] (B, A)."""
+        return (action.flatten(1) - self.centre) / self.half_range
+
+    def to_env(self, action: Tensor) -> Tensor:
+        """[-1, 1] (B, A) to environment units (B, …)."""
+        return torch.addcmul(self.centre, self.half_range, action).view(-1, *self.action_shape)
+
+    @torch.no_grad()
+    def act(self, obs: Obs, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        mean, log_std = self(obs)
+        if not deterministic:
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+            mean = torch.addcmul(mean, log_std.exp(), noise)
+        return self.to_env(torch.tanh(mean))
+
+
+class CategoricalActor(Actor):
+    """A categorical distribution over a Discrete action space."""
+
+    kind = "categorical"
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, options: Options) -> None:
+        super().__init__()
+        if not isinstance(action_space, spaces.Discrete):
+            raise RloptError(f"a categorical policy acts in Discrete action spaces, not in {action_space}")
+        self.options = options
+        config = NetworkConfig(**{**options, "hidden": tuple(options["hidden"])})
+        self.encoder = make_encoder(observation_space, config.encoder)
+        self.start = int(action_space.start)
+        self.body = MLP(int(self.encoder.out_features), int(action_space.n), config)  # type: ignore[arg-type]
+
+    def forward(self, obs: Obs) -> Tensor:
+        """Logits (B, K)."""
+        logits: Tensor = self.body(self.encoder(obs))
+        return logits
+
+    @torch.no_grad()
+    def act(self, obs: Obs, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        logits = self(obs)
+        if deterministic:
+            return logits.argmax(-1) + self.start
+        return categorical(logits, torch.rand(logits.shape[:-1], generator=generator, device=logits.device)) + self.start
+
+
+class TabularActor(Actor):
+    """A table of action probabilities over Discrete observations: what a solver exports."""
+
+    kind = "tabular"
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, options: Options) -> None:
+        super().__init__()
+        if not (isinstance(observation_space, spaces.Discrete) and isinstance(action_space, spaces.Discrete)):
+            raise RloptError(f"a tabular policy needs Discrete spaces, not {observation_space} and {action_space}")
+        self.options = options
+        self.start = (int(observation_space.start), int(action_space.start))
+        n, k = int(observation_space.n), int(action_space.n)
+        self.probabilities = nn.Parameter(torch.full((n, k), 1.0 / k, dtype=torch.float64), requires_grad=False)
+
+    @torch.no_grad()
+    def act(self, obs: Obs, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        assert isinstance(obs, Tensor)
+        rows = self.probabilities[obs.long() - self.start[0]]
+        if deterministic:
+            return rows.argmax(-1) + self.start[1]
+        uniform = torch.rand(rows.shape[:-1], generator=generator, device=rows.device, dtype=rows.dtype)
+        return categorical(rows.log(), uniform) + self.start[1]
+
+
+ACTORS: dict[str, Callable[[spaces.Space, spaces.Space, Options], Actor]] = {
+    cls.kind: cls for cls in (SquashedGaussianActor, CategoricalActor, TabularActor)
+}
+
+
+def register_actor(kind: str, factory: Callable[[spaces.Space, spaces.Space, Options], Actor]) -> None:
+    """Make a kind of acting network known, so that exported policies can name it."""
+    if kind in ACTORS:
+        raise RloptError(f"an actor called {kind!r} is registered already; choose another name")
+    ACTORS[kind] = factory
+
+
+def make_actor(kind: str, observation_space: spaces.Space, action_space: spaces.Space, options: Options) -> Actor:
+    """Build a registered kind of actor; an unknown kind is refused (a file never names a class freely)."""
+    if kind not in ACTORS:
+        raise RloptError(f"unknown kind of policy {kind!r}; known are {', '.join(ACTORS)} (see rlopt.nn.register_actor)")
+    return ACTORS[kind](observation_space, action_space, options)
+
+
+def network_options(config: NetworkConfig) -> Options:
+    """A network configuration as plain JSON values."""
+    return {**asdict(config), "hidden": list(config.hidden)}
+
+
+def bounded_box(space: spaces.Space) -> spaces.Box:
+    """The action space as a bounded Box, or one clear line."""
+    if not isinstance(space, spaces.Box):
+        hint = "use agent=sac_discrete" if isinstance(space, spaces.Discrete) else "choose another agent"
+        raise RloptError(f"this agent acts in Box action spaces, not in {space}; {hint}")
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise RloptError("this agent needs a bounded Box of actions; add env.wrappers=[RescaleAction] or bounds")
+    return space

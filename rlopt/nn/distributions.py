@@ -1,0 +1,33 @@
+"""Action distributions as plain functions of network outputs and noise."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+"""Hard bounds of the log standard deviation (Haarnoja et al. 2018, released code)."""
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """A reparameterised sample of tanh(N(mean, std²)) and its log-density.
+
+    All arguments are (…, A); ``noise`` is standard normal. Returns the action (…, A) in (-1, 1) and log π (…,), a density in
+    normalised action space: no scale of the environment's bounds enters. The log-determinant is
+    Σ 2(log 2 − u − softplus(−2u)), equal to Σ log(1 − tanh²u) but finite for every u (Haarnoja et al. 2018b, appendix C).
+    """
+    u = torch.addcmul(mean, log_std.exp(), noise)
+    log_normal = -0.5 * noise.square() - log_std - HALF_LOG_TWO_PI
+    log_det = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+    return torch.tanh(u), (log_normal - log_det).sum(-1)
+
+
+def categorical(logits: Tensor, uniform: Tensor) -> Tensor:
+    """A sample (…,) int64 of the categorical with ``logits`` (…, K) by inversion, from ``uniform`` (…,) in [0, 1)."""
+    cumulative = logits.softmax(-1).cumsum(-1)
+    return (cumulative < uniform.unsqueeze(-1)).sum(-1).clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,113 @@
+"""Optimisers by name, over flat parameters, each with the guard that keeps non-finite numbers out of the weights.
+
+``step(grads, ok)`` applies one step where the 0-d boolean ``ok`` is true and leaves parameters *and* state untouched where
+it is false, without the host ever reading the flag.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlopt.types import Clock, RloptError, State, option
+
+OPTIMISERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """An optimiser and its constants; the learning rate is the agent's."""
+
+    name: str = option("adam", "optimiser", choices=OPTIMISERS)
+    beta1: float = option(0.9, "Adam's first-moment decay; SGD's momentum", low=0.0, high=1.0)
+    beta2: float = option(0.999, "Adam's second-moment decay", low=0.0, high=1.0)
+    epsilon: float = option(1e-8, "added to Adam's denominator", above=0.0)
+    weight_decay: float = option(0.0, "decoupled weight decay (adamw) or L2 penalty (adam, sgd)", low=0.0)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A factor in [0, 1] on the learning rate, read from the clock's environment steps."""
+
+    kind: str = "constant"
+    steps: int | None = None
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind != "constant" and not self.steps:
+            raise RloptError(f"lr_schedule={self.kind} needs schedule_steps, the environment steps over which it decays")
+
+    def factor(self, clock: Clock) -> float:
+        if self.kind == "constant":
+            return 1.0
+        assert self.steps
+        x = min(clock.env_steps / self.steps, 1.0)
+        shape = 1.0 - x if self.kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * x))
+        return self.final + (1.0 - self.final) * shape
+
+
+class Optimiser:
+    """One optimiser over one flat tensor (P,)."""
+
+    def __init__(self, flat: Tensor, learning_rate: float, config: OptimiserConfig, max_grad_norm: float | None = None):
+        self.flat = flat
+        self.learning_rate = learning_rate
+        self.config = config
+        self.max_grad_norm = max_grad_norm
+        self.grad = torch.zeros_like(flat)
+        self.count = torch.zeros((), device=flat.device)
+        """Steps applied (skipped ones excluded)."""
+        self.first = torch.zeros_like(flat)
+        self.second = torch.zeros_like(flat) if config.name != "sgd" else torch.zeros(0, device=flat.device)
+
+    def gather(self, grads: Sequence[Tensor]) -> None:
+        """Flatten the gradients of the leaves into ``self.grad``."""
+        torch.cat([g.reshape(-1) for g in grads], out=self.grad)
+
+    def norm(self) -> Tensor:
+        """Euclidean norm of the gradient, a 0-d tensor."""
+        return torch.linalg.vector_norm(self.grad)
+
+    def step(self, norm: Tensor, ok: Tensor, factor: float = 1.0) -> None:
+        """Apply the gathered gradient, clipped to ``max_grad_norm``, where ``ok``; ``factor`` scales the learning rate."""
+        if self.max_grad_norm is not None:
+            self.grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        c, lr = self.config, self.learning_rate * factor
+        skipped = ok.logical_not().to(self.flat.dtype)
+        self.count.add_(1.0 - skipped)
+        if c.name == "sgd":
+            decayed = self.grad + c.weight_decay * self.flat
+            velocity = c.beta1 * self.first + decayed
+            torch.where(ok, velocity, self.first, out=self.first)
+            torch.where(ok, self.flat - lr * self.first, self.flat, out=self.flat)
+            return
+        kernel = torch._fused_adam_ if c.name == "adam" else torch._fused_adamw_
+        kernel(
+            [self.flat],
+            [self.grad],
+            [self.first],
+            [self.second],
+            [],
+            [self.count],
+            lr=lr,
+            beta1=c.beta1,
+            beta2=c.beta2,
+            weight_decay=c.weight_decay,
+            eps=c.epsilon,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None,
+            found_inf=skipped,
+        )
+
+    def state_dict(self) -> State:
+        return {"count": self.count.clone(), "first": self.first.clone(), "second": self.second.clone()}
+
+    def load_state_dict(self, state: State) -> None:
+        for name in ("count", "first", "second"):
+            getattr(self, name).copy_(state[name])
