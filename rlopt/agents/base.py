@@ -1,0 +1,171 @@
+"""What an agent is to a loop: act, update, a clock, and a complete state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlopt.nn import Net, NetworkConfig, Optimiser, OptimiserConfig, Schedule
+from rlopt.nn.guard import Guard
+from rlopt.policy import Policy
+from rlopt.random import derive_seed, generator_state, set_generator_state, torch_generator
+from rlopt.types import Act, Clock, EnvSpec, Obs, RloptError, State, Update, option, resolve_device
+
+T = TypeVar("T", Net, Optimiser, Guard, Tensor, torch.Generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """What every agent's configuration has."""
+
+    gamma: float = option(0.99, "discount per step", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayAgentConfig(AgentConfig):
+    """What every agent that learns from a replay buffer has; read by ``ReplayLoop``."""
+
+    batch_size: int = option(256, "transitions per update", low=1)
+    n_step: int = option(1, "length of the return window", low=1)
+    update_ratio: tuple[int, int] = option((1, 1), "updates per environment steps, as a pair of integers", low=1)
+    warmup_steps: int = option(10_000, "environment steps with uniformly random actions", low=0)
+    learning_starts: int | None = option(None, "environment steps before the first update (null: warmup_steps)", low=0)
+    learning_rate: float = option(3e-4, "learning rate", above=0.0)
+    lr_schedule: str = option("constant", "learning rate over time", choices=("constant", "linear", "cosine"))
+    schedule_steps: int | None = option(None, "environment steps over which lr_schedule decays (null: total_steps)", low=1)
+    final_learning_rate: float = option(0.0, "fraction of the learning rate at the end of the schedule", low=0.0, high=1.0)
+    optimiser: OptimiserConfig = option(OptimiserConfig, "optimiser of every network")
+    max_grad_norm: float | None = option(None, "clip each network's gradient to this norm (null: never)", above=0.0)
+    network: NetworkConfig = option(NetworkConfig, "shape of actor and critics")
+
+    @property
+    def first_update(self) -> int:
+        """Environment steps before the first update."""
+        return self.warmup_steps if self.learning_starts is None else self.learning_starts
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.lr_schedule, self.schedule_steps, self.final_learning_rate)
+
+
+class Agent:
+    """Base of every agent: owns the clock, the random streams, and the register of everything that must persist.
+
+    A subclass sets ``name``, ``loop`` (which loop drives it: ``replay``, ``group`` or ``solver``) and ``config_class``, calls
+    ``persist`` once for each network, optimiser, tensor and generator it owns, and writes ``act``, ``update`` and ``actor``.
+
+    ``Agent(spec, config, seed=0, device="cpu")``, or ``Agent(observation_space, action_space, config, …)``.
+    """
+
+    name: ClassVar[str]
+    loop: ClassVar[str] = "replay"
+    config_class: ClassVar[type[AgentConfig]]
+    supports_runs: ClassVar[bool] = False
+    """Whether several runs can be stacked along a leading axis."""
+    extra_fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    """{name: (shape, dtype)} of tensors to be stored with each transition."""
+
+    def __init__(
+        self,
+        spec: EnvSpec | spaces.Space,
+        *args: Any,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        config: Any = None,
+    ) -> None:
+        if isinstance(spec, spaces.Space):
+            if not args or not isinstance(args[0], spaces.Space):
+                raise RloptError(f"{type(self).__name__} needs an EnvSpec, or an observation space and an action space")
+            spec, args = EnvSpec("custom", spec, args[0]), args[1:]
+        if len(args) > 1 or (args and config is not None):
+            raise RloptError(f"{type(self).__name__}(spec, config, seed=0, device='cpu') takes one configuration")
+        self.spec = spec
+        self.config = args[0] if args else (config if config is not None else self.config_class())
+        if not isinstance(self.config, self.config_class):
+            raise RloptError(f"{type(self).__name__} takes a {self.config_class.__name__}, not {type(self.config).__name__}")
+        self.seed = seed
+        self.device = resolve_device(device)
+        self.clock = Clock()
+        self._persistent: dict[str, Net | Optimiser | Guard | Tensor | torch.Generator] = {}
+        self.act_generator = self.persist("act_generator", torch_generator(seed, "act", device=self.device))
+        self.update_generator = self.persist("update_generator", torch_generator(seed, "update", device=self.device))
+        self.guard = self.persist("guard", Guard(self.guarded, self.device))
+        self.build()
+
+    guarded: ClassVar[tuple[str, ...]] = ()
+    """Names of the quantities whose finiteness an update checks, in the order they are computed."""
+
+    def build(self) -> None:
+        """Make networks, optimisers and tensors from ``self.spec`` and ``self.config``, and ``persist`` them."""
+        raise NotImplementedError
+
+    def act(self, obs: Obs, carry: Any = None, deterministic: bool = False) -> Act:
+        """Actions for a batch of observations (N, …). Random ones draw from the agent's own stream."""
+        raise NotImplementedError
+
+    def reset_carry(self, carry: Any, reset: Tensor) -> Any:
+        """The carry to go on with where the rows ``reset`` (N,) begin new episodes. Feed-forward agents have none."""
+        return carry
+
+    def update(self, batch: Any) -> Update:
+        """One update; never waits for the device."""
+        raise NotImplementedError
+
+    @property
+    def policy(self) -> Policy:
+        """The part one deploys; shares its network with the agent."""
+        raise NotImplementedError
+
+    def init_seed(self, name: str) -> int:
+        """The seed of one network's initial weights."""
+        return derive_seed(self.seed, "init", name)
+
+    def persist(self, name: str, thing: T) -> T:
+        """Register something that every checkpoint must hold; returns it."""
+        if name in self._persistent:
+            raise ValueError(f"{name} is registered already")
+        self._persistent[name] = thing
+        return thing
+
+    def descend(
+        self, optimiser: Optimiser, loss: Tensor, leaves: Sequence[Tensor] | None, factor: float = 1.0
+    ) -> None:
+        """One guarded optimiser step down ``loss``: skipped on the device where this update met anything non-finite.
+
+        ``leaves`` are what to differentiate by; None says that the gradient already lies in the optimiser.
+        """
+        if leaves is not None:
+            optimiser.gather(torch.autograd.grad(loss, leaves))
+        norm = optimiser.norm()
+        optimiser.step(norm, self.guard.passes(loss, norm), factor)
+
+    def state_dict(self) -> State:
+        """Everything registered, and the clock, as copies."""
+        state: State = {"clock": self.clock.state_dict()}
+        for name, thing in self._persistent.items():
+            if isinstance(thing, torch.Generator):
+                state[name] = generator_state(thing)
+            elif isinstance(thing, Tensor):
+                state[name] = thing.detach().clone()
+            else:
+                state[name] = thing.state_dict()
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what ``state_dict`` gave, in place. Raises KeyError where anything is missing."""
+        missing = ({"clock"} | self._persistent.keys()) ^ state.keys()
+        if missing:
+            raise KeyError(f"this agent and the saved state differ in {', '.join(sorted(missing))}")
+        self.clock.load_state_dict(state["clock"])
+        for name, thing in self._persistent.items():
+            if isinstance(thing, torch.Generator):
+                set_generator_state(thing, state[name])
+            elif isinstance(thing, Tensor):
+                with torch.no_grad():
+                    thing.copy_(state[name])
+            else:
+                thing.load_state_dict(state[name])

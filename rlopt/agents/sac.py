@@ -1,0 +1,186 @@
+"""Soft actor-critic with learned temperature (Haarnoja et al. 2018b, "Soft Actor-Critic Algorithms and Applications",
+arXiv 1812.05905; equation numbers below are that paper's).
+
+Two critics learn the soft value of the current policy, a squashed Gaussian actor climbs their minimum plus its entropy, and
+the temperature moves so that the entropy stays near a target. Log-probabilities live in normalised action space [-1, 1]:
+the scale of the environment's bounds never enters them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlopt.agents.base import Agent, ReplayAgentConfig
+from rlopt.agents.sac_fused import FusedGradients, applies
+from rlopt.buffers import Batch
+from rlopt.nn import Critic, Net, Optimiser, Params, SquashedGaussianActor, build_seeded, network_options
+from rlopt.nn.distributions import squashed_gaussian
+from rlopt.policy import Policy
+from rlopt.types import Act, Obs, Update, option
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SACConfig(ReplayAgentConfig):
+    """Options of SAC; the defaults are the paper's (table 1), with target entropy -dim(A)."""
+
+    actor_learning_rate: float | None = option(None, "of the actor (null: learning_rate)", above=0.0)
+    temperature_learning_rate: float | None = option(None, "of the temperature (null: learning_rate)", above=0.0)
+    tau: float = option(0.005, "step of the target critics towards the critics", above=0.0, high=1.0)
+    temperature: float | None = option(None, "a fixed temperature α (null: learned)", above=0.0)
+    initial_temperature: float = option(1.0, "where the learned temperature begins", above=0.0)
+    target_entropy: float | None = option(None, "entropy the learned temperature aims at, in nats (null: -dim A)")
+    policy_delay: int = option(1, "critic updates per update of actor and temperature", low=1)
+    fused: bool = option(True, "use the hand-written gradients where they apply (ReLU networks on the CPU)")
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The functions the losses are made of."""
+
+    actor: Net
+    critic: Net
+
+
+def critic_loss(
+    nets: Nets, params: Params, actor: Params, target: Params, temperature: Tensor, batch: Batch, noise: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Soft Bellman residual of both critics (eq. 5), with the target of eq. 3 and 6.
+
+    y = r + γᵏ (1 - terminated) (minᵢ Q̄ᵢ(s', a') - α log π(a'|s')),  a' = f(noise; s');  J = Σᵢ ½ mean (Qᵢ(s, a) - y)².
+
+    ``batch.action`` is normalised (B, A), ``noise`` (B, A). Metrics include ``td`` (B,), the mean absolute residual of
+    the two critics, which prioritised samplers use.
+    """
+    with torch.no_grad():
+        next_action, next_log_prob = squashed_gaussian(*nets.actor(actor, batch.next_obs), noise)
+        next_q = nets.critic(target, batch.next_obs, next_action).amin(0)
+        next_value = next_q - temperature * next_log_prob
+        y = batch.reward + batch.discount * (1.0 - batch.terminated) * next_value
+    q = nets.critic(params, batch.obs, batch.action)
+    residual = q - y
+    squared = residual.square() if batch.weight is None else residual.square() * batch.weight
+    loss = 0.5 * squared.mean(-1).sum()
+    return loss, {"q": q.detach().mean(), "td": residual.detach().abs().mean(0)}
+
+
+def actor_loss(
+    nets: Nets, params: Params, critic: Params, temperature: Tensor, obs: Obs, noise: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Reparameterised policy objective (eq. 9): J = mean (α log π(a|s) - minᵢ Qᵢ(s, a)),  a = f(noise; s).
+
+    Metrics include ``log_prob`` (B,), which the temperature's loss uses.
+    """
+    action, log_prob = squashed_gaussian(*nets.actor(params, obs), noise)
+    q = nets.critic(critic, obs, action).amin(0)
+    loss = (temperature * log_prob - q).mean()
+    return loss, {"log_prob": log_prob.detach()}
+
+
+def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """Dual objective of the entropy constraint (eq. 18): J(α) = mean (-α (log π(a|s) + target entropy))."""
+    return -(log_temperature.exp() * (log_prob + target_entropy)).mean()
+
+
+class SAC(Agent):
+    """Soft actor-critic for bounded Box action spaces."""
+
+    name: ClassVar[str] = "sac"
+    config_class = SACConfig
+    guarded = (
+        "observation", "next observation", "reward", "critic loss", "critic gradient", "actor loss", "actor gradient",
+        "temperature loss", "temperature gradient",
+    )  # fmt: skip
+    config: SACConfig
+
+    def build(self) -> None:
+        c, spec = self.config, self.spec
+        options = network_options(c.network)
+        self.actor_module = build_seeded(
+            lambda: SquashedGaussianActor(spec.observation_space, spec.action_space, options), self.init_seed("actor")
+        )
+        self.action_features = self.actor_module.action_features
+        critic_module = build_seeded(
+            lambda: Critic(spec.observation_space, c.network, self.action_features), self.init_seed("critic")
+        )
+        self.actor = self.persist("actor", Net(self.actor_module, self.device))
+        self.critic = self.persist("critic", Net(critic_module, self.device))
+        self.target = self.persist("target", self.critic.target())
+        self.nets = Nets(self.actor, self.critic)
+        actor_lr = c.actor_learning_rate or c.learning_rate
+        self.actor_optimiser = self._optimiser("actor_optimiser", self.actor.flat, actor_lr)
+        self.critic_optimiser = self._optimiser("critic_optimiser", self.critic.flat, c.learning_rate)
+        self.learns_temperature = c.temperature is None
+        start = c.initial_temperature if c.temperature is None else c.temperature
+        self.log_temperature = self.persist("log_temperature", torch.full((1,), float(np.log(start)), device=self.device))
+        if self.learns_temperature:
+            self.log_temperature.requires_grad_()
+            temperature_lr = c.temperature_learning_rate or c.learning_rate
+            flat = self.log_temperature.detach()
+            self.temperature_optimiser = self._optimiser("temperature_optimiser", flat, temperature_lr)
+        self.target_entropy = -float(self.action_features) if c.target_entropy is None else c.target_entropy
+        self.schedule = c.schedule()
+        self.fused: FusedGradients | None = None
+        if c.fused and applies(spec.observation_space, c.network, self.device):
+            self.fused = FusedGradients(
+                self.actor, self.critic, self.target, self.actor_optimiser, self.critic_optimiser, c.batch_size
+            )
+
+    def _optimiser(self, name: str, flat: Tensor, learning_rate: float) -> Optimiser:
+        return self.persist(name, Optimiser(flat, learning_rate, self.config.optimiser, self.config.max_grad_norm))
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(self.spec, self.actor_module)
+
+    def act(self, obs: Obs, carry: Any = None, deterministic: bool = False) -> Act:
+        """Actions (N, …) in environment units: uniform during the warm-up, then samples of the policy, or its mode."""
+        if not deterministic and self.clock.env_steps < self.config.warmup_steps:
+            rows = next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]
+            uniform = torch.rand((rows, self.action_features), generator=self.act_generator, device=self.device)
+            return Act(self.actor_module.to_env(2.0 * uniform - 1.0))
+        return Act(self.actor_module.act(obs, deterministic, self.act_generator))
+
+    def update(self, batch: Batch) -> Update:
+        """One gradient step of the critics, of actor and temperature every ``policy_delay`` updates, and of the targets."""
+        c = self.config
+        factor = self.schedule.factor(self.clock)
+        batch = batch._replace(action=self.actor_module.normalise(batch.action))
+        noise = torch.randn((2, *batch.action.shape), generator=self.update_generator, device=self.device)
+        temperature = self.log_temperature.detach().exp().squeeze(0)
+        self.guard.begin(batch.obs, batch.next_obs, batch.reward)
+
+        nets, actor, critic, target = self.nets, self.actor.params, self.critic.params, self.target.params
+        fused = self.fused if batch.reward.shape[0] == c.batch_size else None
+
+        if fused is not None:
+            loss, metrics = fused.critic_gradient(temperature, batch, noise)
+        else:
+            loss, metrics = critic_loss(nets, critic, actor, target, temperature, batch, noise[0])
+        self.descend(self.critic_optimiser, loss, None if fused else self.critic.leaves, factor)
+        priority = metrics.pop("td")
+        metrics["critic_loss"] = loss.detach()
+
+        if self.clock.updates % c.policy_delay == 0:
+            if fused is not None:
+                loss, aux = fused.actor_gradient(temperature, batch)
+            else:
+                loss, aux = actor_loss(nets, actor, critic, temperature, batch.obs, noise[1])
+            self.descend(self.actor_optimiser, loss, None if fused else self.actor.leaves, factor)
+            metrics["actor_loss"] = loss.detach()
+            metrics["entropy"] = -aux["log_prob"].mean()
+            if self.learns_temperature:
+                loss = temperature_loss(self.log_temperature, aux["log_prob"], self.target_entropy)
+                self.descend(self.temperature_optimiser, loss, [self.log_temperature], factor)
+        metrics["temperature"] = temperature
+
+        self.target.follow(self.critic, c.tau)
+        self.guard.end()
+        self.clock.updates += 1
+        return Update(metrics, priority)
