@@ -1,0 +1,253 @@
+"""Learning curves as figures. Drawn with Matplotlib's objects and its Agg canvas: no window, no state of pyplot's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from rlopt.analysis.curves import Curve
+from rlopt.analysis.reference import Reference, reference
+from rlopt.analysis.runs import Run, curves, load_run
+from rlopt.analysis.statistics import Array, bootstrap_curve, bootstrap_interval, iqm, mean_interval
+from rlopt.analysis.tables import read_csv
+from rlopt.types import RloptError
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's palette, told apart by colour-blind readers too. Published curves are grey."""
+_REFERENCE_STYLES = (("#333333", (0, (5, 2))), ("#8C8C8C", (0, (1, 1.2))))
+_COLUMNS = 3
+_TRAINING_POINTS = 400
+_NOTE = "Line: interquartile mean over seeds; band: 95 % bootstrap interval; thin: single seeds."
+
+
+def draw_run(run_folder: str | Path, out: str | Path, unit: str = "environment steps") -> None:
+    """Draw the learning curve of one run folder to the image ``out``.
+
+    Evaluations are their mean with Student's 95 % interval over episodes (over seeds where the folder holds several),
+    training episodes lie faintly behind, and published curves beside them where the environment has any.
+
+    Raises:
+        RloptError: the folder is no run folder, or holds neither evaluations nor finished training episodes.
+    """
+    run = load_run(run_folder)
+    training = _training_returns(run.folder)
+    if not run.evaluations and training is None:
+        raise RloptError(f"{run.folder} has no evaluation and no finished episode yet; train it further, then draw it")
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    if training is not None:
+        axes.plot(*training, color=COLOURS[0], linewidth=0.7, alpha=0.3, label="training episodes")
+    if len(run.evaluations) == 1:
+        own = run.evaluations[0]
+        band = np.array([mean_interval(episodes) for episodes in own.returns]).T
+        episodes = max(len(r) for r in own.returns)
+        label = f"{run.agent}, seed {own.seed}: mean of {episodes} episodes, 95 % interval"
+        _line(axes, np.array(own.steps), band, COLOURS[0], label)
+    elif run.evaluations:
+        _draw_curve(axes, curves([run])[0], COLOURS[0], _label(run.agent, [len(run.evaluations)]))
+    ends = [own.steps[-1] for own in run.evaluations] + ([int(training[0][-1])] if training is not None else [])
+    for published, style in zip(reference(run.env_id), _REFERENCE_STYLES, strict=False):
+        _draw_reference(axes, published, style)
+    _dress(axes, run.env_id, max(ends))
+    axes.set_xlabel(unit)
+    axes.set_ylabel("return")
+    _finish(figure, [axes], None, out)
+
+
+def draw_runs(
+    paths: Iterable[str | Path], out: str | Path, title: str | None = None, steps: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Draw several run folders to the image ``out``: a panel per environment, a curve per experiment (runs that differ
+    only in their seed).
+
+    Returns the table of ``summary_rows`` at ``steps`` (default: the last step that all seeds of a curve have reached),
+    published curves included.
+
+    Raises:
+        RloptError: a folder is no run folder, or none has an evaluation.
+    """
+    found = curves(_load_all(paths))
+    if not found:
+        raise RloptError("none of these runs has an evaluation yet; train them further, then plot them")
+    panels: dict[str, list[Curve]] = {}
+    for curve in found:
+        panels.setdefault(curve.env_id, []).append(curve)
+    draw_panels(panels, out, title)
+    rows = []
+    for env_id, own in panels.items():
+        common = [int(curve.steps[curve.common()][-1]) for curve in own if curve.common().any()]
+        asked = list(steps) if steps is not None else sorted(set(common))
+        rows += summary_rows([*own, *reference(env_id)], asked)
+    return rows
+
+
+def draw_panels(panels: Mapping[str, Sequence[Curve]], out: str | Path, title: str | None = None) -> None:
+    """Draw curves to the image ``out``, a panel per key (an environment id) with its published curves.
+
+    Each curve is the interquartile mean over seeds with its 95 % bootstrap band, where all seeds have been evaluated,
+    and a thin line per seed. Curves of one name share a colour across panels; the axis ends where the own curves end.
+    """
+    columns = min(len(panels), _COLUMNS)
+    rows = -(-len(panels) // columns)
+    size = (6.4, 4.4) if len(panels) == 1 else (3.3 * columns + 0.3, 2.7 * rows + 0.9)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    everything = [curve for own in panels.values() for curve in own]
+    names = list(dict.fromkeys(curve.name for curve in everything))
+    labels = {name: _label(name, [c.scores.shape[1] for c in everything if c.name == name]) for name in names}
+    drawn = []
+    for i, (env_id, own) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for curve in own:
+            _draw_curve(axes, curve, COLOURS[names.index(curve.name) % len(COLOURS)], labels[curve.name])
+        for published, style in zip(reference(env_id), _REFERENCE_STYLES, strict=False):
+            _draw_reference(axes, published, style)
+        _dress(axes, env_id, max((int(curve.steps[-1]) for curve in own), default=1_000_000))
+        if i + columns >= len(panels):
+            axes.set_xlabel("environment steps")
+        if i % columns == 0:
+            axes.set_ylabel("evaluation return")
+        drawn.append(axes)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    _finish(figure, drawn, _NOTE, out)
+
+
+def summary_rows(found: Iterable[Curve], steps: Iterable[int]) -> list[dict[str, Any]]:
+    """Each curve at each step that it reaches: ``env, name, step, seeds, mean, sd, iqm, low, high``.
+
+    ``sd`` is over seeds (with n - 1; NaN for one seed); ``low`` and ``high`` are the 95 % bootstrap interval of the
+    interquartile mean. The evaluation nearest to the step counts.
+    """
+    rows = []
+    wanted = list(steps)
+    for curve in found:
+        for step in wanted:
+            scores = curve.at(step)
+            if scores is None:
+                continue
+            sd = float(scores.std(ddof=1)) if len(scores) > 1 else float("nan")
+            interval = bootstrap_interval(scores)
+            row = {"env": curve.env_id, "name": curve.name, "step": step, "seeds": len(scores)}
+            row |= {"mean": float(scores.mean()), "sd": sd}
+            rows.append(row | {"iqm": interval.estimate, "low": interval.low, "high": interval.high})
+    return rows
+
+
+def _load_all(paths: Iterable[str | Path]) -> list[Run]:
+    unique = dict.fromkeys(Path(path).resolve() for path in paths)
+    return [load_run(path) for path in unique]
+
+
+def _training_returns(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps and returns of the training episodes, in at most ``_TRAINING_POINTS`` means of neighbours."""
+    path = folder / "episodes.csv"
+    table = read_csv(path) if path.is_file() else {}
+    if not table or not table["step"]:
+        return None
+    points = np.array([table["step"], table["return"]], dtype=np.float64)
+    points = points[:, np.argsort(points[0], kind="stable")]
+    bins = np.array_split(points, min(points.shape[1], _TRAINING_POINTS), axis=1)
+    steps, returns = np.array([b.mean(axis=1) for b in bins]).T
+    return steps, returns
+
+
+def _draw_curve(axes: Axes, curve: Curve, colour: str, label: str) -> None:
+    if curve.scores.shape[1] > 1:
+        for column in curve.scores.T:
+            here = ~np.isnan(column)
+            axes.plot(curve.steps[here], column[here], color=colour, linewidth=0.6, alpha=0.4)
+    common = curve.common()
+    # With no step that all seeds share, the label must not vanish with the line.
+    band = bootstrap_curve(curve.scores[common], iqm) if common.any() else np.empty((3, 0))
+    _line(axes, curve.steps[common], band, colour, label)
+
+
+def _label(name: str, seeds: Sequence[int]) -> str:
+    """The name with its number of seeds, which may differ between panels."""
+    low, high = min(seeds), max(seeds)
+    count = f"{low}" if low == high else f"{low}\N{EN DASH}{high}"
+    return f"{name} ({count} seed{'s' if high > 1 else ''})"
+
+
+def _draw_reference(axes: Axes, curve: Reference, style: tuple[str, Any]) -> None:
+    colour, dashes = style
+    estimate, low, high = bootstrap_curve(curve.scores, iqm)
+    axes.fill_between(curve.steps, low, high, color=colour, alpha=0.12, linewidth=0, zorder=1)
+    axes.plot(curve.steps, estimate, color=colour, linestyle=dashes, linewidth=1.2, label=curve.name, zorder=1.5)
+
+
+def _line(axes: Axes, steps: NDArray[np.int64], band: Array, colour: str, label: str) -> None:
+    """An estimate with its interval; ``band`` (3, T) is estimate, low and high."""
+    estimate, low, high = band
+    axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    marker = "o" if len(steps) == 1 else ""
+    axes.plot(steps, estimate, color=colour, linewidth=1.7, marker=marker, markersize=4, label=label, zorder=3)
+
+
+def _dress(axes: Axes, title: str, end: int) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlim(0, max(end, 1))
+    _fit_height(axes, end)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_steps(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}".replace("-", "\N{MINUS SIGN}")))
+    axes.tick_params(labelsize=8, length=3, color="#666666")
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
+    axes.grid(color="#E4E4E4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#666666")
+
+
+def _fit_height(axes: Axes, end: int) -> None:
+    """Fit the vertical axis to what lies left of ``end``: published curves go on far beyond a short run."""
+    seen = [np.asarray(line.get_ydata())[np.asarray(line.get_xdata()) <= end] for line in axes.lines]
+    for band in axes.collections:
+        vertices = np.concatenate([np.asarray(path.vertices) for path in band.get_paths()] or [np.empty((0, 2))])
+        seen.append(vertices[vertices[:, 0] <= end, 1])
+    values = np.concatenate(seen).astype(np.float64)
+    values = values[np.isfinite(values)]
+    if len(values):
+        low, high = float(values.min()), float(values.max())
+        margin = 0.05 * (high - low) or max(1.0, 0.05 * abs(high))
+        axes.set_ylim(low - margin, high + margin)
+
+
+def format_steps(value: float) -> str:
+    """250000 as ``250k``, 1500000 as ``1.5M``."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _finish(figure: Figure, drawn: Sequence[Axes], note: str | None, out: str | Path) -> None:
+    """One legend below all panels, the note under it, and the file."""
+    handles = {label: handle for axes in drawn for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    width = len(max(handles, key=len))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() * 15 / (width + 6))))
+    legend = figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
+    if note:
+        legend.set_title(note, prop=FontProperties(size=7.5))
+        legend.get_title().set_color("#555555")
+    for line in legend.get_lines():
+        line.set_alpha(1.0)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(out)

@@ -1,0 +1,95 @@
+"""Published results that rlopt's own are drawn and tabled beside: SAC on the five MuJoCo tasks, per seed.
+
+The numbers lie in ``data/``, whose README gives repository, path, commit and processing of each file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rlopt.analysis.curves import Curve
+from rlopt.analysis.statistics import Array, normalise
+from rlopt.types import RloptError
+
+TD3_NORMALISATION = {
+    "HalfCheetah": (-289.415, 10574.0),
+    "Hopper": (18.791, 3226.0),
+    "Walker2d": (2.791, 3946.0),
+    "Ant": (-70.288, 3942.0),
+    "Humanoid": (120.423, 5165.0),
+}
+"""Task: return of a random policy, return of TD3 (``DAVIAN-Robotics/SimbaV2``, ``scale_rl/envs/mujoco.py``)."""
+
+SAME_REWARDS_IN_V5 = frozenset({"HalfCheetah", "Swimmer"})
+"""v2, v3 and v4 are comparable. v5 changed the rewards or the model of the others, so nothing is shown beside those."""
+
+
+@dataclass(frozen=True)
+class Reference(Curve):
+    """A published curve; ``env_id`` is the version that was published, which may differ from the one asked for."""
+
+    source: str = ""
+    """Repository, path and commit."""
+
+
+_SOURCES = (
+    (
+        "Tianshou SAC",
+        "sac_tianshou_v3.csv",
+        "thu-ml/tianshou examples/mujoco/benchmark/<env>/sac/test_rew_10seeds.csv"
+        " @ beab227d14950610f459174670e8be77f788638a",
+    ),
+    (
+        "SimbaV2-repository SAC",
+        "sac_simbav2_v4.csv",
+        "DAVIAN-Robotics/SimbaV2 results/baseline/sac.csv @ 86899c277cdc697b2b02d827243de1ea93f20a1d",
+    ),
+)
+
+
+def reference(env_id: str) -> list[Reference]:
+    """The published SAC curves comparable with ``env_id``, to 1 000 000 steps; empty where none is known.
+
+    ``HalfCheetah-v2``, ``-v3`` and ``-v4`` all get the v3 and v4 curves; v5 only where its rewards are the same.
+    """
+    task, _, version = env_id.rpartition("-")
+    if version not in ("v2", "v3", "v4") and not (version == "v5" and task in SAME_REWARDS_IN_V5):
+        return []
+    return [curve for curve in _all() if curve.env_id.rpartition("-")[0] == task]
+
+
+def td3_normalised(env_id: str, score: ArrayLike) -> Array:
+    """Returns on a scale where a random policy is 0 and TD3 is 1.
+
+    Raises:
+        RloptError: the task has no published anchors.
+    """
+    task = env_id.rpartition("-")[0]
+    if task not in TD3_NORMALISATION:
+        raise RloptError(f"{env_id} has no TD3 normalisation; those that have are {', '.join(TD3_NORMALISATION)}")
+    return normalise(score, *TD3_NORMALISATION[task])
+
+
+@cache
+def _all() -> tuple[Reference, ...]:
+    curves = []
+    for name, file, source in _SOURCES:
+        lines = (files("rlopt.analysis") / "data" / file).read_text(encoding="utf-8").split()
+        rows = [line.split(",") for line in lines[1:]]
+        for env_id in dict.fromkeys(row[0] for row in rows):
+            block = np.array([row[1:] for row in rows if row[0] == env_id], dtype=np.float64)
+            curves.append(
+                Reference(
+                    name=f"{name} ({env_id.rpartition('-')[2]}, {block.shape[1] - 1} seeds)",
+                    env_id=env_id,
+                    steps=block[:, 0].astype(np.int64),
+                    scores=block[:, 1:],
+                    source=source,
+                )
+            )
+    return tuple(curves)

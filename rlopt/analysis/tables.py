@@ -1,0 +1,48 @@
+"""Reading the tables of a run folder."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from rlopt.types import RloptError
+
+Cell = int | float | str | None
+
+
+def read_csv(path: Path) -> dict[str, list[Cell]]:
+    """A table as columns of one length. A cell is an int, a float (also ``nan``, ``inf``), a str, or None where empty.
+
+    A last line that is still being written, or was torn by a crash, is left out.
+
+    Raises:
+        RloptError: if the file is missing or no such table.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as e:
+        raise RloptError(f"{path} cannot be read: {e.strerror}; name a run folder that holds it") from None
+    header, *rows = list(csv.reader(whole_lines(text))) or [[]]
+    if len(set(header)) != len(header):
+        raise RloptError(f"{path} is no table of rlopt: its first line names a column twice")
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise RloptError(f"{path}, line {number}: {len(row)} cells under {len(header)} columns; mend or remove it")
+    return {name: [parse_cell(row[i]) for row in rows] for i, name in enumerate(header)}
+
+
+def whole_lines(text: str) -> list[str]:
+    """The lines of a text that are complete, that is, end in a line break."""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def parse_cell(text: str) -> Cell:
+    """What a cell says: nothing, an int, a float or a word."""
+    if text == "":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text

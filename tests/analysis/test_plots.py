@@ -1,0 +1,142 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from rlopt.analysis.plots import draw_run, draw_runs, format_steps
+from rlopt.types import RloptError
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were saved, so that a test can ask what is in them."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def spy(self: Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(self)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
+    return figures
+
+
+def _legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def _line(figure: Figure, label: str, axes: int = 0) -> tuple[list[float], list[float]]:
+    (line,) = [line for line in figure.axes[axes].lines if line.get_label() == label]
+    return list(line.get_xdata()), list(line.get_ydata())
+
+
+def test_draw_run_shows_evaluations_training_and_references(
+    tmp_path: Path, make_run: MakeRun, drawn: list[Figure]
+) -> None:
+    training = [(1000, -200.0), (2000, 0.0), (3000, 50.0)]
+    folder = make_run("a", {5000: [10.0, 30.0], 10000: [100.0, 140.0]}, seed=4, training=training)
+    draw_run(folder, tmp_path / "deep" / "curve.png")
+    assert imread(tmp_path / "deep" / "curve.png").shape[2] == 4
+    (figure,) = drawn
+    label = "sac, seed 4: mean of 2 episodes, 95 % interval"
+    assert _line(figure, label) == ([5000, 10000], [20.0, 120.0])
+    assert _line(figure, "training episodes") == ([1000, 2000, 3000], [-200.0, 0.0, 50.0])
+    assert _legend(figure)[2:] == ["Tianshou SAC (v3, 10 seeds)", "SimbaV2-repository SAC (v4, 10 seeds)"]
+    # The published curves go on to a million steps; the axis ends where the run does.
+    assert figure.axes[0].get_xlim() == (0, 10_000)
+    assert figure.axes[0].get_ylim()[1] < 3000
+    assert figure.axes[0].get_xlabel() == "environment steps"
+
+
+def test_draw_run_averages_many_training_episodes(tmp_path: Path, make_run: MakeRun, drawn: list[Figure]) -> None:
+    training = [(10 * i, float(i % 2)) for i in range(4000)]
+    draw_run(make_run("a", {}, env="Pendulum-v1", training=training), tmp_path / "curve.png")
+    steps, returns = _line(drawn[0], "training episodes")
+    assert len(steps) == 400
+    assert returns == [0.5] * 400
+
+
+def test_draw_run_of_several_seeds_and_of_a_solver(tmp_path: Path, make_run: MakeRun, drawn: list[Figure]) -> None:
+    folder = make_run("a", {}, env="Chain-v0", agent={"name": "value_iteration"})
+    rows = ["step,episode,return,length,run", "1,0,1,9,0", "1,0,5,9,1", "2,0,7,9,0", "2,0,9,9,1"]
+    (folder / "evaluations.csv").write_text("\n".join(rows) + "\n")
+    draw_run(folder, tmp_path / "curve.png", unit="iterations")
+    assert _line(drawn[0], "value_iteration (2 seeds)") == ([1, 2], [3.0, 8.0])
+    assert drawn[0].axes[0].get_xlabel() == "iterations"
+
+
+def test_draw_run_of_one_evaluation_of_one_episode(tmp_path: Path, make_run: MakeRun, drawn: list[Figure]) -> None:
+    draw_run(make_run("a", {200: [-3.0]}, env="Pendulum-v1"), tmp_path / "curve.png")
+    assert drawn[0].axes[0].lines[0].get_marker() == "o"
+
+
+def test_nothing_to_draw_yet(tmp_path: Path, make_run: MakeRun) -> None:
+    with pytest.raises(RloptError, match="no evaluation and no finished episode yet"):
+        draw_run(make_run("a", {}), tmp_path / "curve.png")
+    with pytest.raises(RloptError, match="none of these runs has an evaluation"):
+        draw_runs([tmp_path / "a"], tmp_path / "curve.png")
+
+
+def test_draw_runs_groups_seeds_and_gives_panels(tmp_path: Path, make_run: MakeRun, drawn: list[Figure]) -> None:
+    folders = [
+        make_run("a0", {5000: [1.0, 3.0], 10000: [10.0]}, seed=0),
+        make_run("a1", {5000: [4.0], 10000: [20.0], 15000: [40.0]}, seed=1),
+        make_run("b0", {5000: [7.0]}, env="Pendulum-v1"),
+    ]
+    table = draw_runs([*folders, folders[0]], tmp_path / "out.png", title="All of them")
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == ["HalfCheetah-v4", "Pendulum-v1"]
+    assert figure.get_suptitle() == "All of them"
+    # Aggregated where both seeds were evaluated; the longer one's thin line goes on.
+    label = "sac (1\N{EN DASH}2 seeds)"
+    assert _line(figure, label) == ([5000, 10000], [3.0, 15.0])
+    assert max(line.get_xdata()[-1] for line in figure.axes[0].lines if line.get_linewidth() < 1) == 15000
+    assert _line(figure, label, axes=1) == ([5000], [7.0])
+    assert _legend(figure)[0] == label
+    assert "bootstrap" in figure.legends[0].get_title().get_text()
+
+    own = [row for row in table if row["name"] == "sac"]
+    assert [(row["env"], row["step"], row["seeds"], row["mean"]) for row in own] == [
+        ("HalfCheetah-v4", 10000, 2, 15.0),
+        ("Pendulum-v1", 5000, 1, 7.0),
+    ]
+    assert own[0]["sd"] == pytest.approx(np.sqrt(50))
+    assert (own[0]["iqm"], own[0]["low"], own[0]["high"]) == (15.0, 10.0, 20.0)
+    assert np.isnan(own[1]["sd"]) and np.isnan(own[1]["low"])
+    assert [row["name"] for row in table[1:3]] == [
+        "Tianshou SAC (v3, 10 seeds)",
+        "SimbaV2-repository SAC (v4, 10 seeds)",
+    ]
+
+
+def test_draw_runs_tables_the_steps_asked_for(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run("a", {100_000: [5000.0], 110_000: [5500.0]})
+    table = draw_runs([folder], tmp_path / "out.png", steps=[100_000, 500_000])
+    assert [(row["name"].split()[0], row["step"]) for row in table] == [
+        ("sac", 100_000),
+        ("Tianshou", 100_000),
+        ("Tianshou", 500_000),
+        ("SimbaV2-repository", 100_000),
+        ("SimbaV2-repository", 500_000),
+    ]
+    assert round(table[3]["mean"]) == 6156
+
+
+def test_pyplot_is_not_used() -> None:
+    source = Path(sys.modules[draw_run.__module__].__file__ or "").read_text(encoding="utf-8")
+    assert "import matplotlib.pyplot" not in source and "from matplotlib import pyplot" not in source
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"), [(0, "0"), (500, "500"), (25_000, "25k"), (100_000, "100k"), (1_500_000, "1.5M"), (3e6, "3M")]
+)
+def test_format_steps(steps: float, text: str) -> None:
+    assert format_steps(steps) == text

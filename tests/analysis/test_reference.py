@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from rlopt.analysis.curves import Curve, merge
+from rlopt.analysis.reference import TD3_NORMALISATION, Reference, reference, td3_normalised
+from rlopt.analysis.statistics import bootstrap_interval
+from rlopt.types import RloptError
+
+TASKS = list(TD3_NORMALISATION)
+
+
+@pytest.mark.parametrize(
+    ("task", "tianshou", "simbav2"),
+    [  # Tianshou: mean over the last ten evaluations before 100k; SimbaV2 repository: the evaluation nearest to 100k.
+        ("HalfCheetah", 5829, 6156),
+        ("Hopper", 1621, 1103),
+        ("Walker2d", 924, 690),
+        ("Ant", 827, 747),
+        ("Humanoid", 601, 632),
+    ],
+)
+def test_published_returns_at_100k(task: str, tianshou: int, simbav2: int) -> None:
+    first, second = reference(f"{task}-v4")
+    assert first.window(100_000).mean() == pytest.approx(tianshou, abs=0.5)
+    assert second.at(100_000).mean() == pytest.approx(simbav2, abs=0.5)
+    assert first.scores.shape == (201, 10)
+    assert second.scores.shape == (61, 10)
+    assert (np.diff(first.steps) > 0).all() and first.steps[-1] == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("source", "step", "iqm", "low", "high"),
+    [
+        (0, 100_000, 0.37, 0.30, 0.44),
+        (0, 1_000_000, 1.17, 1.14, 1.19),
+        (1, 100_000, 0.24, 0.21, 0.28),
+        (1, 500_000, 0.99, 0.92, 1.03),
+    ],
+)
+def test_pooled_iqm_is_the_published_one(source: int, step: int, iqm: float, low: float, high: float) -> None:
+    """Against an independent computation (SciPy's trimmed mean, another generator) on the full files."""
+    curves = [reference(f"{task}-v4")[source] for task in TASKS]
+    interval = bootstrap_interval([td3_normalised(c.env_id, c.at(step)) for c in curves], resamples=4000)
+    assert interval == pytest.approx((iqm, low, high), abs=0.011)
+
+
+def test_versions_that_are_comparable() -> None:
+    names = [curve.name for curve in reference("HalfCheetah-v4")]
+    assert names == ["Tianshou SAC (v3, 10 seeds)", "SimbaV2-repository SAC (v4, 10 seeds)"]
+    for version in ("v2", "v3", "v5"):
+        assert [curve.name for curve in reference(f"HalfCheetah-{version}")] == names
+    assert [curve.env_id for curve in reference("Swimmer-v5")] == ["Swimmer-v3"]
+    # v5 changed what these reward.
+    assert all(reference(f"{task}-v5") == [] for task in TASKS[1:])
+    assert reference("Pendulum-v1") == reference("ALE/Breakout-v5") == reference("HalfCheetah") == []
+
+
+def test_every_reference_names_its_source() -> None:
+    assert all("@" in curve.source for task in TASKS for curve in reference(f"{task}-v4"))
+    assert all(isinstance(curve, Reference) for curve in reference("Ant-v4"))
+
+
+def test_td3_normalisation() -> None:
+    assert td3_normalised("Hopper-v4", [18.791, 3226.0]).tolist() == [0.0, 1.0]
+    with pytest.raises(RloptError, match=r"Pendulum-v1 has no TD3 normalisation"):
+        td3_normalised("Pendulum-v1", 0.0)
+
+
+def _curve() -> Curve:
+    return merge("x", "Hopper-v4", [([5000, 10000, 15000], [1.0, 2.0, 6.0]), ([5000, 10000], [3.0, 4.0])])
+
+
+def test_merge_marks_missing_evaluations() -> None:
+    curve = _curve()
+    assert curve.steps.tolist() == [5000, 10000, 15000]
+    assert curve.scores[:, 0].tolist() == [1.0, 2.0, 6.0]
+    assert curve.common().tolist() == [True, True, False]
+
+
+def test_at_takes_the_nearest_evaluation_within_half_a_spacing() -> None:
+    curve = _curve()
+    assert curve.at(10_000).tolist() == [2.0, 4.0]
+    assert curve.at(12_000).tolist() == [2.0, 4.0]
+    assert curve.at(15_000).tolist() == [6.0]
+    assert curve.at(17_400).tolist() == [6.0]
+    assert curve.at(17_600) is None
+
+
+def test_window_averages_what_lies_before() -> None:
+    curve = _curve()
+    assert curve.window(10_000).tolist() == [1.5, 3.5]
+    # (5000, 15000] leaves the first evaluation out, and the second seed has not got there.
+    assert curve.window(15_000, width=10_000).tolist() == [4.0]
+    assert curve.window(100_000) is None
