@@ -1,0 +1,318 @@
+"""Evaluation: how good a policy is, on environments and random streams that training never touches.
+
+Episode i has a seed of its own and a slot of its own; a slot whose episode has ended idles until the others have.
+Nothing is cut off or counted twice, so neither short nor long episodes are preferred, and the same policy, seed and
+number of episodes give the same returns, bit for bit on the same machine, whenever they are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from rlopt.analysis.statistics import mean_interval
+from rlopt.config import build
+from rlopt.envs import VectorEnv, make_env
+from rlopt.envs.factory import EnvFactory, find_spec
+from rlopt.policy import Policy, load_policy
+from rlopt.random import derive_seed, torch_generator
+from rlopt.training.config import EnvConfig, EvalConfig
+from rlopt.training.run_folder import RunFolder
+from rlopt.training.video import record_episode
+from rlopt.types import EnvSpec, Episode, RloptError, obs_leaves
+
+MAX_SLOTS = 64
+"""Episodes that an ``Evaluator`` runs side by side; more run in waves."""
+MAX_LOST = 10
+"""Times that one slot may lose its worker before the evaluation is given up."""
+
+
+def run_episodes(policy: Policy, env: VectorEnv, episodes: int, seed: int, deterministic: bool = True) -> list[Episode]:
+    """Run ``episodes`` whole episodes of ``policy`` and return them in the order of their seeds.
+
+    Episode i starts from ``derive_seed(seed, "evaluation", i)`` in slot i modulo ``env.num_envs``; where there are more
+    episodes than slots they run in waves. The policy always sees all rows, so that the shape of its batch, and with it
+    the rounding, never depends on which episodes are still alive. Random actions draw from a stream of this call's own.
+
+    Args:
+        env: built with ``autoreset=False``; it is reset first, whatever it did before.
+
+    Raises:
+        RloptError: a slot keeps losing its worker process.
+    """
+    if env.autoreset:
+        raise ValueError("evaluation needs an environment built with autoreset=False")
+    generator = None if deterministic else torch_generator(seed, "evaluation", "noise", device=policy.device)
+    done: list[Episode] = []
+    for first in range(0, episodes, env.num_envs):
+        done += _wave(policy, env, range(first, min(first + env.num_envs, episodes)), seed, generator)
+    return done
+
+
+def _wave(policy: Policy, env: VectorEnv, wave: range, seed: int, generator: torch.Generator | None) -> list[Episode]:
+    """The episodes with these numbers, one in each slot from the first on; deterministic without a generator."""
+    n = env.num_envs
+    seeds = [derive_seed(seed, "evaluation", wave.start + slot) for slot in range(n)]
+    alive = torch.arange(n) < len(wave)
+    # Slots beyond the last episode are left as the wave before ended them, so that nothing steps them.
+    obs = env.reset(seeds=seeds, mask=alive.to(env.device) if wave.start else None)
+    returns = torch.zeros(n, dtype=torch.float64)
+    lengths, lost = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
+    carry: Any = None
+    while bool(alive.any()):
+        act = policy.act(obs, carry, deterministic=generator is None, generator=generator)
+        step = env.step(act.action)
+        obs, carry = step.obs, act.carry
+        valid = step.valid.cpu()
+        returns += torch.where(valid & alive, step.reward.cpu().double(), 0.0)
+        lengths += valid & alive
+        gone = alive & ~valid  # a worker was replaced in the middle of an episode, which begins anew
+        if bool(gone.any()):
+            returns[gone], lengths[gone] = 0.0, 0
+            lost += gone
+            if int(lost.max()) > MAX_LOST:
+                raise RloptError(
+                    f"{env.spec.id}: an evaluation environment died {MAX_LOST} times; raise env.timeout or mend it"
+                )
+        alive &= ~(valid & (step.terminated | step.truncated).cpu())
+    return [Episode(float(returns[i]), int(lengths[i])) for i in range(len(wave))]
+
+
+class Evaluator:
+    """Evaluates policies on environments of its own, which it builds when first asked and keeps for the next time.
+
+    Args:
+        make: builds ``n`` environments with ``autoreset=False``.
+        seed: the run's; every evaluation runs the same episodes.
+    """
+
+    def __init__(self, make: Callable[[int], VectorEnv], seed: int) -> None:
+        self._make, self._seed = make, seed
+        self._env: VectorEnv | None = None
+
+    def evaluate(self, policy: Policy, episodes: int, deterministic: bool = True) -> list[Episode]:
+        """``run_episodes`` with one slot per episode, up to ``MAX_SLOTS``."""
+        return run_episodes(policy, self.prepare(episodes), episodes, self._seed, deterministic)
+
+    def prepare(self, episodes: int) -> VectorEnv:
+        """The environments for an evaluation of ``episodes`` episodes, built if need be."""
+        slots = min(episodes, MAX_SLOTS)
+        if self._env is None or self._env.num_envs != slots:
+            self.close()
+            self._env = self._make(slots)
+        return self._env
+
+    def close(self) -> None:
+        """Close the environments. Safe to call twice, and a later ``evaluate`` builds new ones."""
+        if self._env is not None:
+            env, self._env = self._env, None
+            env.close()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluating a policy found. Returns are undiscounted sums of raw rewards."""
+
+    episodes: list[Episode]
+    env_id: str
+    seed: int
+    deterministic: bool = True
+    meta: dict[str, Any] = field(default_factory=dict)
+    """How the policy was trained, as its folder says."""
+
+    @property
+    def returns(self) -> list[float]:
+        return [episode.total_reward for episode in self.episodes]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over episodes (n - 1 in the denominator); NaN for one episode."""
+        return float(np.std(self.returns, ddof=1)) if len(self.episodes) > 1 else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The mean's 95 % interval by Student's t: mean ± t(n - 1) · std / √n; NaN for one episode."""
+        found = mean_interval(self.returns)
+        return found.low, found.high
+
+    @property
+    def min(self) -> float:
+        return min(self.returns)
+
+    @property
+    def max(self) -> float:
+        return max(self.returns)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is not finite is None."""
+        numbers = {
+            "mean": self.mean,
+            "std": self.std,
+            "interval_low": self.interval[0],
+            "interval_high": self.interval[1],
+            "min": self.min,
+            "max": self.max,
+        }
+        return {
+            "env": self.env_id,
+            "seed": self.seed,
+            "deterministic": self.deterministic,
+            **{name: _finite(value) for name, value in numbers.items()},
+            "episodes": [{"return": _finite(e.total_reward), "length": e.length} for e in self.episodes],
+            "policy": self.meta,
+        }
+
+
+def describe(evaluation: Evaluation) -> str:
+    """One line: ``mean return -148.2, 95% interval [-170.0, -126.4] over 20 episodes (Pendulum-v1)``."""
+    n = len(evaluation.episodes)
+    if n == 1:
+        return f"return {evaluation.mean:.1f} in 1 episode ({evaluation.env_id})"
+    low, high = evaluation.interval
+    interval = f"95% interval [{low:.1f}, {high:.1f}]"
+    return f"mean return {evaluation.mean:.1f}, {interval} over {n} episodes ({evaluation.env_id})"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# Saved policies
+
+
+def evaluate_path(
+    path: Path | str,
+    episodes: int | None = None,
+    *,
+    env_id: str | None = None,
+    deterministic: bool = True,
+    seed: int | None = None,
+    video: Path | str | None = None,
+    device: str | torch.device = "cpu",
+) -> Evaluation:
+    """Evaluate the policy of a run folder (its last one) or of a policy folder.
+
+    Without further arguments a run's final evaluation is repeated exactly: as many episodes (``eval.episodes``), the
+    same seeds, the environment of ``config.yaml``, the statistics frozen with the policy. A policy folder tells its
+    environment and seed itself; the default is then 20 episodes.
+
+    A run's ``config.yaml`` may name modules of environments and wrappers, which are imported, just as training did. A
+    policy folder, which people pass on, may only name what Gymnasium registers and its own wrappers.
+
+    Args:
+        env_id: another environment with the same spaces; it keeps the wrappers but not ``env.kwargs``.
+        seed: of the episodes; the run's by default.
+        video: an mp4 file for episode 0.
+
+    Raises:
+        RloptError: no policy there, an environment that does not fit it, or a video that cannot be made.
+    """
+    path = Path(path)
+    policy = load_policy(path, device)
+    run = (path / "config.yaml").is_file()
+    settings: Mapping[str, Any] = RunFolder(path).config() if run else policy.meta
+    if episodes is None:
+        episodes = build(EvalConfig, settings.get("eval", {}), "eval").episodes if run else 20
+    if episodes < 1:
+        raise RloptError(f"episodes={episodes} must be at least 1")
+    env = _environment(policy, settings, env_id, trusted=run)
+    if seed is None:
+        seed = settings.get("seed", 0)
+        if not isinstance(seed, int):
+            raise RloptError(f"{path} names no seed that is a whole number; give one (--seed)")
+
+    def make(n: int) -> VectorEnv:
+        made = make_env(
+            env.id, n, seed=seed, backend=env.backend, device=policy.device, autoreset=False,
+            kwargs=env.kwargs, wrappers=env.wrappers, timeout=env.timeout, stream="evaluation",
+        )  # fmt: skip
+        try:
+            check_spaces(policy.spec, made.spec)
+        except RloptError:
+            made.close()
+            raise
+        return made
+
+    evaluator = Evaluator(make, seed)
+    with _threads(settings.get("threads", "auto")):
+        try:
+            evaluator.prepare(episodes)
+            if video is not None:  # before the evaluation, because it fails where there is no graphics stack
+                factory = EnvFactory(find_spec(env.id), {**env.kwargs, "render_mode": "rgb_array"}, env.wrappers)
+                record_episode(policy, factory, Path(video), seed, deterministic)
+            found = evaluator.evaluate(policy, episodes, deterministic)
+        finally:
+            evaluator.close()
+    return Evaluation(found, env.id, seed, deterministic, policy.meta)
+
+
+def _environment(policy: Policy, settings: Mapping[str, Any], env_id: str | None, trusted: bool) -> EnvConfig:
+    """The environment to evaluate in, from a run's configuration or from what a policy says of itself."""
+    env = build(EnvConfig, settings.get("env", {"id": policy.spec.id}), "env")
+    if not trusted:
+        _refuse_modules(env, env_id)
+    if env_id is not None and env_id != env.id:
+        env = replace(env, id=env_id, kwargs={})
+    return env
+
+
+def _refuse_modules(env: EnvConfig, env_id: str | None) -> None:
+    """A file that someone else may have written must not choose what is imported or where files go."""
+    if env_id is None and ":" in env.id:
+        raise RloptError(
+            f"this policy names a module ({env.id}), which no file may choose to import; give it: --env {env.id}"
+        )
+    for wrapper in env.wrappers:
+        name = wrapper if isinstance(wrapper, str) else str(wrapper.get("class"))
+        if name not in gymnasium.wrappers.__all__ or name.startswith("Record"):
+            raise RloptError(
+                f"this policy names the wrapper {name}, which no policy may choose; evaluate its run folder"
+            )
+
+
+def check_spaces(policy: EnvSpec, env: EnvSpec) -> None:
+    """Refuse an environment whose observations the policy cannot read, or where its actions mean something else.
+
+    Bounds of observations may differ; those of actions may not.
+
+    Raises:
+        RloptError: one line that names both spaces.
+    """
+    leaves = [
+        {
+            key: (type(s), s.shape, s.dtype, getattr(s, "n", None))
+            for key, s in obs_leaves(spec.observation_space).items()
+        }
+        for spec in (policy, env)
+    ]
+    if leaves[0] != leaves[1]:
+        what, ours, theirs = "sees", policy.observation_space, env.observation_space
+    elif policy.action_space != env.action_space:
+        what, ours, theirs = "acts in", policy.action_space, env.action_space
+    else:
+        return
+    words = [" ".join(str(space).split()) for space in (ours, theirs)]
+    raise RloptError(f"this policy {what} {words[0]}, but {env.id} has {words[1]}; choose one with the same spaces")
+
+
+@contextmanager
+def _threads(threads: Any) -> Iterator[None]:
+    """The run's number of torch threads, because sums are rounded differently with another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads if isinstance(threads, int) and threads > 0 else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,547 @@
+"""Exported policies: round trips, what users may hand in, hostile and damaged files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from safetensors.torch import save_file
+
+import rlopt
+from rlopt import policy as policy_module
+from rlopt.envs import Normalizer
+from rlopt.files import digest_file
+from rlopt.nn import (
+    Actor,
+    CategoricalActor,
+    NetworkConfig,
+    SquashedGaussianActor,
+    TabularActor,
+    build_seeded,
+    network_options,
+    register_actor,
+)
+from rlopt.nn.actors import ACTORS
+from rlopt.policy import Policy, load_policy, save_policy
+from rlopt.state import save_state
+from rlopt.types import EnvSpec, RloptError
+
+SMALL = network_options(NetworkConfig(hidden=(16,)))
+VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
+NESTED = spaces.Dict({
+    "image": spaces.Box(0, 255, (3, 40, 40), np.uint8),
+    "inner/position": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+    "inner/which": spaces.Discrete(3),
+    "many": spaces.MultiDiscrete([2, 5]),
+})  # fmt: skip
+TORQUE = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32))
+
+
+def make(observation: spaces.Space[Any], action: spaces.Space[Any], kind: str = "auto", seed: int = 0) -> Policy:
+    spec = EnvSpec("Test-v0", observation, action, episode_limit=7)
+    classes = {"tabular": TabularActor, "categorical": CategoricalActor, "squashed_gaussian": SquashedGaussianActor}
+    name = kind if kind != "auto" else "categorical" if isinstance(action, spaces.Discrete) else "squashed_gaussian"
+    actor = build_seeded(lambda: classes[name](observation, action, {} if name == "tabular" else SMALL), seed)
+    assert isinstance(actor, Actor)
+    if isinstance(actor, TabularActor):
+        with torch.no_grad():
+            actor.probabilities.copy_(torch.tensor([[0.1, 0.9], [0.7, 0.3], [0.5, 0.5]], dtype=torch.float64))
+    return Policy(spec, actor)
+
+
+def batch(space: spaces.Space[Any], n: int) -> Any:
+    space.seed(0)
+    drawn = [space.sample() for _ in range(n)]
+    if isinstance(space, spaces.Dict):
+        return {key: torch.as_tensor(np.stack([d[key] for d in drawn])) for key in space.spaces}
+    return torch.as_tensor(np.stack(drawn))
+
+
+CASES = [
+    (VECTOR, TORQUE, "squashed_gaussian"),
+    (NESTED, TORQUE, "squashed_gaussian"),
+    (spaces.Box(0, 255, (40, 40, 1), np.uint8), spaces.Discrete(4), "categorical"),
+    (spaces.Discrete(3), spaces.Discrete(2), "tabular"),
+    (spaces.Discrete(3), TORQUE, "squashed_gaussian"),
+]
+
+
+def test_loading_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    save_policy(make(VECTOR, TORQUE), tmp_path)
+    before = torch.get_rng_state()
+    load_policy(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("observation", "action", "kind"), CASES, ids=lambda c: c if isinstance(c, str) else "")
+def test_a_saved_policy_comes_back_bit_for_bit(
+    tmp_path: Path, observation: spaces.Space[Any], action: spaces.Space[Any], kind: str
+) -> None:
+    policy = make(observation, action, kind)
+    save_policy(policy, tmp_path / "p", {"step": 12, "selected": "best"})
+    loaded = load_policy(tmp_path / "p")
+    assert loaded.spec == policy.spec
+    assert loaded.meta == {"step": 12, "selected": "best"}
+    before, after = policy.actor.state_dict(), loaded.actor.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) and before[k].dtype == after[k].dtype for k in before)
+    obs = batch(observation, 5)
+    for deterministic in (True, False):
+        acts = [
+            p.act(obs, deterministic=deterministic, generator=torch.Generator().manual_seed(4)).action
+            for p in (policy, loaded)
+        ]
+        assert torch.equal(*acts)
+
+
+def test_a_loaded_policy_takes_part_in_no_gradient(tmp_path: Path) -> None:
+    policy = make(VECTOR, TORQUE)
+    assert not policy.act(torch.zeros(2, 3)).action.requires_grad
+    save_policy(policy, tmp_path)
+    assert not any(p.requires_grad for p in load_policy(tmp_path).actor.parameters())
+    assert all(p.requires_grad for p in policy.actor.parameters()), "saving must leave the agent's network trainable"
+
+
+def test_a_policy_acts_with_the_current_weights_and_its_copy_does_not() -> None:
+    policy = make(VECTOR, TORQUE)
+    copied = policy.to("cpu")
+    before = policy(np.ones(3))
+    with torch.no_grad():
+        for p in policy.actor.parameters():
+            p.zero_()
+    assert np.array_equal(copied(np.ones(3)), before)
+    assert np.array_equal(policy(np.ones(3)), [0.0, 5.0]), "the middle of the bounds"
+
+
+# Calling a policy
+
+
+def test_numpy_in_gives_numpy_of_the_action_space() -> None:
+    policy = make(VECTOR, TORQUE)
+    one, many = policy(np.zeros(3)), policy(np.zeros((4, 3)))
+    assert isinstance(one, np.ndarray) and one.shape == (2,) and one.dtype == np.float32
+    assert isinstance(many, np.ndarray) and many.shape == (4, 2)
+    assert TORQUE.contains(one)
+    assert policy([0.0, 0.0, 0.0]).tolist() == one.tolist()
+
+
+def test_tensor_in_gives_tensor() -> None:
+    policy = make(VECTOR, TORQUE)
+    one, many = policy(torch.zeros(3, dtype=torch.float64)), policy(torch.zeros(4, 3))
+    assert isinstance(one, torch.Tensor) and one.shape == (2,) and one.dtype == torch.float32
+    assert isinstance(many, torch.Tensor) and many.shape == (4, 2)
+    assert np.array_equal(one.numpy(), policy(np.zeros(3)))
+
+
+def test_one_discrete_action_is_a_python_int() -> None:
+    policy = make(spaces.Discrete(3), spaces.Discrete(2), "tabular")
+    assert policy(0) == 1 and policy(np.int64(1)) == 0
+    assert type(policy(0)) is int
+    many = policy(np.array([0, 1]))
+    assert many.tolist() == [1, 0] and many.dtype == np.int64
+    assert policy(torch.tensor(0)).shape == ()
+
+
+def test_indices_keep_the_numbering_of_their_spaces() -> None:
+    policy = make(spaces.Discrete(3, start=10), spaces.Discrete(2, start=5), "tabular")
+    assert [policy(i) for i in (10, 11)] == [6, 5]
+    with pytest.raises(RloptError, match="an index lies outside"):
+        policy(9)
+
+
+def test_nested_and_flat_dictionaries_are_the_same_observation() -> None:
+    policy = make(NESTED, TORQUE)
+    flat = {k: v[0].numpy() for k, v in batch(NESTED, 1).items()}
+    nested = {
+        "image": flat["image"],
+        "inner": {"position": flat["inner/position"], "which": int(flat["inner/which"])},
+        "many": flat["many"],
+    }
+    assert np.array_equal(policy(nested), policy(flat))
+    rows = policy({k: v.numpy() for k, v in batch(NESTED, 3).items()})
+    assert rows.shape == (3, 2)
+    np.testing.assert_allclose(rows[0], policy(flat), rtol=1e-5)
+
+
+BAD = [
+    (VECTOR, np.zeros(4), r"sees Box.*\(3,\), or \(N, 3\) for a batch, not \(4,\)"),
+    (VECTOR, np.zeros((2, 2, 3)), r"not \(2, 2, 3\)"),
+    (VECTOR, {"a": 1}, "not a dictionary with 'a'"),
+    (VECTOR, "left", "not str"),
+    (VECTOR, None, "not NoneType"),
+    (NESTED, np.zeros(3), "a dictionary with 'image', 'inner/position', 'inner/which', 'many', not ndarray"),
+    (NESTED, {"image": np.zeros((3, 40, 40), np.uint8)}, "lacks 'inner/position', 'inner/which', 'many'"),
+    (spaces.Discrete(3), 3, "an index lies outside"),
+    (spaces.Discrete(3), -1, "an index lies outside"),
+    (spaces.Discrete(3), 1.5, "whole numbers"),
+    (spaces.Box(0, 255, (40, 40, 1), np.uint8), np.zeros((40, 40, 1)), "whole numbers"),
+    (spaces.Box(0, 255, (40, 40, 1), np.uint8), np.full((40, 40, 1), 256), "lies outside"),
+]
+
+
+@pytest.mark.parametrize(("space", "obs", "words"), BAD)
+def test_a_wrong_observation_is_one_clear_line(space: spaces.Space[Any], obs: Any, words: str) -> None:
+    with pytest.raises(RloptError, match=words) as e:
+        make(space, TORQUE)(obs)
+    assert "\n" not in str(e.value)
+
+
+def test_surplus_keys_and_uneven_batches_are_refused() -> None:
+    policy = make(spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(-1, 1, (2,))}), TORQUE)
+    good = {"a": np.zeros(2), "b": np.zeros(2)}
+    with pytest.raises(RloptError, match="'c' too many"):
+        policy({**good, "c": np.zeros(2)})
+    with pytest.raises(RloptError, match="these are one, a batch of 3"):
+        policy({**good, "b": np.zeros((3, 2))})
+
+
+def test_random_actions_follow_the_generator_and_touch_no_global_one() -> None:
+    policy = make(VECTOR, TORQUE)
+    torch_before, numpy_before = torch.get_rng_state(), global_numpy_state()
+    draws = [policy(np.zeros(3), deterministic=False, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    own = [policy(np.zeros(3), deterministic=False) for _ in range(2)]
+    assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
+    assert not np.array_equal(own[0], own[1])
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert global_numpy_state() == numpy_before
+
+
+def global_numpy_state() -> str:
+    return repr(np.random.get_state())
+
+
+# Statistics
+
+
+def see(normalizer: Normalizer, obs: torch.Tensor) -> None:
+    normalizer.moments[""].update(obs, torch.ones(len(obs), dtype=torch.bool))
+
+
+def seen(*rows: list[float]) -> Normalizer:
+    normalizer = Normalizer(EnvSpec("Test-v0", VECTOR, TORQUE), clip=2.0)
+    see(normalizer, torch.tensor(rows))
+    return normalizer
+
+
+def test_statistics_travel_with_the_policy_and_stay_frozen(tmp_path: Path) -> None:
+    plain = make(VECTOR, TORQUE)
+    normalizer = seen([0.0, 0.0, 0.0], [2.0, 4.0, 0.0])  # mean 1, 2, 0 and deviation 1, 2, 0
+    policy = Policy(plain.spec, plain.actor, normalizer)
+    obs = torch.tensor([[3.0, 0.0, 1.0]])  # normalised: 2, -1, and 1/sqrt(epsilon), clipped to 2
+    expected = plain.act(torch.tensor([[2.0, -1.0, 2.0]])).action
+    torch.testing.assert_close(policy.act(obs).action, expected)
+    save_policy(policy, tmp_path)
+    loaded, copied = load_policy(tmp_path), policy.to("cpu")
+    before = policy.act(obs).action
+    see(normalizer, torch.full((5, 3), 100.0))  # training goes on
+    for frozen in (loaded, copied):
+        for _ in range(2):
+            assert torch.equal(frozen.act(obs).action, before)
+    assert not torch.equal(policy.act(obs).action, before), "the agent's own policy sees the statistics of the moment"
+
+
+def test_statistics_of_rewards_alone_leave_observations_as_they_are(tmp_path: Path) -> None:
+    plain = make(VECTOR, TORQUE)
+    policy = Policy(plain.spec, plain.actor, Normalizer(plain.spec, obs=False, reward=True))
+    save_policy(policy, tmp_path)
+    assert np.array_equal(load_policy(tmp_path)(np.ones(3)), plain(np.ones(3)))
+
+
+# Folders
+
+
+def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
+    first, second = make(VECTOR, TORQUE, seed=0), make(VECTOR, TORQUE, seed=1)
+    save_policy(first, tmp_path / "p", {"step": 1})
+    save_policy(second, tmp_path / "p", {"step": 2})
+    loaded = load_policy(tmp_path / "p")
+    assert loaded.meta["step"] == 2
+    assert np.array_equal(loaded(np.ones(3)), second(np.ones(3)))
+    assert [p.name for p in tmp_path.iterdir()] == ["p"], "nothing staged is left behind"
+
+
+@pytest.mark.parametrize("calls_before_failure", [0, 1, 2, 3])
+def test_a_failing_disk_leaves_the_old_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls_before_failure: int
+) -> None:
+    first = make(VECTOR, TORQUE, seed=0)
+    save_policy(first, tmp_path / "p")
+    left, real = [calls_before_failure], os.replace
+
+    def fail(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+
+    import rlopt.files
+
+    write = rlopt.files._write
+    monkeypatch.setattr(rlopt.files, "_write", lambda *a: (fail(), write(*a)))
+    monkeypatch.setattr(os, "replace", lambda *a: (fail(), real(*a)) if left[0] < 1 else real(*a))
+    with pytest.raises(OSError, match="No space left"):
+        save_policy(make(VECTOR, TORQUE, seed=1), tmp_path / "p")
+    monkeypatch.undo()
+    assert np.array_equal(load_policy(tmp_path / "p")(np.ones(3)), first(np.ones(3)))
+
+
+def test_a_crash_between_the_two_renames_still_leaves_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(VECTOR, TORQUE)
+    save_policy(first, tmp_path / "p")
+    renames, real = [0], os.replace
+
+    def die_after_the_first(*args: Any) -> None:
+        renames[0] += 1
+        if renames[0] > 1:
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(os, "replace", die_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        save_policy(make(VECTOR, TORQUE, seed=1), tmp_path / "p")
+    monkeypatch.undo()
+    assert not (tmp_path / "p").exists()
+    assert np.array_equal(load_policy(tmp_path / "p")(np.ones(3)), first(np.ones(3)))
+
+
+def test_a_run_folder_means_its_last_policy(tmp_path: Path) -> None:
+    save_policy(make(VECTOR, TORQUE), tmp_path / "run" / "policy", {"selected": "last"})
+    save_policy(make(VECTOR, TORQUE, seed=1), tmp_path / "run" / "policy_best", {"selected": "best"})
+    assert load_policy(tmp_path / "run").meta == {"selected": "last"}
+    assert load_policy(tmp_path / "run" / "policy_best").meta == {"selected": "best"}
+
+
+def test_other_folders_and_files_are_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("words")
+    (tmp_path / "file").write_text("words")
+    for name in ("thesis", "file"):
+        with pytest.raises(RloptError, match="is no policy; name another folder"):
+            save_policy(make(VECTOR, TORQUE), tmp_path / name)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == (tmp_path / "file").read_text() == "words"
+
+
+def test_a_policy_is_found_from_inside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_policy(make(VECTOR, TORQUE), tmp_path / "p", {"step": 4})
+    monkeypatch.chdir(tmp_path / "p")
+    assert load_policy(".").meta == {"step": 4}
+
+
+def test_saving_a_loaded_policy_keeps_how_it_was_trained(tmp_path: Path) -> None:
+    save_policy(make(VECTOR, TORQUE), tmp_path / "a", {"step": 3})
+    save_policy(load_policy(tmp_path / "a"), tmp_path / "b")
+    assert load_policy(tmp_path / "b").meta == {"step": 3}
+
+
+def test_a_missing_policy_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(RloptError, match="does not exist"):
+        load_policy(tmp_path / "nowhere")
+    with pytest.raises(RloptError, match="holds no policy"):
+        load_policy(tmp_path)
+
+
+def test_an_actor_from_outside_is_loaded_only_once_registered(tmp_path: Path) -> None:
+    class Constant(Actor):
+        kind = "test_constant"
+
+        def __init__(self, observation: Any, action: Any, options: dict[str, Any]) -> None:
+            super().__init__()
+            self.options = options
+            self.value = torch.nn.Parameter(torch.zeros(int(options["size"])))
+
+        def act(self, obs: Any, deterministic: bool = False, generator: Any = None) -> torch.Tensor:
+            return self.value.detach().expand(len(obs), -1)
+
+    actor = Constant(VECTOR, TORQUE, {"size": 2})
+    save_policy(Policy(EnvSpec("Test-v0", VECTOR, TORQUE), actor), tmp_path)
+    with pytest.raises(RloptError, match="unknown kind of policy 'test_constant'"):
+        load_policy(tmp_path)
+    register_actor("test_constant", Constant)
+    try:
+        assert load_policy(tmp_path)(np.zeros(3)).tolist() == [0.0, 0.0]
+    finally:
+        del ACTORS["test_constant"]
+
+
+# Damaged and hostile files
+
+
+@pytest.fixture
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    save_policy(make(VECTOR, TORQUE), tmp_path / "p")
+
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a policy file was unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, never)
+    monkeypatch.setattr(torch, "load", never)
+    return tmp_path / "p"
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    """Change the description, and make its checksums those of the files that are there."""
+    data = json.loads((folder / "policy.json").read_text())
+    change(data)
+    if "files" in data:
+        data["files"] = {n: digest_file(folder / n)._asdict() for n in data["files"] if (folder / n).is_file()}
+    (folder / "policy.json").write_text(json.dumps(data))
+
+
+def refused(folder: Path, words: str) -> None:
+    with pytest.raises(RloptError, match=words) as e:
+        load_policy(folder)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 600
+
+
+def set_option(**values: Any) -> Any:
+    return lambda data: data["options"].update(values)
+
+
+def set_space(which: str, **values: Any) -> Any:
+    return lambda data: data["spec"][which].update(values)
+
+
+CHANGES: list[tuple[Any, str]] = [
+    (lambda d: d.update(kind="os.system"), "unknown kind of policy 'os.system'"),
+    (lambda d: d.update(kind="torch.nn.Linear"), "unknown kind of policy"),
+    (lambda d: d.update(kind=["categorical"]), "no 'kind'"),
+    (lambda d: d.update(format=99), "format 99.*upgrade"),
+    (lambda d: d.update(format="1"), "does not describe a policy"),
+    (lambda d: d.pop("options"), "no 'options'"),
+    (lambda d: d.pop("spec"), "no 'spec'"),
+    (lambda d: d["spec"].pop("action_space"), "damaged.*action_space"),
+    (set_option(encoder="subprocess:run"), "no such encoder"),
+    (set_option(unheard_of=1), "damaged.*unheard_of"),
+    (set_option(activation="__import__"), "damaged"),
+    (set_option(hidden="abc"), "damaged"),
+    (set_option(hidden=[10**12, 10**12]), "damaged"),
+    (set_option(hidden=[10**9]), "the network has"),
+    (set_option(hidden=[1] * 10**5), "absurdly many"),
+    (set_option(hidden=[-5]), "damaged"),
+    (set_option(hidden=[17]), r"is \(16, 3\) torch.float32; the network has \(17, 3\)"),
+    (set_option(hidden=[]), "belongs nowhere"),
+    (set_option(hidden=[16, 16]), "is missing"),
+    (set_space("observation_space", shape=[10**6, 10**6]), "hold more than"),
+    (set_space("observation_space", shape=[-3]), "damaged"),
+    (set_space("observation_space", type="os.system"), "unknown kind of space"),
+    (set_space("observation_space", dtype="O"), "dtype object"),
+    (set_space("action_space", type="Discrete", n=10**15, start=0), "acts in Box action spaces"),
+    (lambda d: d["spec"].update(observation_space={"type": "Discrete", "n": 10**15, "start": 0}), "the network has"),
+    (lambda d: d["spec"].update(observation_space={"type": "Dict", "spaces": {"a": 3}}), "damaged"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES)
+def test_a_hostile_description_is_one_clear_line(saved: Path, change: Any, words: str) -> None:
+    rewrite(saved, change)
+    refused(saved, words)
+
+
+def nest(value: Any, depth: int) -> Any:
+    for _ in range(depth):
+        value = {"type": "Dict", "spaces": {"a": value}}
+    return value
+
+
+def test_endless_nesting_is_refused(saved: Path) -> None:
+    rewrite(saved, lambda d: d["spec"].update(observation_space=nest({"type": "Discrete", "n": 2, "start": 0}, 100)))
+    refused(saved, "damaged")
+    (saved / "policy.json").write_text("[" * 100_000)
+    refused(saved, "damaged")
+
+
+def test_a_description_cannot_name_other_files(saved: Path) -> None:
+    data = json.loads((saved / "policy.json").read_text())
+    data["files"]["../../other"] = {"bytes": 0, "sha256": ""}
+    (saved / "policy.json").write_text(json.dumps(data))
+    refused(saved, "it names the file '../../other'")
+
+
+def test_a_pickle_under_another_name_is_not_loaded(saved: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (os.system, ("touch owned",))
+
+    (saved / "tensors.safetensors").write_bytes(pickle.dumps(Evil()))
+    rewrite(saved, lambda d: None)
+    refused(saved, "tensors.safetensors is damaged")
+    torch.save({"a": torch.zeros(2)}, saved / "tensors.safetensors")
+    rewrite(saved, lambda d: None)
+    refused(saved, "tensors.safetensors is damaged")
+    (saved / "policy.json").write_bytes(pickle.dumps(Evil()))
+    refused(saved, "policy.json is damaged")
+
+
+def test_missing_surplus_and_foreign_tensors_are_refused(saved: Path) -> None:
+    good = make(VECTOR, TORQUE).actor.state_dict()
+    for state, words in (
+        ({k: v for k, v in good.items() if not k.endswith("0.bias")}, "is missing"),
+        ({**good, "more": torch.zeros(3)}, "'more' belongs nowhere"),
+        ({k: v.double() for k, v in good.items()}, "is .* torch.float64; the network has .* torch.float32"),
+        ({k: "text" for k in good}, "is str; the network has"),
+    ):
+        save_state(saved, {"actor": state, "normalizer": None})
+        rewrite(saved, lambda d: None)
+        refused(saved, words)
+    moments = {"mean": torch.zeros(3).double(), "square": torch.zeros(3).double(), "count": torch.zeros(()).double()}
+    for statistics, words in (
+        ({"": {**moments, "square": torch.zeros(2).double()}}, r"'square' is \(2,\).*the statistics have \(3,\)"),
+        ({"other": moments}, "statistics are of other observations"),
+        ({"": {"mean": moments["mean"]}}, "'count' is missing"),
+        ([moments], "damaged"),
+    ):
+        normalizer = {"clip": 10.0, "epsilon": 1e-8, "moments": statistics}
+        save_state(saved, {"actor": good, "normalizer": normalizer})
+        rewrite(saved, lambda d: None)
+        refused(saved, words)
+    save_file({"x": torch.zeros(1)}, saved / "tensors.safetensors")
+    rewrite(saved, lambda d: None)
+    refused(saved, "damaged")
+
+
+def test_damage_and_loss_are_noticed(saved: Path) -> None:
+    weights = saved / "tensors.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    refused(saved, "tensors.safetensors is not the file that was saved")
+    weights.write_bytes(good[:-8])
+    refused(saved, "not the file that was saved")
+    weights.unlink()
+    refused(saved, "tensors.safetensors is missing")
+
+
+def test_an_absurd_description_is_not_read(saved: Path) -> None:
+    with open(saved / "policy.json", "ab") as file:
+        file.truncate(policy_module.MAX_DESCRIPTION_BYTES + 1)
+    refused(saved, "larger than")
+
+
+# The package
+
+
+def test_importing_rlopt_is_light_and_its_names_are_there() -> None:
+    code = (
+        "import sys, rlopt; assert not {'torch', 'gymnasium', 'numpy'} & set(sys.modules), 'heavy';"
+        "assert rlopt.load_policy.__name__ == 'load_policy' and rlopt.Policy and rlopt.save_policy and rlopt.make_env;"
+        "assert rlopt.buffers.ReplayBuffer and 'agents' in dir(rlopt) and rlopt.__version__"
+    )
+    root = str(Path(rlopt.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        rlopt.nonsense  # noqa: B018
