@@ -1,0 +1,23 @@
+"""Vector environments: one contract, one file per backend behind it."""
+
+from rlopt.envs.adapter import VectorAdapter
+from rlopt.envs.make import EnvRequest, backend_names, make_env, register_backend
+from rlopt.envs.normalize import Normalizer
+from rlopt.envs.snapshot import restore, snapshot
+from rlopt.envs.sync import SyncVectorEnv
+from rlopt.envs.vector import VectorEnv
+from rlopt.envs.workers import AsyncVectorEnv
+
+__all__ = [
+    "AsyncVectorEnv",
+    "EnvRequest",
+    "Normalizer",
+    "SyncVectorEnv",
+    "VectorAdapter",
+    "VectorEnv",
+    "backend_names",
+    "make_env",
+    "register_backend",
+    "restore",
+    "snapshot",
+]

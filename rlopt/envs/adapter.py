@@ -1,0 +1,238 @@
+"""Any Gymnasium vector environment, in any autoreset mode, behind rlopt's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv as GymAsync
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
+from rlopt.envs.sync import RESET, VALID, StepBuilder, ordinary_flags, reset_rows, reset_seeds
+from rlopt.random import derive_seed
+from rlopt.types import EnvSpec, Obs, RloptError, State, Step
+
+GymVector = gymnasium.vector.VectorEnv[Any, Any, Any]
+
+
+def autoreset_mode(env: GymVector) -> AutoresetMode:
+    """The mode that ``env`` says it is in.
+
+    Its own attribute goes before its metadata: ale-py 0.12 writes into one metadata dict shared by all instances.
+
+    Raises:
+        RloptError: the environment does not say.
+    """
+    mode = getattr(env.unwrapped, "autoreset_mode", None) or (env.metadata or {}).get("autoreset_mode")
+    if mode is None:
+        raise RloptError("the vector environment does not say its autoreset mode; set metadata['autoreset_mode']")
+    return AutoresetMode(mode)
+
+
+class VectorAdapter:
+    """Translates ``env`` to the contract of ``rlopt.envs.vector.VectorEnv``.
+
+    - SAME_STEP: ``final_obs`` becomes ``next_obs`` where an episode ended, with or without Gymnasium's mask
+      ``_final_obs``.
+    - DISABLED: ended rows are reset at once through ``reset_mask``.
+    - NEXT_STEP: the first observation of an episode comes only with the call after the end. The row that ended has
+      ``reset`` true and its last observation also in ``obs``, as a stand-in; the next row ignores its action and has
+      ``valid`` false, ``reset`` true, reward 0 and the first observation in ``obs`` and ``next_obs``. So no phantom
+      transition is ever valid, and ``reset & valid`` counts each episode once.
+
+    With ``autoreset=False`` ended rows are frozen here, whatever happens underneath, until they are reset.
+    Its state cannot be saved: ``state_dict`` returns None. ALE's ``life_loss_info`` ends no episode and cannot be
+    told from an end here; leave it off.
+
+    Args:
+        env: the vector environment, which the adapter then owns.
+        seed: the run's seed; slot i's first reset uses ``derive_seed(seed, stream, i)`` where ``env`` takes a
+            list of seeds.
+        device: where the tensors that it returns live.
+        autoreset: see ``VectorEnv``.
+        env_id: the name reported in ``spec``; by default the registered one.
+        stream: the name of the random stream.
+
+    Raises:
+        RloptError: a space without translation, or an unknown autoreset mode.
+    """
+
+    def __init__(
+        self,
+        env: GymVector,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        autoreset: bool = True,
+        env_id: str | None = None,
+        stream: str = "env",
+    ) -> None:
+        self.env, self.num_envs, self.device, self.autoreset = env, env.num_envs, torch.device(device), autoreset
+        self.mode = autoreset_mode(env)
+        self._observations = ObservationCodec(env.single_observation_space)
+        self._actions = ActionCodec(env.single_action_space)
+        registered = env.spec
+        self.spec = EnvSpec(
+            id=env_id or (registered.id if registered else type(env.unwrapped).__name__),
+            observation_space=self._observations.space,
+            action_space=self._actions.space,
+            episode_limit=registered.max_episode_steps if registered else None,
+        )
+        self._first_seeds = [derive_seed(seed, stream, slot) for slot in range(self.num_envs)]
+        self._current = self._observations.arrays(self.num_envs)
+        self._steps = StepBuilder(self.num_envs, self.device)
+        no = np.zeros(self.num_envs, np.bool_)
+        self._ended = no.copy()  # frozen rows, where autoreset is off
+        self._over = no.copy()  # rows whose episode is over underneath: NEXT_STEP resets them in the next call
+        self._started = self._closed = False
+        # Gymnasium's worker without shared memory forgets that an explicit reset has already done what it is about to
+        # do.
+        inner = env.unwrapped
+        self._resets_twice = isinstance(inner, GymAsync) and not inner.shared_memory
+
+    def reset(
+        self, seeds: Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+    ) -> Obs:
+        """Begin new episodes; see ``VectorEnv.reset``.
+
+        Raises:
+            RloptError: ``mask`` leaves rows out, but the environment can only reset all of them.
+        """
+        if seeds is None and not self._started:
+            seeds, mask = self._first_seeds, None
+        row_seeds, rows = reset_seeds(seeds, self.num_envs), reset_rows(mask, self.num_envs)
+        if rows:
+            chosen = np.zeros(self.num_envs, np.bool_)
+            chosen[rows] = True
+            self._reset_underneath(chosen, row_seeds, options, visible=chosen)
+            self._ended[rows] = False
+        self._started = True
+        return self._observations.tensors(self._current, self.device)
+
+    def step(self, action: Tensor) -> Step:
+        """Step all rows; see ``VectorEnv.step``."""
+        if not self._started:
+            raise RloptError("step was called before reset; call reset() once after building the environment")
+        n, disabled = self.num_envs, self.mode == AutoresetMode.DISABLED
+        if disabled and self._over.any():  # Gymnasium refuses to step ended rows, so frozen ones play on unseen
+            self._reset_underneath(self._over.copy(), [None] * n, None, visible=np.zeros(n, np.bool_))
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(self._actions.batch(action, n))
+        except (EOFError, BrokenPipeError, ConnectionResetError) as e:
+            raise RloptError(
+                "a worker of Gymnasium's vector environment died; backend=async replaces dead workers"
+            ) from e
+        done = np.logical_or(terminated, truncated)
+        phantom = self._over if self.mode == AutoresetMode.NEXT_STEP else np.zeros(n, np.bool_)
+        live = ~(phantom | self._ended)
+        flags = ordinary_flags(n)
+        flags[:RESET] = terminated, truncated
+        flags[:RESET, ~live] = False
+        flags[VALID] = live
+        flags[RESET] = (done & live | phantom & ~self._ended) if self.autoreset else False
+        rewards = np.where(live, reward, 0).astype(np.float32)
+        self._over = done.astype(np.bool_)
+        if not self.autoreset:
+            # A row reset by hand that resets once more underneath shows its new first observation, and is no
+            # transition.
+            self._keep(obs, ~self._ended)
+            self._finals(info, done & live)
+            self._ended |= done & live
+            next_obs = observed = self._observations.tensors(self._current, self.device)
+        elif self.mode == AutoresetMode.NEXT_STEP or not done.any():
+            self._keep(obs, None)
+            next_obs = observed = self._observations.tensors(self._current, self.device)
+        else:
+            self._keep(obs, None)
+            after = [a.copy() for a in self._current]
+            self._finals(info, done)
+            next_obs = self._observations.tensors(self._current, self.device)
+            for array, now in zip(self._current, after, strict=True):
+                array[...] = now
+            if disabled:
+                self._reset_underneath(done, [None] * n, None, visible=done)
+            observed = self._observations.tensors(self._current, self.device)
+        ordinary = not flags[:VALID].any() and flags[VALID].all()
+        return self._steps.build(observed, next_obs, rewards, None if ordinary else flags)
+
+    def state_dict(self) -> State | None:
+        """None: a Gymnasium vector environment cannot be saved. The documented rule for that is in
+        ``rlopt.envs.snapshot``."""
+        return None
+
+    def load_state_dict(self, state: State) -> Obs:
+        """Always refused, since ``state_dict`` never gives a state."""
+        raise RloptError(
+            "a Gymnasium vector environment (backend=vector) cannot be restored; use backend=sync or async"
+        )
+
+    def close(self) -> None:
+        """Close the vector environment. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self.env.close()
+
+    def _keep(self, obs: Any, rows: Array | None) -> None:
+        """Make ``obs`` the current observations, of all rows or of some."""
+        if rows is None or rows.all():
+            self._observations.write_all(self._current, obs)
+        else:
+            for i in np.flatnonzero(rows).tolist():
+                self._observations.write(self._current, i, self._observations.row(obs, i))
+
+    def _finals(self, info: dict[str, Any], rows: Array) -> None:
+        """Where SAME_STEP has already reset ``rows``, put their true last observations into the current ones."""
+        if self.mode != AutoresetMode.SAME_STEP or not rows.any():
+            return
+        final = info["final_obs"]
+        for i in np.flatnonzero(rows).tolist():
+            objects = isinstance(final, np.ndarray) and final.dtype == object
+            self._observations.write(self._current, i, final[i] if objects else self._observations.row(final, i))
+
+    def _reset_underneath(
+        self, rows: Array, seeds: list[int | None], options: dict[str, Any] | None, visible: Array
+    ) -> None:
+        """Reset ``rows``, and make the first observations of ``visible`` rows the current ones."""
+        partial = not rows.all()
+        given = dict(options) if options else {}
+        if partial:
+            given["reset_mask"] = rows.copy()  # a fresh dict each time: Gymnasium pops the mask out of it
+        obs = self._call_reset(rows, seeds, given or None)
+        if partial and self._started:
+            self._check_untouched(obs, ~(rows | self._ended | self._over))
+        self._keep(obs, visible)
+        if not (self._resets_twice and self.mode == AutoresetMode.NEXT_STEP):
+            self._over &= ~rows
+
+    def _call_reset(self, rows: Array, seeds: list[int | None], options: dict[str, Any] | None) -> Any:
+        if all(s is None for s in seeds):
+            return self.env.reset(options=options)[0]
+        wanted = [seeds[i] for i in rows.nonzero()[0]]
+        forms: list[Any] = [
+            [s if row else None for s, row in zip(seeds, rows, strict=True)],  # Gymnasium's own
+            np.array(wanted, np.int64),  # ale-py
+            wanted[0],  # environments with one generator for all rows
+        ]
+        for form in forms[:-1]:
+            try:
+                return self.env.reset(seed=form, options=dict(options) if options else None)[0]
+            except (TypeError, ValueError, gymnasium.error.Error):
+                continue
+        return self.env.reset(seed=forms[-1], options=options)[0]
+
+    def _check_untouched(self, obs: Any, rows: Array) -> None:
+        check = self._observations.arrays(self.num_envs)
+        self._observations.write_all(check, obs)
+        same = all(
+            np.array_equal(a[rows], b[rows], equal_nan=a.dtype.kind == "f")
+            for a, b in zip(check, self._current, strict=True)
+        )
+        if not same:
+            raise RloptError(
+                f"{self.spec.id} as a vector environment can only reset all rows at once; use backend=sync"
+            )

@@ -1,0 +1,154 @@
+"""``make_env``: from a name to a vector environment, and the registry of backends."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+import torch
+from gymnasium import VectorizeMode
+from gymnasium.vector import AutoresetMode
+
+from rlopt.envs.adapter import VectorAdapter
+from rlopt.envs.factory import EnvFactory, Wrapper, find_spec
+from rlopt.envs.sync import SyncVectorEnv
+from rlopt.envs.vector import VectorEnv
+from rlopt.envs.workers import AsyncVectorEnv
+from rlopt.types import RloptError, resolve_device
+
+
+@dataclass(frozen=True)
+class EnvRequest:
+    """What a backend is asked to build."""
+
+    id: str
+    factory: EnvFactory
+    """Builds one Gymnasium environment of this kind, wrappers included."""
+    num_envs: int
+    seed: int
+    stream: str
+    """Slot i's seed is ``derive_seed(seed, stream, i)``."""
+    device: torch.device
+    autoreset: bool
+    timeout: float
+    """Seconds that one step of a worker may take."""
+
+
+class Backend(Protocol):
+    """Builds a vector environment for a request, or raises RloptError where it cannot."""
+
+    def __call__(self, request: EnvRequest) -> VectorEnv: ...
+
+
+def _common(request: EnvRequest) -> dict[str, Any]:
+    return {
+        "seed": request.seed,
+        "device": request.device,
+        "autoreset": request.autoreset,
+        "env_id": request.id,
+        "stream": request.stream,
+    }
+
+
+def _sync(request: EnvRequest) -> VectorEnv:
+    return SyncVectorEnv([request.factory] * request.num_envs, **_common(request))
+
+
+def _async(request: EnvRequest) -> VectorEnv:
+    return AsyncVectorEnv([request.factory] * request.num_envs, timeout=request.timeout, **_common(request))
+
+
+def _vector(request: EnvRequest) -> VectorEnv:
+    spec = request.factory.spec
+    if spec.vector_entry_point is None:
+        raise RloptError(f"env={request.id} has no vector version of its own; use env.backend=sync or async")
+    if request.factory.wrappers:
+        raise RloptError(
+            "env.wrappers wrap single environments; env.backend=vector has none: use env.backend=sync or async"
+        )
+    kwargs = dict(request.factory.kwargs)
+    if kwargs.get("life_loss_info"):
+        raise RloptError(
+            "env.kwargs.life_loss_info ends no episode and cannot be told from an end with env.backend=vector"
+        )
+    if spec.namespace == "ALE":
+        kwargs.setdefault("autoreset_mode", AutoresetMode.SAME_STEP)
+    try:
+        env = gymnasium.make_vec(spec, request.num_envs, vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT, **kwargs)
+    except (TypeError, ValueError, gymnasium.error.Error) as e:
+        raise RloptError(f"env={request.id} cannot be built as a vector with env.kwargs={kwargs}: {e}") from e
+    return VectorAdapter(env, **_common(request))
+
+
+_BACKENDS: dict[str, Backend] = {"sync": _sync, "async": _async, "vector": _vector}
+
+
+def register_backend(name: str, backend: Backend) -> None:
+    """Make ``backend`` available as ``make_env(…, backend=name)``.
+
+    Raises:
+        RloptError: the name is taken.
+    """
+    if name in _BACKENDS or name == "auto":
+        raise RloptError(f"a backend named {name!r} is registered already; choose another name")
+    _BACKENDS[name] = backend
+
+
+def backend_names() -> list[str]:
+    """What ``backend=`` accepts."""
+    return ["auto", *_BACKENDS]
+
+
+def make_env(
+    id: str,
+    num_envs: int = 1,
+    seed: int = 0,
+    backend: str = "auto",
+    device: str | torch.device = "cpu",
+    *,
+    autoreset: bool = True,
+    kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
+    timeout: float = 60.0,
+    stream: str = "env",
+) -> VectorEnv:
+    """N copies of the environment ``id`` behind the one contract (``rlopt.envs.vector.VectorEnv``).
+
+    Args:
+        id: a registered Gymnasium id, ``ALE/Name-v5``, or ``module:Name-v0`` (the module is imported and registers it).
+        num_envs: N.
+        seed: the run's seed; slot i's first reset uses ``derive_seed(seed, stream, i)``.
+        backend: ``sync`` (this process), ``async`` (worker processes, replaced when they die or stall), ``vector`` (the
+            environment's own vector version), a registered name, or ``auto``, which is ``sync``.
+        device: where the tensors that it returns live; ``auto`` is CUDA where there is one.
+        autoreset: whether ended rows are reset inside ``step`` (training) or wait for ``reset`` (evaluation).
+        kwargs: keywords of the environment's constructor, or of ``gymnasium.make`` (``max_episode_steps``,
+            ``render_mode``).
+        wrappers: applied inside each environment, the first innermost: ``module:Class``, the bare name of a class in
+            ``gymnasium.wrappers``, ``{"class": …, "kwargs": {…}}``, or a callable from environment to environment.
+        timeout: seconds that one step of a worker may take (``async``).
+        stream: the name of the random stream; evaluation uses its own.
+
+    Time limits stay, and truncation stays apart from termination. An environment whose ``state_dict()`` is None
+    cannot be saved: at resume it is reset with a fresh derived seed, its partial episode is dropped, n-step windows
+    are cut there, and a warning is logged.
+
+    Raises:
+        RloptError: an unknown id, backend or wrapper (with the nearest right name), a missing extra, a wrong
+            keyword, or a space that rlopt has no tensor for.
+    """
+    if num_envs < 1:
+        raise RloptError(f"num_envs={num_envs} must be at least 1")
+    chosen = "sync" if backend == "auto" else backend
+    if chosen not in _BACKENDS:
+        near = difflib.get_close_matches(backend, backend_names(), n=1)
+        raise RloptError(
+            f"backend={backend!r} is unknown; choose one of {', '.join(backend_names())}"
+            + (f" (nearest: {near[0]})" if near else "")
+        )
+    factory = EnvFactory(find_spec(id), dict(kwargs or {}), tuple(wrappers))
+    request = EnvRequest(id, factory, num_envs, seed, stream, resolve_device(device), autoreset, timeout)
+    return _BACKENDS[chosen](request)

@@ -1,0 +1,422 @@
+"""N Gymnasium environments in worker processes of their own, any of which may die or stall without ending the run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import pickle
+import signal
+import struct
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlopt.envs.snapshot import restore, snapshot
+from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
+from rlopt.envs.sync import (
+    RESET,
+    VALID,
+    StepBuilder,
+    ordinary_flags,
+    pack_state,
+    reset_rows,
+    reset_seeds,
+    spec_of,
+    unpack_state,
+)
+from rlopt.random import derive_seed
+from rlopt.types import EnvSpec, Obs, RloptError, State, Step
+
+Env = gymnasium.Env[Any, Any]
+
+_log = logging.getLogger(__name__)
+_STARTUP = 120.0
+"""Seconds that a worker has for its imports and for building the environment."""
+_MAX_LOSSES = 3
+"""How often in a row one slot is replaced before the run ends."""
+_HEAD = struct.Struct("<dBBB")
+"""Reward, terminated, truncated, whether a first observation follows."""
+
+
+class _Lost(Exception):
+    """A worker died or did not answer in time."""
+
+
+def _swap(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """``tree`` with every leaf of type ``kind`` changed: tensors travel between processes as NumPy arrays."""
+    if isinstance(tree, dict):
+        return {k: _swap(v, kind, change) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [_swap(v, kind, change) for v in tree]
+    return change(tree) if isinstance(tree, kind) else tree
+
+
+def _answer(env: Env, observations: ObservationCodec, actions: ActionCodec, message: bytes, autoreset: bool) -> bytes:
+    """What a worker does with one message: a letter and its payload."""
+    row = observations.arrays(1)
+
+    def packed(obs: Any) -> bytes:
+        observations.write(row, 0, obs)
+        return b"".join(a.tobytes() for a in row)
+
+    match message[:1]:
+        case b"s":
+            array = np.frombuffer(message, actions.dtype, offset=1).reshape(actions.row_shape).copy()
+            obs, reward, terminated, truncated, _ = env.step(int(array) if actions.discrete else array)
+            again = autoreset and bool(terminated or truncated)
+            body = _HEAD.pack(float(reward), bool(terminated), bool(truncated), again) + packed(obs)
+            return b"o" + body + (packed(env.reset()[0]) if again else b"")
+        case b"r":
+            seed, options = pickle.loads(message[1:])
+            return b"o" + packed(env.reset(seed=seed, options=options)[0])
+        case b"g":
+            state = snapshot(env)
+            return b"d" + pickle.dumps(_swap(state, Tensor, lambda t: t.numpy()))
+        case b"p":
+            restore(env, _swap(pickle.loads(message[1:]), np.ndarray, torch.from_numpy))
+            return b"d"
+    raise ValueError(f"unknown message {message[:1]!r}")
+
+
+def _work(connection: Connection, env_fn: Callable[[], Env], autoreset: bool) -> None:
+    """A worker's life: build, answer messages, end when the pipe does."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C and SIGTERM reach the whole group; the parent decides when we end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    env = None
+    try:
+        env = env_fn()
+        observations, actions = ObservationCodec(env.observation_space), ActionCodec(env.action_space)
+        spec = spec_of(env, observations, actions)
+        hello = (env.observation_space, env.action_space, spec.id, spec.episode_limit)
+        connection.send_bytes(b"d" + pickle.dumps(hello))
+        while (message := connection.recv_bytes()) != b"c":
+            connection.send_bytes(_answer(env, observations, actions, message, autoreset))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+    except Exception as e:
+        first = (str(e).strip().splitlines() or [""])[0]
+        summary = first if isinstance(e, RloptError) else f"{type(e).__name__}: {first}"
+        with contextlib.suppress(OSError):
+            connection.send_bytes(b"e" + pickle.dumps((summary, traceback.format_exc(), isinstance(e, RloptError))))
+    finally:
+        if env is not None:
+            with contextlib.suppress(Exception):
+                env.close()
+
+
+def _context() -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rlopt.envs.workers"])
+    return context
+
+
+class _Worker:
+    """The parent's end of one worker."""
+
+    def __init__(self, context: Any, slot: int, env_fn: Callable[[], Env], autoreset: bool) -> None:
+        self.slot = slot
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_work, args=(theirs, env_fn, autoreset), name=f"rlopt-env-{slot}", daemon=True
+        )
+        try:
+            self.process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as e:
+            raise RloptError(
+                f"the environment cannot be sent to a worker process ({e}); use backend=sync, or wrappers and entry "
+                "points that can be imported by name"
+            ) from e
+        finally:
+            theirs.close()
+
+    def send(self, message: bytes) -> None:
+        try:
+            self.connection.send_bytes(message)
+        except OSError as e:
+            raise _Lost("died") from e
+
+    def receive(self, deadline: float) -> bytes:
+        """The worker's next answer without its letter.
+
+        Raises:
+            _Lost: it died, or did not answer before ``deadline`` (of ``time.monotonic``).
+            RloptError: the environment raised an error.
+        """
+        try:
+            if not self.connection.poll(max(0.0, deadline - time.monotonic())):
+                raise _Lost("did not answer in time")
+            answer: bytes = self.connection.recv_bytes()
+        except (EOFError, OSError) as e:
+            raise _Lost("died") from e
+        if answer[:1] == b"e":
+            summary, trace, is_user_error = pickle.loads(answer[1:])
+            error = RloptError(summary if is_user_error else f"environment {self.slot} failed: {summary}")
+            error.add_note(f"in worker process {self.process.pid}:\n{trace}")
+            raise error
+        return answer[1:]
+
+    def kill(self) -> None:
+        self.connection.close()
+        if self.process.pid is not None:
+            self.process.kill()
+            self.process.join()
+
+    def close(self) -> None:
+        """Ask it to close its environment; kill it where that takes more than a few seconds."""
+        with contextlib.suppress(_Lost):
+            self.send(b"c")
+        self.process.join(5.0)
+        self.kill()
+
+
+class AsyncVectorEnv:
+    """N environments in N worker processes, behind the contract of ``rlopt.envs.vector.VectorEnv``.
+
+    Worth its cost where one environment step takes about a millisecond or more. A worker that dies, or that does not
+    answer within ``timeout`` seconds, is replaced alone: its row of that step has ``valid`` false, ``reset`` true,
+    reward 0, and the new environment's first observation in ``obs`` and ``next_obs``; the new environment's seed is
+    ``derive_seed(seed, stream, slot, "restart", k)``, where k counts the slot's replacements from 1. ``restarts``
+    counts all replacements; once it is not zero the run is no longer reproducible to the bit. A Python error inside
+    an environment is not hidden: it ends the run.
+
+    Scripts must build it under ``if __name__ == "__main__":``, as for any worker process that Python starts afresh.
+
+    Args:
+        env_fns: one picklable function per environment, each building it.
+        seed: the run's seed; slot i's first reset uses ``derive_seed(seed, stream, i)``.
+        device: where the tensors that it returns live.
+        autoreset: see ``VectorEnv``.
+        env_id: the name reported in ``spec``; by default the registered one.
+        timeout: seconds that a step or a reset may take.
+        stream: the name of the random stream.
+
+    Raises:
+        RloptError: no environment, a space without translation, an environment that cannot be built or sent to a
+            process, one that raises an error, or a slot whose worker is lost more than three times in a row.
+    """
+
+    def __init__(
+        self,
+        env_fns: Sequence[Callable[[], Env]],
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        autoreset: bool = True,
+        env_id: str | None = None,
+        timeout: float = 60.0,
+        stream: str = "env",
+    ) -> None:
+        if not env_fns:
+            raise RloptError("a vector environment needs num_envs of at least 1")
+        if timeout <= 0:
+            raise RloptError(f"timeout={timeout} must be above 0 seconds")
+        self.num_envs, self.device, self.autoreset = len(env_fns), torch.device(device), autoreset
+        self.timeout = timeout
+        self._fns, self._seed, self._stream = list(env_fns), seed, stream
+        self._context = _context()
+        self._workers: list[_Worker | None] = [None] * self.num_envs
+        self._lost = [0] * self.num_envs  # replacements of each slot
+        self._lost_in_a_row = [0] * self.num_envs
+        self._ended = [False] * self.num_envs
+        self._started = self._closed = False
+        try:
+            for slot in range(self.num_envs):
+                self._workers[slot] = _Worker(self._context, slot, self._fns[slot], autoreset)
+            hellos = [self._hello(slot) for slot in range(self.num_envs)]
+        except BaseException:
+            self.close()
+            raise
+        observation_space, action_space, registered, limit = hellos[0]
+        if any(hello[:2] != hellos[0][:2] for hello in hellos):
+            self.close()
+            raise RloptError("the environments of one vector must have equal observation and action spaces")
+        self._observations, self._actions = ObservationCodec(observation_space), ActionCodec(action_space)
+        self.spec = EnvSpec(env_id or registered, self._observations.space, self._actions.space, limit)
+        self._current = self._observations.arrays(self.num_envs)
+        self._steps = StepBuilder(self.num_envs, self.device)
+
+    @property
+    def restarts(self) -> int:
+        """How many workers were replaced so far."""
+        return sum(self._lost)
+
+    def reset(
+        self, seeds: Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+    ) -> Obs:
+        """Begin new episodes; see ``VectorEnv.reset``. The first reset uses the slots' derived seeds."""
+        if seeds is None and not self._started:
+            seeds, mask = [derive_seed(self._seed, self._stream, slot) for slot in range(self.num_envs)], None
+        row_seeds, rows = reset_seeds(seeds, self.num_envs), reset_rows(mask, self.num_envs)
+        messages = {i: b"r" + pickle.dumps((row_seeds[i], options)) for i in rows}
+        answers = self._exchange(messages)
+        for i in rows:
+            answer = answers[i]
+            if answer is None:
+                self._replace(i)
+            else:
+                self._unpack(i, answer, 0)
+            self._ended[i] = False
+        self._started = True
+        return self._observations.tensors(self._current, self.device)
+
+    def step(self, action: Tensor) -> Step:
+        """Step all rows; see ``VectorEnv.step``."""
+        if not self._started:
+            raise RloptError("step was called before reset; call reset() once after building the environment")
+        actions = self._actions.batch(action, self.num_envs)
+        answers = self._exchange({i: b"s" + actions[i].tobytes() for i in range(self.num_envs) if not self._ended[i]})
+        reward, flags = np.zeros(self.num_envs, np.float32), ordinary_flags(self.num_envs)
+        firsts: list[tuple[int, bytes, int]] = []
+        for i in range(self.num_envs):
+            answer = answers.get(i)
+            if answer is None:
+                flags[VALID, i] = False
+                continue
+            self._lost_in_a_row[i] = 0
+            reward[i], terminated, truncated, again = _HEAD.unpack_from(answer)
+            flags[:RESET, i] = terminated, truncated
+            flags[RESET, i] = again
+            end = self._unpack(i, answer, _HEAD.size)
+            if again:
+                firsts.append((i, answer, end))
+            elif terminated or truncated:
+                self._ended[i] = True
+        for i in [i for i, answer in answers.items() if answer is None]:
+            self._replace(i)
+            flags[RESET, i] = True
+        next_obs = observed = self._observations.tensors(self._current, self.device)
+        if firsts:
+            for i, answer, offset in firsts:
+                self._unpack(i, answer, offset)
+            observed = self._observations.tensors(self._current, self.device)
+        ordinary = not flags[:VALID].any() and flags[VALID].all()
+        return self._steps.build(observed, next_obs, reward, None if ordinary else flags)
+
+    def state_dict(self) -> State | None:
+        """All environments exactly (see ``rlopt.envs.snapshot``), or None where one of them cannot be saved or was
+        lost."""
+        if not self._started:
+            return None
+        answers = self._exchange(dict.fromkeys(range(self.num_envs), b"g"))
+        trees = [None if a is None else pickle.loads(a) for a in answers.values()]
+        if any(tree is None for tree in trees):
+            return None
+        states = [_swap(tree, np.ndarray, torch.from_numpy) for tree in trees]
+        return {**pack_state(states, self._current, self._ended), "lost": list(self._lost)}
+
+    def load_state_dict(self, state: State) -> Obs:
+        """Continue where ``state_dict`` stood; returns the observations to act on.
+
+        Raises:
+            RloptError: the state is of another number of environments, or of another environment.
+        """
+        states = unpack_state(state, self._current, self._ended)
+        self._lost = [int(k) for k in state.get("lost", [0] * self.num_envs)]
+        messages = {i: b"p" + pickle.dumps(_swap(s, Tensor, lambda t: t.cpu().numpy())) for i, s in enumerate(states)}
+        lost = [i for i, answer in self._exchange(messages).items() if answer is None]
+        if lost:
+            raise RloptError(f"the worker of environment {lost[0]} died while its saved state was put back")
+        self._started = True
+        return self._observations.tensors(self._current, self.device)
+
+    def close(self) -> None:
+        """End every worker. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            for worker in self._workers:
+                if worker is not None:
+                    with contextlib.suppress(_Lost):
+                        worker.send(b"c")  # all close at once; close() then waits for each
+            for worker in self._workers:
+                if worker is not None:
+                    worker.close()
+
+    def _hello(self, slot: int) -> Any:
+        worker = self._workers[slot]
+        assert worker is not None
+        try:
+            return pickle.loads(worker.receive(time.monotonic() + max(_STARTUP, self.timeout)))
+        except _Lost as e:
+            raise RloptError(
+                f"the worker of environment {slot} {e} while starting; a script must build it under "
+                '`if __name__ == "__main__":`, and backend=sync shows what goes wrong'
+            ) from e
+
+    def _exchange(self, messages: dict[int, bytes]) -> dict[int, bytes | None]:
+        """Send each worker its message and collect the answers; None for a worker that was lost (and is gone now)."""
+        if self._closed:
+            raise RloptError("the environment is closed")
+        answers: dict[int, bytes | None] = {}
+        reasons: dict[int, str] = {}
+        for slot, message in messages.items():
+            worker = self._workers[slot]
+            try:
+                if worker is None:
+                    raise _Lost("was gone")
+                worker.send(message)
+            except _Lost as e:
+                reasons[slot] = str(e)
+        deadline = time.monotonic() + self.timeout
+        try:
+            for slot in messages:
+                worker = self._workers[slot]
+                answers[slot] = None
+                if slot in reasons or worker is None:
+                    continue
+                try:
+                    answers[slot] = worker.receive(deadline)
+                except _Lost as e:
+                    reasons[slot] = str(e)
+        except BaseException:  # also Ctrl-C: answers left in the pipes would be taken for those of the next step
+            self.close()
+            raise
+        for slot, reason in reasons.items():
+            worker = self._workers[slot]
+            if worker is not None:
+                _log.warning("the worker of environment %d %s", slot, reason)
+                worker.kill()
+                self._workers[slot] = None
+        return answers
+
+    def _replace(self, slot: int) -> None:
+        """A new worker for ``slot``, reset; its first observation becomes the current one."""
+        while True:
+            self._lost[slot] += 1
+            self._lost_in_a_row[slot] += 1
+            if self._lost_in_a_row[slot] > _MAX_LOSSES:
+                self.close()
+                raise RloptError(
+                    f"the worker of environment {slot} was lost {_MAX_LOSSES + 1} times in a row; "
+                    f"raise env.timeout (now {self.timeout:g} s) or find out why the environment dies with backend=sync"
+                )
+            seed = derive_seed(self._seed, self._stream, slot, "restart", self._lost[slot])
+            _log.warning("environment %d is replaced (restart %d)", slot, self._lost[slot])
+            self._workers[slot] = _Worker(self._context, slot, self._fns[slot], self.autoreset)
+            self._hello(slot)
+            answer = self._exchange({slot: b"r" + pickle.dumps((seed, None))})[slot]
+            if answer is not None:
+                self._unpack(slot, answer, 0)
+                self._ended[slot] = False
+                return
+
+    def _unpack(self, row: int, answer: bytes, offset: int) -> int:
+        """Copy one packed observation into the current ones; returns where it ends."""
+        for array in self._current:
+            target: Array = array[row : row + 1]
+            flat = np.frombuffer(answer, target.dtype, target.size, offset)
+            target[...] = flat.reshape(target.shape)
+            offset += target.nbytes
+        return offset

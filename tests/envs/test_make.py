@@ -1,0 +1,168 @@
+"""From names to environments: ids, wrappers, backends, and one clear line where something is wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rlopt.envs import SyncVectorEnv, backend_names, make_env, register_backend
+from rlopt.envs import make as make_module
+from rlopt.random import derive_seed
+from rlopt.types import RloptError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"id": "HalfCheeta-v5"}, "env=HalfCheeta-v5 is not a registered environment; did you mean HalfCheetah-v5?"),
+        ({"id": "pendulum-v1"}, "did you mean Pendulum-v1?"),
+        ({"id": "CartPole"}, "env=CartPole lacks its version; did you mean CartPole-v1?"),
+        ({"id": "no_such_module:X-v0"}, "no module named no_such_module"),
+        ({"id": "Pendulum-v1", "backend": "asink"}, "choose one of auto, sync, async, vector (nearest: async)"),
+        ({"id": "Pendulum-v1", "num_envs": 0}, "num_envs=0 must be at least 1"),
+        ({"id": "Pendulum-v1", "backend": "async", "timeout": 0.0}, "timeout=0.0 must be above 0"),
+        ({"id": "Pendulum-v1", "kwargs": {"gravity": 1}}, "cannot be built with env.kwargs={'gravity': 1}"),
+        ({"id": "Pendulum-v1", "device": "gpu"}, "device='gpu' is no torch device"),
+        ({"id": "Pendulum-v1", "backend": "vector"}, "no vector version of its own"),
+        ({"id": "CartPole-v1", "backend": "vector", "wrappers": ["FlattenObservation"]}, "wrap single environments"),
+        ({"id": "Pendulum-v1", "wrappers": ["FlattenObservatio"]}, "did you mean FlattenObservation?"),
+        ({"id": "Pendulum-v1", "wrappers": ["nowhere:Wrapper"]}, "cannot import 'nowhere:Wrapper'"),
+        ({"id": "Pendulum-v1", "wrappers": [{"name": "X"}]}, "the keys class and kwargs"),
+        ({"id": "Pendulum-v1", "wrappers": ["TimeLimit"]}, "TimeLimit refuses this environment"),
+        ({"id": "Pendulum-v1", "wrappers": [3]}, "neither module:Class"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(RloptError) as caught:
+        make_env(**arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "module", "extra"), [("Hopper-v5", "mujoco", "mujoco"), ("ALE/Pong-v5", "ale_py", "atari")]
+)
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, env_id: str, module: str, extra: str) -> None:
+    for name in [n for n in sys.modules if n.startswith((module, "gymnasium.envs.mujoco"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)  # importing it now raises ModuleNotFoundError
+    with pytest.raises(RloptError) as caught:
+        make_env(env_id)
+    assert f'pip install "rlopt[{extra}]"' in str(caught.value)
+
+
+def test_an_id_from_a_module_is_registered_by_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rlopt_envs.py").write_text(
+        "import gymnasium\n"
+        "from rlopt.envs.counting import CountEnv\n"
+        "gymnasium.register('MyCount-v0', entry_point='my_rlopt_envs:CountEnv', max_episode_steps=4)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for backend in ("sync", "async"):
+        env = make_env("my_rlopt_envs:MyCount-v0", backend=backend, kwargs={"length": 9})
+        assert env.spec.id == "my_rlopt_envs:MyCount-v0"
+        assert env.spec.episode_limit == 4
+        env.reset()
+        steps = [env.step(torch.zeros(1, 1)) for _ in range(4)]
+        assert [bool(s.truncated) for s in steps] == [False, False, False, True]
+        assert not any(bool(s.terminated) for s in steps)
+        env.close()
+
+
+class Doubled(gymnasium.RewardWrapper[Any, Any]):
+    def __init__(self, env: Any, factor: float = 2.0) -> None:
+        super().__init__(env)
+        self.factor = factor
+
+    def reward(self, reward: Any) -> float:
+        return float(reward) * self.factor
+
+
+def test_wrappers_by_name_mapping_and_callable_apply_from_the_inside_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wrapper_module", sys.modules[__name__])
+    env = make_env(
+        "rlopt/Count-v0",
+        kwargs={"length": 5},
+        wrappers=[
+            {"class": "ClipReward", "kwargs": {"max_reward": 1.5}},  # a bare name is one of gymnasium.wrappers
+            {"class": "wrapper_module:Doubled", "kwargs": {"factor": 10.0}},
+            "wrapper_module:Doubled",
+            lambda inner: gymnasium.wrappers.RescaleObservation(
+                gymnasium.wrappers.TransformObservation(
+                    inner, lambda o: np.clip(o, 0, 4), spaces.Box(0.0, 4.0, (2,), np.float64)
+                ),
+                0.0,
+                1.0,
+            ),
+        ],
+    )
+    assert env.spec.observation_space == spaces.Box(0.0, 1.0, (2,), np.float32)
+    env.reset()
+    steps = [env.step(torch.zeros(1, 1)) for _ in range(2)]
+    assert [float(s.reward) for s in steps] == [20.0, 30.0]
+    assert [s.obs.tolist() for s in steps] == [[[0.25, 0.0]], [[0.5, 0.0]]]
+
+
+def test_slots_start_from_seeds_derived_from_run_stream_and_slot() -> None:
+    env = make_env("Pendulum-v1", 2, seed=3)
+    expected = [gymnasium.make("Pendulum-v1").reset(seed=derive_seed(3, "env", i))[0] for i in range(2)]
+    first = env.reset()
+    assert isinstance(first, torch.Tensor)
+    assert first.tolist() == np.stack(expected).tolist()
+    again = env.reset()
+    assert not torch.equal(first, again)  # a row goes on with its own generator
+    assert torch.equal(first, env.reset(seeds=[derive_seed(3, "env", i) for i in range(2)]))
+    assert not torch.equal(first, make_env("Pendulum-v1", 2, seed=3, stream="evaluation").reset())
+    assert env.spec.episode_limit == 200
+    assert make_env("Pendulum-v1", kwargs={"max_episode_steps": 7}).spec.episode_limit == 7
+
+
+def test_a_backend_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_module, "_BACKENDS", dict(make_module._BACKENDS))
+    asked = []
+
+    def backend(request: Any) -> Any:
+        asked.append(request)
+        return SyncVectorEnv([request.factory] * request.num_envs, seed=request.seed)
+
+    register_backend("mine", backend)
+    env = make_env("Pendulum-v1", 2, seed=9, backend="mine", kwargs={"g": 9.81})
+    assert env.num_envs == 2
+    assert (asked[0].id, asked[0].seed, asked[0].factory.kwargs) == ("Pendulum-v1", 9, {"g": 9.81})
+    assert "mine" in backend_names()
+    with pytest.raises(RloptError, match="registered already"):
+        register_backend("sync", backend)
+
+
+def test_ales_own_vector_environment() -> None:
+    pytest.importorskip("ale_py")
+    later = {"max_num_frames_per_episode": 80, "noop_max": 0, "use_fire_reset": False, "reward_clipping": False}
+    env = make_env("ALE/Breakout-v5", 2, backend="vector", kwargs=later)
+    following: Any = make_env("ALE/Breakout-v5", 2, backend="vector", kwargs={"autoreset_mode": "NextStep"})
+    assert env.mode == gymnasium.vector.AutoresetMode.SAME_STEP  # type: ignore[attr-defined]
+    assert following.mode == gymnasium.vector.AutoresetMode.NEXT_STEP
+    following.close()
+    last: Any = env.reset()
+    assert last.dtype == torch.uint8
+    ends = []
+    for _ in range(45):
+        step: Any = env.step(torch.tensor([1, 0]))
+        assert step.valid.all()
+        assert torch.equal(step.reset, step.truncated | step.terminated)
+        for i in step.reset.nonzero().flatten().tolist():
+            assert not torch.equal(step.obs[i], step.next_obs[i])
+            assert torch.equal(step.next_obs[i, :3], last[i, 1:])  # the true last frames follow the ones before
+        assert torch.equal(step.obs[~step.reset], step.next_obs[~step.reset])
+        ends.append(step.truncated.tolist())
+        last = step.obs
+    assert [k for k, e in enumerate(ends) if e == [True, True]] == [19, 39]  # 80 frames are 20 steps
+    with pytest.raises(RloptError, match="life_loss_info"):
+        make_env("ALE/Breakout-v5", 1, backend="vector", kwargs={"life_loss_info": True})
+    env.close()

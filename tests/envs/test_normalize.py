@@ -1,0 +1,110 @@
+"""Running normalisation, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlopt.envs import Normalizer
+from rlopt.types import EnvSpec, RloptError, Step
+
+
+def _spec(space: Any) -> EnvSpec:
+    return EnvSpec("test", space, spaces.Discrete(2))
+
+
+def _step(obs: Any, reward: list[float], reset: list[int], valid: list[int]) -> Step:
+    no = torch.zeros(len(reward), dtype=torch.bool)
+    return Step(obs, obs, torch.tensor(reward), no, no, torch.tensor(reset).bool(), torch.tensor(valid).bool(), {})
+
+
+BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+
+class Batch(NamedTuple):
+    obs: Any
+    action: Tensor
+    next_obs: Any
+    reward: Tensor
+
+
+def test_mean_and_variance_of_all_that_was_observed() -> None:
+    n = Normalizer(_spec(BOX), epsilon=0.0)
+    n.observe(_step(torch.tensor([[1.0, 10.0], [3.0, 10.0]]), [0, 0], [0, 0], [1, 1]))
+    n.observe(_step(torch.tensor([[8.0, 40.0], [99.0, 99.0]]), [0, 0], [0, 0], [1, 0]))  # an invalid row is no data
+    n.observe(_step(torch.tensor([[float("nan"), 0.0], [0.0, 20.0]]), [0, 0], [0, 1], [0, 0]))  # but a new episode is
+    # first column 1, 3, 8, 0: mean 3, variance (4 + 0 + 25 + 9)/4 = 9.5; second 10, 10, 40, 20: mean 20, variance 150
+    found = n.normalize_obs(torch.tensor([[3.0 + 9.5**0.5, 20.0 - 2 * 150**0.5]]))
+    assert isinstance(found, Tensor)
+    assert found.dtype == torch.float32
+    assert found.tolist()[0] == pytest.approx([1.0, -2.0], abs=1e-6)
+
+
+def test_large_offsets_lose_no_precision() -> None:
+    n = Normalizer(_spec(spaces.Box(-np.inf, np.inf, (1,), np.float32)), epsilon=0.0)
+    for k in range(100):
+        n.observe(_step(torch.tensor([[4096.0 + k % 2]]), [0], [0], [1]))
+    assert float(n.moments[""].variance) == pytest.approx(0.25, rel=1e-12)
+
+
+def test_values_are_clipped_and_nothing_seen_means_no_change() -> None:
+    n = Normalizer(_spec(BOX), clip=5.0, epsilon=0.0)
+    assert n.normalize_obs(torch.tensor([[2.0, 100.0]])).tolist() == [[2.0, 5.0]]
+
+
+def test_rewards_are_scaled_by_the_discounted_returns_spread_cut_at_resets() -> None:
+    n = Normalizer(_spec(BOX), obs=False, reward=True, gamma=0.5, epsilon=0.0)
+    obs = torch.zeros(2, 2)
+    n.observe(_step(obs, [2.0, 1.0], [0, 0], [1, 1]))  # returns 2, 1
+    n.observe(_step(obs, [4.0, 9.0], [1, 0], [1, 0]))  # 4 + 0.5·2 = 5, then cut; the second row is no transition
+    n.observe(_step(obs, [1.0, 3.5], [0, 0], [1, 1]))  # 1, and 3.5 + 0.5·1 = 4
+    # returns 2, 1, 5, 1, 4: mean 2.6, variance (0.36 + 2.56 + 5.76 + 2.56 + 1.96)/5 = 2.64
+    scaled = n.normalize_reward(torch.tensor([1.0, -3.0]))
+    assert scaled.tolist() == pytest.approx([1 / 2.64**0.5, -3 / 2.64**0.5], rel=1e-6)
+
+
+def test_a_batch_is_treated_in_obs_next_obs_and_reward_and_only_floats_are() -> None:
+    space = spaces.Dict({"x": BOX, "image": spaces.Box(0, 255, (1, 2, 2), np.uint8), "index": spaces.Discrete(3)})
+    n = Normalizer(_spec(space), reward=True, gamma=0.0, epsilon=0.0)
+    image, index = torch.full((2, 1, 2, 2), 7, dtype=torch.uint8), torch.tensor([1, 2])
+    obs = {"x": torch.tensor([[0.0, 0.0], [2.0, 4.0]]), "image": image, "index": index}
+    n.observe(_step(obs, [0.0, 4.0], [0, 0], [1, 1]))  # means 1, 2; deviations 1, 2; rewards' deviation 2
+    batch = n.normalize_batch(Batch(obs, torch.tensor([0, 1]), {**obs, "x": obs["x"] + 1}, torch.tensor([1.0, 2.0])))
+    assert batch.obs["x"].tolist() == [[-1.0, -1.0], [1.0, 1.0]]
+    assert batch.next_obs["x"].tolist() == [[0.0, -0.5], [2.0, 1.5]]
+    assert batch.reward.tolist() == [0.5, 1.0]
+    assert batch.obs["image"] is image
+    assert batch.obs["index"] is index
+    assert batch.action.tolist() == [0, 1]
+
+
+def test_saved_statistics_continue_exactly_and_reading_never_changes_them() -> None:
+    torch.manual_seed(0)
+    data = [_step(torch.randn(3, 2), torch.randn(3).tolist(), [0, 0, 1], [1, 1, 1]) for _ in range(6)]
+    straight, broken = (Normalizer(_spec(BOX), reward=True) for _ in range(2))
+    for step in data:
+        straight.observe(step)
+    for step in data[:3]:
+        broken.observe(step)
+    broken.normalize_obs(torch.randn(5, 2))
+    resumed = Normalizer.from_state(_spec(BOX), broken.state_dict())
+    for step in data[3:]:
+        resumed.observe(step)
+    probe = torch.randn(4, 2)
+    assert torch.equal(straight.normalize_obs(probe), resumed.normalize_obs(probe))
+    assert torch.equal(straight.normalize_reward(probe[:, 0]), resumed.normalize_reward(probe[:, 0]))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(RloptError, match="no floating observation"):
+        Normalizer(_spec(spaces.Discrete(3)))
+    saved = Normalizer(_spec(BOX)).state_dict()
+    with pytest.raises(RloptError, match="other quantities"):
+        Normalizer(_spec(BOX), reward=True).load_state_dict(saved)
+    with pytest.raises(RloptError, match="differs"):
+        Normalizer(_spec(spaces.Box(-1.0, 1.0, (3,), np.float32))).load_state_dict(saved)

@@ -1,0 +1,138 @@
+"""Translation of spaces, observations and actions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rlopt.envs import VectorAdapter, make_env
+from rlopt.envs.counting import CountSpacesEnv
+from rlopt.envs.spaces import ActionCodec, ObservationCodec, space_from_json, space_to_json
+from rlopt.types import RloptError
+
+
+@pytest.mark.parametrize("backend", ["sync", "async", "gymnasium"])
+def test_nested_observations_become_a_flat_dict_of_tensors(backend: str) -> None:
+    if backend == "gymnasium":
+        fns = [lambda: CountSpacesEnv(2, "truncate")] * 2
+        mode = gymnasium.vector.AutoresetMode.SAME_STEP
+        env: Any = VectorAdapter(gymnasium.vector.SyncVectorEnv(fns, autoreset_mode=mode))
+    else:
+        env = make_env("rlopt/CountSpaces-v0", 2, backend=backend, kwargs={"length": 2, "end": "truncate"})
+    space = env.spec.observation_space
+    assert set(space) == {"image", "parts/0", "parts/1", "deep/flags"}
+    assert space["deep/flags"] == spaces.Box(0.0, 1.0, (2,), np.float32)
+    obs = env.reset()
+    assert {k: v.dtype for k, v in obs.items()} == {
+        "image": torch.uint8, "parts/0": torch.int64, "parts/1": torch.int64, "deep/flags": torch.float32,
+    }  # fmt: skip
+    assert {k: tuple(v.shape) for k, v in obs.items()} == {
+        "image": (2, 4, 4, 1), "parts/0": (2,), "parts/1": (2, 2), "deep/flags": (2, 2),
+    }  # fmt: skip
+    assert obs["parts/0"].tolist() == [5, 5]  # Discrete(4, start=5) keeps its numbering
+    env.step(torch.tensor([-1, 1]))
+    step = env.step(torch.tensor([-1, 1]))  # Discrete(3, start=-1)
+    assert step.reward.tolist() == [2.0 - 1.0, 2.0 + 1.0]
+    assert step.reset.all()
+    assert step.next_obs["image"].unique().tolist() == [2]
+    assert step.obs["image"].unique().tolist() == [0]
+    assert step.next_obs["parts/0"].tolist() == [7, 7]
+    assert step.next_obs["parts/1"].tolist() == [[2, 1], [2, 1]]
+    assert step.next_obs["deep/flags"].tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    env.close()
+
+
+def test_boxes_become_float32_and_images_stay_uint8() -> None:
+    wide = ObservationCodec(spaces.Box(-1e300, np.array([1.0, 1e300]), (2,), np.float64)).space
+    assert wide == spaces.Box(-np.inf, np.array([1.0, np.inf], np.float32), (2,), np.float32)
+    assert ObservationCodec(spaces.Box(-3, 3, (2, 2), np.int32)).space == spaces.Box(-3, 3, (2, 2), np.float32)
+    image = spaces.Box(0, 255, (3, 3), np.uint8)
+    assert ObservationCodec(image).space is image
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (spaces.Text(5), "Text"),
+        (spaces.Sequence(spaces.Discrete(2)), "Sequence"),
+        (spaces.Dict({"a": spaces.Text(5)}), "at 'a'"),
+        (spaces.Dict({"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(2)})}), "both named 'a/b'"),
+        (spaces.Dict({}), "no leaf"),
+    ],
+)
+def test_observations_without_a_tensor_are_refused(space: Any, words: str) -> None:
+    with pytest.raises(RloptError, match=words):
+        ObservationCodec(space)
+
+
+def test_actions_reach_the_environment_in_its_own_words() -> None:
+    box = ActionCodec(spaces.Box(-1.0, 1.0, (2, 2), np.float64))
+    assert box.space == spaces.Box(-1.0, 1.0, (4,), np.float32)
+    rows = box.rows(torch.arange(8.0).reshape(2, 4), 2)
+    assert rows.dtype == np.float64
+    assert rows[1].tolist() == [[4.0, 5.0], [6.0, 7.0]]
+
+    discrete = ActionCodec(spaces.Discrete(3, start=10)).rows(torch.tensor([10, 12]), 2)
+    assert discrete == [10, 12]
+    assert all(type(a) is int for a in discrete)
+
+    several = ActionCodec(spaces.MultiDiscrete([3, 4], start=[0, 1])).rows(torch.tensor([[2, 4]]), 1)
+    assert several.dtype == np.int64
+    assert several.tolist() == [[2, 4]]
+
+    binary = ActionCodec(spaces.MultiBinary(2))
+    assert binary.space == spaces.MultiDiscrete([2, 2])
+    assert binary.rows(torch.tensor([[0, 1]]), 1).dtype == np.int8
+
+
+def test_an_environment_never_sees_the_callers_tensor() -> None:
+    action = torch.zeros(1, 2)
+    rows = ActionCodec(spaces.Box(-1.0, 1.0, (2,), np.float32)).rows(action, 1)
+    action.fill_(1.0)
+    assert rows.tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(0, 5, (2,), np.int64), spaces.Text(3)]
+)
+def test_action_spaces_that_no_agent_acts_in_are_refused(space: Any) -> None:
+    with pytest.raises(RloptError, match="rlopt acts in Box of floats"):
+        ActionCodec(space)
+
+
+SPACES = [
+    spaces.Box(-np.inf, np.inf, (3,), np.float32),
+    spaces.Box(np.array([-1.0, -np.inf], np.float32), np.array([0.1, 2.0], np.float32)),
+    spaces.Box(0, 255, (84, 84, 4), np.uint8),
+    spaces.Box(0.0, 1.0, (), np.float32),
+    spaces.Discrete(4, start=-2),
+    spaces.MultiDiscrete([2, 3], start=[1, 0]),
+    spaces.MultiBinary([2, 3]),
+    spaces.Dict({"z": spaces.Discrete(2), "a/b": spaces.Box(-1.0, 1.0, (2,), np.float32)}),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_spaces_survive_json(space: Any) -> None:
+    text = json.dumps(space_to_json(space), allow_nan=False)
+    found = space_from_json(json.loads(text))
+    assert found == space
+    assert len(text) < 250  # an image's bounds are one number each
+    if isinstance(space, spaces.Dict):
+        assert list(found) == list(space)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"type": "os.system"}', '{"type": "Box", "shape": [2]}', '{"type": "Discrete", "n": -1, "start": 0}', "[]",
+     '{"type": "Box", "dtype": "object", "shape": [1], "low": 0, "high": 1}'],
+)  # fmt: skip
+def test_damaged_descriptions_are_refused(text: str) -> None:
+    with pytest.raises(RloptError):
+        space_from_json(json.loads(text))
