@@ -175,8 +175,6 @@ def _leaf_tensor(leaf: Leaf, value: Any, dtype: torch.dtype, device: torch.devic
         raise RloptError(f"this policy sees {_describe(leaf)}: whole numbers ({dtype}), not {x.dtype}")
     if not dtype.is_floating_point:
         _check_range(leaf, x)
-    if leaf.start is not None:
-        x = x - torch.as_tensor(leaf.start, device=x.device)
     x = x.to(device=device, dtype=dtype)
     return (x, x.shape[0]) if batched else (x.unsqueeze(0), None)
 

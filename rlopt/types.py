@@ -14,6 +14,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+Space = spaces.Space[Any]
+"""Any Gymnasium space."""
+
 Obs = Tensor | dict[str, Tensor]
 """A batch of observations: one tensor (N, …), or a flat dict of them (nested keys joined with ``/``)."""
 
@@ -22,7 +25,8 @@ State = dict[str, Any]
 
 
 class RloptError(Exception):
-    """A mistake of the user's, told in one clear line that names the fix. The command line prints it and exits with 2."""
+    """A mistake of the user's, told in one clear line that names the fix. The command line prints it and exits with
+    2."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,13 @@ class EnvSpec:
     """
 
     id: str
-    observation_space: spaces.Space
-    action_space: spaces.Space
+    observation_space: Space
+    action_space: Space
     episode_limit: int | None = None
     """Steps after which an episode is truncated, where the environment declares it."""
     agents: tuple[str, ...] = ()
     """Names of the agents; empty for a single-agent environment (whose tensors then carry no agent axis)."""
-    state_space: spaces.Space | None = None
+    state_space: Space | None = None
     """The global state of a multi-agent environment, where it has one."""
     shared_reward: bool = True
     action_mask: bool = False
@@ -74,7 +78,8 @@ class Act(NamedTuple):
     action: Tensor
     """(N, A) in environment units, or (N,) int64."""
     carry: Any = None
-    """What must travel to the next step (recurrent state, a budget); None for feed-forward agents. The collector owns it."""
+    """What must travel to the next step (recurrent state, a budget); None for feed-forward agents. The collector owns
+    it."""
     extras: dict[str, Tensor] = {}
     """{name: (N, …)} to be stored with the transition, as declared by ``agent.extra_fields``."""
 
@@ -128,7 +133,7 @@ def map_obs2(fn: Callable[[Tensor, Tensor], Tensor], a: Obs, b: Obs) -> Obs:
     return fn(a, b)
 
 
-def obs_leaves(space: spaces.Space) -> dict[str, spaces.Space]:
+def obs_leaves(space: Space) -> dict[str, Space]:
     """The leaf spaces of a flat observation space; a single space is the leaf named ``""``."""
     return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
 

@@ -14,7 +14,7 @@ from rlopt.nn import Net, NetworkConfig, Optimiser, OptimiserConfig, Schedule
 from rlopt.nn.guard import Guard
 from rlopt.policy import Policy
 from rlopt.random import derive_seed, generator_state, set_generator_state, torch_generator
-from rlopt.types import Act, Clock, EnvSpec, Obs, RloptError, State, Update, option, resolve_device
+from rlopt.types import Act, Clock, EnvSpec, Obs, RloptError, Space, State, Update, option, resolve_device
 
 T = TypeVar("T", Net, Optimiser, Guard, Tensor, torch.Generator)
 
@@ -37,8 +37,12 @@ class ReplayAgentConfig(AgentConfig):
     learning_starts: int | None = option(None, "environment steps before the first update (null: warmup_steps)", low=0)
     learning_rate: float = option(3e-4, "learning rate", above=0.0)
     lr_schedule: str = option("constant", "learning rate over time", choices=("constant", "linear", "cosine"))
-    schedule_steps: int | None = option(None, "environment steps over which lr_schedule decays (null: total_steps)", low=1)
-    final_learning_rate: float = option(0.0, "fraction of the learning rate at the end of the schedule", low=0.0, high=1.0)
+    schedule_steps: int | None = option(
+        None, "environment steps over which lr_schedule decays (null: total_steps)", low=1
+    )
+    final_learning_rate: float = option(
+        0.0, "fraction of the learning rate at the end of the schedule", low=0.0, high=1.0
+    )
     optimiser: OptimiserConfig = option(OptimiserConfig, "optimiser of every network")
     max_grad_norm: float | None = option(None, "clip each network's gradient to this norm (null: never)", above=0.0)
     network: NetworkConfig = option(NetworkConfig, "shape of actor and critics")
@@ -55,8 +59,9 @@ class ReplayAgentConfig(AgentConfig):
 class Agent:
     """Base of every agent: owns the clock, the random streams, and the register of everything that must persist.
 
-    A subclass sets ``name``, ``loop`` (which loop drives it: ``replay``, ``group`` or ``solver``) and ``config_class``, calls
-    ``persist`` once for each network, optimiser, tensor and generator it owns, and writes ``act``, ``update`` and ``actor``.
+    A subclass sets ``name``, ``loop`` (which loop drives it: ``replay``, ``group`` or ``solver``) and
+    ``config_class``, calls ``persist`` once for each network, optimiser, tensor and generator it owns, and writes
+    ``build``, ``act``, ``update`` and ``policy``.
 
     ``Agent(spec, config, seed=0, device="cpu")``, or ``Agent(observation_space, action_space, config, …)``.
     """
@@ -71,7 +76,7 @@ class Agent:
 
     def __init__(
         self,
-        spec: EnvSpec | spaces.Space,
+        spec: EnvSpec | Space,
         *args: Any,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -86,7 +91,9 @@ class Agent:
         self.spec = spec
         self.config = args[0] if args else (config if config is not None else self.config_class())
         if not isinstance(self.config, self.config_class):
-            raise RloptError(f"{type(self).__name__} takes a {self.config_class.__name__}, not {type(self.config).__name__}")
+            raise RloptError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, not {type(self.config).__name__}"
+            )
         self.seed = seed
         self.device = resolve_device(device)
         self.clock = Clock()
@@ -131,9 +138,7 @@ class Agent:
         self._persistent[name] = thing
         return thing
 
-    def descend(
-        self, optimiser: Optimiser, loss: Tensor, leaves: Sequence[Tensor] | None, factor: float = 1.0
-    ) -> None:
+    def descend(self, optimiser: Optimiser, loss: Tensor, leaves: Sequence[Tensor] | None, factor: float = 1.0) -> None:
         """One guarded optimiser step down ``loss``: skipped on the device where this update met anything non-finite.
 
         ``leaves`` are what to differentiate by; None says that the gradient already lies in the optimiser.

@@ -1,27 +1,26 @@
 """Soft actor-critic with learned temperature (Haarnoja et al. 2018b, "Soft Actor-Critic Algorithms and Applications",
 arXiv 1812.05905; equation numbers below are that paper's).
 
-Two critics learn the soft value of the current policy, a squashed Gaussian actor climbs their minimum plus its entropy, and
-the temperature moves so that the entropy stays near a target. Log-probabilities live in normalised action space [-1, 1]:
-the scale of the environment's bounds never enters them.
+Two critics learn the soft value of the current policy, a squashed Gaussian actor climbs their minimum plus its entropy,
+and the temperature moves so that the entropy stays near a target. Log-probabilities live in normalised action space
+[-1, 1]: the scale of the environment's bounds never enters them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rlopt.agents.base import Agent, ReplayAgentConfig
+from rlopt.agents.base import ReplayAgentConfig
+from rlopt.agents.off_policy import OffPolicyActorCritic
 from rlopt.agents.sac_fused import FusedGradients, applies
 from rlopt.buffers import Batch
-from rlopt.nn import Critic, Net, Optimiser, Params, SquashedGaussianActor, build_seeded, network_options
+from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, build_seeded, network_options
 from rlopt.nn.distributions import squashed_gaussian
-from rlopt.policy import Policy
-from rlopt.types import Act, Obs, Update, option
+from rlopt.types import Obs, Update, option
 
 Metrics = dict[str, Tensor]
 
@@ -59,7 +58,8 @@ def critic_loss(
     the two critics, which prioritised samplers use.
     """
     with torch.no_grad():
-        next_action, next_log_prob = squashed_gaussian(*nets.actor(actor, batch.next_obs), noise)
+        mean, log_std = nets.actor(actor, batch.next_obs)
+        next_action, next_log_prob = squashed_gaussian(mean, log_std, noise)
         next_q = nets.critic(target, batch.next_obs, next_action).amin(0)
         next_value = next_q - temperature * next_log_prob
         y = batch.reward + batch.discount * (1.0 - batch.terminated) * next_value
@@ -77,7 +77,8 @@ def actor_loss(
 
     Metrics include ``log_prob`` (B,), which the temperature's loss uses.
     """
-    action, log_prob = squashed_gaussian(*nets.actor(params, obs), noise)
+    mean, log_std = nets.actor(params, obs)
+    action, log_prob = squashed_gaussian(mean, log_std, noise)
     q = nets.critic(critic, obs, action).amin(0)
     loss = (temperature * log_prob - q).mean()
     return loss, {"log_prob": log_prob.detach()}
@@ -88,7 +89,7 @@ def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: 
     return -(log_temperature.exp() * (log_prob + target_entropy)).mean()
 
 
-class SAC(Agent):
+class SAC(OffPolicyActorCritic):
     """Soft actor-critic for bounded Box action spaces."""
 
     name: ClassVar[str] = "sac"
@@ -98,6 +99,7 @@ class SAC(Agent):
         "temperature loss", "temperature gradient",
     )  # fmt: skip
     config: SACConfig
+    actor_module: SquashedGaussianActor
 
     def build(self) -> None:
         c, spec = self.config, self.spec
@@ -114,16 +116,9 @@ class SAC(Agent):
         self.target = self.persist("target", self.critic.target())
         self.nets = Nets(self.actor, self.critic)
         actor_lr = c.actor_learning_rate or c.learning_rate
-        self.actor_optimiser = self._optimiser("actor_optimiser", self.actor.flat, actor_lr)
-        self.critic_optimiser = self._optimiser("critic_optimiser", self.critic.flat, c.learning_rate)
-        self.learns_temperature = c.temperature is None
-        start = c.initial_temperature if c.temperature is None else c.temperature
-        self.log_temperature = self.persist("log_temperature", torch.full((1,), float(np.log(start)), device=self.device))
-        if self.learns_temperature:
-            self.log_temperature.requires_grad_()
-            temperature_lr = c.temperature_learning_rate or c.learning_rate
-            flat = self.log_temperature.detach()
-            self.temperature_optimiser = self._optimiser("temperature_optimiser", flat, temperature_lr)
+        self.actor_optimiser = self.add_optimiser("actor_optimiser", self.actor.flat, actor_lr)
+        self.critic_optimiser = self.add_optimiser("critic_optimiser", self.critic.flat, c.learning_rate)
+        self.add_temperature(c.temperature, c.initial_temperature, c.temperature_learning_rate or c.learning_rate)
         self.target_entropy = -float(self.action_features) if c.target_entropy is None else c.target_entropy
         self.schedule = c.schedule()
         self.fused: FusedGradients | None = None
@@ -132,28 +127,13 @@ class SAC(Agent):
                 self.actor, self.critic, self.target, self.actor_optimiser, self.critic_optimiser, c.batch_size
             )
 
-    def _optimiser(self, name: str, flat: Tensor, learning_rate: float) -> Optimiser:
-        return self.persist(name, Optimiser(flat, learning_rate, self.config.optimiser, self.config.max_grad_norm))
-
-    @property
-    def policy(self) -> Policy:
-        return Policy(self.spec, self.actor_module)
-
-    def act(self, obs: Obs, carry: Any = None, deterministic: bool = False) -> Act:
-        """Actions (N, …) in environment units: uniform during the warm-up, then samples of the policy, or its mode."""
-        if not deterministic and self.clock.env_steps < self.config.warmup_steps:
-            rows = next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]
-            uniform = torch.rand((rows, self.action_features), generator=self.act_generator, device=self.device)
-            return Act(self.actor_module.to_env(2.0 * uniform - 1.0))
-        return Act(self.actor_module.act(obs, deterministic, self.act_generator))
-
     def update(self, batch: Batch) -> Update:
-        """One gradient step of the critics, of actor and temperature every ``policy_delay`` updates, and of the targets."""
+        """One step of the critics and targets, and of actor and temperature every ``policy_delay`` updates."""
         c = self.config
         factor = self.schedule.factor(self.clock)
         batch = batch._replace(action=self.actor_module.normalise(batch.action))
         noise = torch.randn((2, *batch.action.shape), generator=self.update_generator, device=self.device)
-        temperature = self.log_temperature.detach().exp().squeeze(0)
+        temperature = self.temperature
         self.guard.begin(batch.obs, batch.next_obs, batch.reward)
 
         nets, actor, critic, target = self.nets, self.actor.params, self.critic.params, self.target.params

@@ -1,6 +1,7 @@
 """SAC's two gradients written out by hand for plain ReLU networks on the CPU.
 
-``rlopt.agents.sac`` is the definition; this file computes the same numbers (a test holds them equal) with fewer passes over
+``rlopt.agents.sac`` is the definition; this file computes the same numbers (a test holds them equal) with fewer
+passes over
 memory: activations live in buffers that are reused, the actor reads observations and next observations in one product,
 products that nobody needs are never formed, and gradients are written where the optimiser reads them.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 from rlopt.buffers import Batch
 from rlopt.nn import Net, NetworkConfig, Optimiser
 from rlopt.nn.distributions import LOG_STD_MAX, LOG_STD_MIN, squashed_gaussian
+from rlopt.types import Space
 
 if TYPE_CHECKING:
     from rlopt.agents.sac import Metrics
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
-def applies(observation_space: spaces.Space, network: NetworkConfig, device: torch.device) -> bool:
+def applies(observation_space: Space, network: NetworkConfig, device: torch.device) -> bool:
     """Whether these networks are what the formulas below assume."""
     vector = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
     return device.type == "cpu" and vector and network.activation == "relu" and network.encoder in ("auto", "flatten")
@@ -52,7 +54,13 @@ class FusedGradients:
     """Gradients of the critic loss and the actor loss for minibatches of one size."""
 
     def __init__(
-        self, actor: Net, critic: Net, target: Net, actor_optimiser: Optimiser, critic_optimiser: Optimiser, batch_size: int
+        self,
+        actor: Net,
+        critic: Net,
+        target: Net,
+        actor_optimiser: Optimiser,
+        critic_optimiser: Optimiser,
+        batch_size: int,
     ) -> None:
         self.actor = _Layers(actor, actor_optimiser)
         self.critic = _Layers(critic, critic_optimiser)
@@ -143,7 +151,8 @@ class FusedGradients:
 
     @torch.no_grad()
     def actor_gradient(self, temperature: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Loss and metrics of ``actor_loss``; its gradient is left in the actor optimiser. Follows ``critic_gradient``."""
+        """Loss and metrics of ``actor_loss``; its gradient is left in the actor optimiser. Follows
+        ``critic_gradient``."""
         b = self.batch_size
         assert isinstance(batch.obs, Tensor)
         action, log_prob = self.action[b:], self.log_prob[b:]

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.buffers.samplers import Sampler, UniformSampler
-from rlopt.types import Obs, RloptError, State, obs_leaves
+from rlopt.types import Obs, RloptError, Space, State, obs_leaves
 
 Fields = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     """(B,) γ^k, k the true length of the window. The target is reward + discount·(1 - terminated)·V(next_obs)."""
     weight: Tensor | None
     """(B,) importance weights, None where all are 1."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     """(B,) slots, for ``update_priority``."""
     extras: dict[str, Tensor] = {}
     """What the agent declared in ``extra_fields``."""
@@ -65,8 +65,8 @@ class ReplayBuffer:
     def __init__(
         self,
         capacity: int,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: Space,
+        action_space: Space,
         num_envs: int = 1,
         sampler: Sampler | None = None,
         n_step: int = 1,
@@ -76,11 +76,13 @@ class ReplayBuffer:
         seed: int = 0,
     ) -> None:
         if capacity < num_envs or n_step < 1:
-            raise RloptError(f"a buffer needs capacity >= num_envs ({num_envs}) and n_step >= 1, not {capacity}, {n_step}")
+            raise RloptError(
+                f"a buffer needs capacity >= num_envs ({num_envs}) and n_step >= 1, not {capacity}, {n_step}"
+            )
         self.capacity_rows = math.ceil(capacity / num_envs)
         self.num_envs, self.n_step, self.gamma = num_envs, n_step, gamma
         self.device = torch.device(device)
-        self.sampler: Sampler = sampler or UniformSampler()
+        self.sampler: Sampler = UniformSampler() if sampler is None else sampler
         self.rows_written = 0
         self._invalid = 0
 
@@ -94,6 +96,7 @@ class ReplayBuffer:
         fields.update({f"extras/{k}": v for k, v in (extra_fields or {}).items()})
         self._single = not isinstance(observation_space, spaces.Dict)
         self.fields = fields
+        self._given = fields.keys() - {"valid"}
         self.slices: dict[str, slice] = {}
         width = 0
         for name, (shape, dtype) in fields.items():
@@ -125,7 +128,8 @@ class ReplayBuffer:
     def describe(self) -> str:
         """One line on the planned size."""
         slots = self.capacity_rows * self.num_envs
-        return f"replay buffer: {slots:,} transitions of {self.nbytes / slots:,.0f} bytes, {self.nbytes / 2**30:.2f} GiB on {self.device}"
+        size = f"{self.nbytes / slots:,.0f} bytes, {self.nbytes / 2**30:.2f} GiB on {self.device}"
+        return f"replay buffer: {slots:,} transitions of {size}"
 
     def add(
         self,
@@ -142,10 +146,8 @@ class ReplayBuffer:
         """Store one vector step: every argument is (N, …).
 
         ``reset`` says where an episode ended (by default: where terminated or truncated), ``valid`` which rows are
-        transitions at all (by default: all).
+        transitions at all (by default: all). Raises RloptError where a field is missing or unknown.
         """
-        row = self._claim_row()
-        line = self.block[row]
         ended = (terminated | truncated) if reset is None else (reset | truncated)
         values: dict[str, Tensor] = {"action": action, "reward": reward, "terminated": terminated, "reset": ended}
         for prefix, tree in (("obs", obs), ("next_obs", next_obs)):
@@ -154,6 +156,11 @@ class ReplayBuffer:
             else:
                 values[prefix] = tree
         values.update({f"extras/{k}": v for k, v in extras.items()})
+        if values.keys() != self._given:
+            differ = ", ".join(sorted(values.keys() ^ self._given))
+            raise RloptError(f"this step and the buffer's fields differ in {differ}; give each declared field once")
+        row = self._claim_row()
+        line = self.block[row]
         if valid is None:
             line[:, self.slices["valid"]] = 1.0
         else:
@@ -180,6 +187,7 @@ class ReplayBuffer:
         for tensor in self._tensors().values():
             tensor[row].zero_()
         self._invalid += self.num_envs
+        self.sampler.wrote(row * self.num_envs, self.num_envs)
 
     def sample(self, batch_size: int) -> Batch:
         """Draw a minibatch of ``batch_size`` transitions. Raises RloptError while the buffer holds none."""
@@ -198,7 +206,9 @@ class ReplayBuffer:
         if priority is not None:
             self.sampler.update_priority(index, priority)
 
-    def _redraw(self, index: Tensor, weight: Tensor | None, rows: Tensor, size: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _redraw(
+        self, index: Tensor, weight: Tensor | None, rows: Tensor, size: int
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Replace the few draws that fell on rows which are no transitions."""
         flat = self.block.view(-1, self.block.shape[-1])
         column = self.slices["valid"].start
@@ -287,11 +297,11 @@ class ReplayBuffer:
         return {"block": self.block, **self.images}
 
 
-def _shape(space: spaces.Space) -> tuple[int, ...]:
+def _shape(space: Space) -> tuple[int, ...]:
     return tuple(space.shape or ())
 
 
-def _dtype(space: spaces.Space) -> torch.dtype:
+def _dtype(space: Space) -> torch.dtype:
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return torch.int64
     return torch.uint8 if space.dtype == np.uint8 else torch.float32
@@ -300,11 +310,9 @@ def _dtype(space: spaces.Space) -> torch.dtype:
 def _check_fits(nbytes: int, slots: int, device: torch.device) -> None:
     free = free_memory(device)
     if free is not None and nbytes > free:
-        gib = 2.0**30
-        raise RloptError(
-            f"a replay buffer of {slots:,} transitions needs {nbytes / gib:.1f} GiB, but {device} has {free / gib:.1f} GiB free; "
-            "lower buffer.capacity, choose another buffer.device, or free memory"
-        )
+        size = f"{nbytes / 2**30:.1f} GiB, but {device} has {free / 2**30:.1f} GiB free"
+        ways = "lower buffer.capacity, choose another buffer.device, or free memory"
+        raise RloptError(f"a replay buffer of {slots:,} transitions needs {size}; {ways}")
 
 
 def free_memory(device: torch.device) -> int | None:

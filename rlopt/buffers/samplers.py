@@ -16,7 +16,8 @@ class Sampler(Protocol):
 
     name: ClassVar[str]
     prefetchable: ClassVar[bool]
-    """Whether draws depend on nothing but the writes, so that several minibatches can be drawn ahead of their updates."""
+    """Whether draws depend on nothing but the writes, so that several minibatches can be drawn ahead of their
+    updates."""
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
         """Called once by the buffer that owns this sampler."""
@@ -27,7 +28,8 @@ class Sampler(Protocol):
         ...
 
     def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
-        """``batch_size`` slots (B,) int64 among the first ``size`` written ones, and importance weights (B,) or None for 1."""
+        """``batch_size`` slots (B,) int64 among the first ``size`` written ones, and importance weights (B,) or None
+        for 1."""
         ...
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
@@ -42,8 +44,8 @@ class Sampler(Protocol):
 class UniformSampler:
     """Every stored transition with equal probability, with replacement."""
 
-    name = "uniform"
-    prefetchable = True
+    name: ClassVar[str] = "uniform"
+    prefetchable: ClassVar[bool] = True
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
         self.device = device

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlopt.nn.distributions import LOG_STD_MAX, LOG_STD_MIN, categorical
 from rlopt.nn.networks import MLP, NetworkConfig, make_encoder
-from rlopt.types import Obs, RloptError
+from rlopt.types import Obs, RloptError, Space
 
 Options = dict[str, Any]
 
@@ -33,6 +33,10 @@ class Actor(nn.Module):
         """Actions (N, A) in environment units, or (N,) int64; random ones draw from ``generator``."""
         raise NotImplementedError
 
+    def uniform(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Uniformly random actions (rows, …), for an off-policy agent's warm-up."""
+        raise NotImplementedError
+
 
 class SquashedGaussianActor(Actor):
     """tanh of a Gaussian with state-dependent mean and standard deviation, scaled to a bounded Box."""
@@ -41,7 +45,7 @@ class SquashedGaussianActor(Actor):
     half_range: Tensor
     centre: Tensor
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, options: Options) -> None:
+    def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
         super().__init__()
         box = bounded_box(action_space)
         self.options = options
@@ -76,21 +80,28 @@ class SquashedGaussianActor(Actor):
             mean = torch.addcmul(mean, log_std.exp(), noise)
         return self.to_env(torch.tanh(mean))
 
+    def uniform(self, rows: int, generator: torch.Generator) -> Tensor:
+        draw = torch.rand((rows, self.action_features), generator=generator, device=self.centre.device)
+        return self.to_env(2.0 * draw - 1.0)
+
 
 class CategoricalActor(Actor):
     """A categorical distribution over a Discrete action space."""
 
     kind = "categorical"
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, options: Options) -> None:
+    def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
         super().__init__()
         if not isinstance(action_space, spaces.Discrete):
-            raise RloptError(f"a categorical policy acts in Discrete action spaces, not in {action_space}")
+            fix = "use agent=sac" if isinstance(action_space, spaces.Box) else "choose another agent"
+            raise RloptError(
+                f"a categorical policy acts in Discrete action spaces, not in {one_line(action_space)}; {fix}"
+            )
         self.options = options
         config = NetworkConfig(**{**options, "hidden": tuple(options["hidden"])})
         self.encoder = make_encoder(observation_space, config.encoder)
-        self.start = int(action_space.start)
-        self.body = MLP(int(self.encoder.out_features), int(action_space.n), config)  # type: ignore[arg-type]
+        self.start, self.actions = int(action_space.start), int(action_space.n)
+        self.body = MLP(int(self.encoder.out_features), self.actions, config)  # type: ignore[arg-type]
 
     def forward(self, obs: Obs) -> Tensor:
         """Logits (B, K)."""
@@ -99,10 +110,14 @@ class CategoricalActor(Actor):
 
     @torch.no_grad()
     def act(self, obs: Obs, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        logits = self(obs)
+        logits: Tensor = self(obs)
         if deterministic:
             return logits.argmax(-1) + self.start
-        return categorical(logits, torch.rand(logits.shape[:-1], generator=generator, device=logits.device)) + self.start
+        uniform = torch.rand(logits.shape[:-1], generator=generator, device=logits.device)
+        return categorical(logits, uniform) + self.start
+
+    def uniform(self, rows: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.actions, (rows,), generator=generator, device=generator.device) + self.start
 
 
 class TabularActor(Actor):
@@ -110,7 +125,7 @@ class TabularActor(Actor):
 
     kind = "tabular"
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, options: Options) -> None:
+    def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
         super().__init__()
         if not (isinstance(observation_space, spaces.Discrete) and isinstance(action_space, spaces.Discrete)):
             raise RloptError(f"a tabular policy needs Discrete spaces, not {observation_space} and {action_space}")
@@ -129,22 +144,24 @@ class TabularActor(Actor):
         return categorical(rows.log(), uniform) + self.start[1]
 
 
-ACTORS: dict[str, Callable[[spaces.Space, spaces.Space, Options], Actor]] = {
+ACTORS: dict[str, Callable[[Space, Space, Options], Actor]] = {
     cls.kind: cls for cls in (SquashedGaussianActor, CategoricalActor, TabularActor)
 }
 
 
-def register_actor(kind: str, factory: Callable[[spaces.Space, spaces.Space, Options], Actor]) -> None:
+def register_actor(kind: str, factory: Callable[[Space, Space, Options], Actor]) -> None:
     """Make a kind of acting network known, so that exported policies can name it."""
     if kind in ACTORS:
         raise RloptError(f"an actor called {kind!r} is registered already; choose another name")
     ACTORS[kind] = factory
 
 
-def make_actor(kind: str, observation_space: spaces.Space, action_space: spaces.Space, options: Options) -> Actor:
+def make_actor(kind: str, observation_space: Space, action_space: Space, options: Options) -> Actor:
     """Build a registered kind of actor; an unknown kind is refused (a file never names a class freely)."""
     if kind not in ACTORS:
-        raise RloptError(f"unknown kind of policy {kind!r}; known are {', '.join(ACTORS)} (see rlopt.nn.register_actor)")
+        raise RloptError(
+            f"unknown kind of policy {kind!r}; known are {', '.join(ACTORS)} (see rlopt.nn.register_actor)"
+        )
     return ACTORS[kind](observation_space, action_space, options)
 
 
@@ -153,11 +170,16 @@ def network_options(config: NetworkConfig) -> Options:
     return {**asdict(config), "hidden": list(config.hidden)}
 
 
-def bounded_box(space: spaces.Space) -> spaces.Box:
+def one_line(space: Space) -> str:
+    """A space for a message of one line (long bounds print as several)."""
+    return " ".join(str(space).split())
+
+
+def bounded_box(space: Space) -> spaces.Box:
     """The action space as a bounded Box, or one clear line."""
     if not isinstance(space, spaces.Box):
         hint = "use agent=sac_discrete" if isinstance(space, spaces.Discrete) else "choose another agent"
-        raise RloptError(f"this agent acts in Box action spaces, not in {space}; {hint}")
+        raise RloptError(f"this agent acts in Box action spaces, not in {one_line(space)}; {hint}")
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise RloptError("this agent needs a bounded Box of actions; add env.wrappers=[RescaleAction] or bounds")
     return space

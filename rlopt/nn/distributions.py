@@ -17,9 +17,10 @@ HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """A reparameterised sample of tanh(N(mean, std²)) and its log-density.
 
-    All arguments are (…, A); ``noise`` is standard normal. Returns the action (…, A) in (-1, 1) and log π (…,), a density in
-    normalised action space: no scale of the environment's bounds enters. The log-determinant is
-    Σ 2(log 2 − u − softplus(−2u)), equal to Σ log(1 − tanh²u) but finite for every u (Haarnoja et al. 2018b, appendix C).
+    All arguments are (…, A); ``noise`` is standard normal. Returns the action (…, A) in (-1, 1) and log π (…,), a
+    density in normalised action space: no scale of the environment's bounds enters. The log-determinant is
+    Σ 2(log 2 − u − softplus(−2u)), equal to Σ log(1 − tanh²u) but finite for every u (Haarnoja et al. 2018b, appendix
+    C).
     """
     u = torch.addcmul(mean, log_std.exp(), noise)
     log_normal = -0.5 * noise.square() - log_std - HALF_LOG_TWO_PI
@@ -30,4 +31,4 @@ def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Ten
 def categorical(logits: Tensor, uniform: Tensor) -> Tensor:
     """A sample (…,) int64 of the categorical with ``logits`` (…, K) by inversion, from ``uniform`` (…,) in [0, 1)."""
     cumulative = logits.softmax(-1).cumsum(-1)
-    return (cumulative < uniform.unsqueeze(-1)).sum(-1).clamp(max=logits.shape[-1] - 1)
+    return (cumulative <= uniform.unsqueeze(-1)).sum(-1).clamp(max=logits.shape[-1] - 1)

@@ -23,15 +23,16 @@ M = TypeVar("M", bound=nn.Module)
 def build_seeded(factory: Callable[[], M], seed: int) -> M:
     """Build a module whose initial weights depend on ``seed`` alone; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every CUDA generator too
         return factory()
 
 
 class Net:
     """A module and its parameters, flattened.
 
-    ``flat`` (P,) holds all parameters; ``params`` names the leaves, each a view into ``flat``. Calling the net with its own
-    ``params`` runs the module directly; with any other mapping of the same names it runs ``torch.func.functional_call``.
+    ``flat`` (P,) holds all parameters; ``params`` names the leaves, each a view into ``flat``. Calling the net with
+    its own ``params`` runs the module directly; with any other mapping of the same names it runs
+    ``torch.func.functional_call``.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu", trainable: bool = True) -> None:

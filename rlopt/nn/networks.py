@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlopt.types import Obs, RloptError, obs_leaves, option
+from rlopt.types import Obs, RloptError, Space, obs_leaves, option
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
 
@@ -28,7 +29,7 @@ class NetworkConfig:
 class Flatten(nn.Module):
     """Vectors as they are, indices one-hot, all leaves side by side: (B, out_features). No parameters."""
 
-    def __init__(self, space: spaces.Space) -> None:
+    def __init__(self, space: Space) -> None:
         super().__init__()
         self.leaves = obs_leaves(space)
         self.out_features = sum(leaf_features(leaf, key) for key, leaf in self.leaves.items())
@@ -45,18 +46,22 @@ class Flatten(nn.Module):
 class NatureCNN(nn.Module):
     """The three convolutions and one layer of Mnih et al. 2015 over uint8 images (B, C, H, W) or (B, H, W, C)."""
 
-    def __init__(self, space: spaces.Space) -> None:
+    def __init__(self, space: Space) -> None:
         super().__init__()
         if not is_image(space):
-            raise RloptError(f"encoder=nature_cnn reads uint8 images (C, H, W), not {space}; use encoder=auto or flatten")
+            raise RloptError(
+                f"encoder=nature_cnn reads uint8 images (C, H, W), not {space}; use encoder=auto or flatten"
+            )
         assert space.shape is not None
         self.channels_last = space.shape[0] > space.shape[-1]
         channels, height, width = (space.shape[i] for i in ((2, 0, 1) if self.channels_last else (0, 1, 2)))
         if min(height, width) < 36:
-            raise RloptError(f"encoder=nature_cnn needs images of at least 36x36, not {height}x{width}; use encoder=flatten")
+            raise RloptError(
+                f"encoder=nature_cnn needs images of at least 36x36, not {height}x{width}; use encoder=flatten"
+            )
         self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1), nn.ReLU(),
-            nn.Flatten(),
+            nn.Conv2d(channels, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1),
+            nn.ReLU(), nn.Flatten(),
         )  # fmt: skip
         with torch.no_grad():
             size = self.body(torch.zeros(1, channels, height, width)).shape[1]
@@ -71,7 +76,7 @@ class NatureCNN(nn.Module):
 class PerLeaf(nn.Module):
     """Images through NatureCNN, everything else flattened, all side by side."""
 
-    def __init__(self, space: spaces.Space) -> None:
+    def __init__(self, space: Space) -> None:
         super().__init__()
         leaves = obs_leaves(space)
         self.images = nn.ModuleDict({_safe(k): NatureCNN(s) for k, s in leaves.items() if is_image(s)})
@@ -86,17 +91,18 @@ class PerLeaf(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-ENCODERS: dict[str, Callable[[spaces.Space], nn.Module]] = {"flatten": Flatten, "nature_cnn": NatureCNN}
+ENCODERS: dict[str, Callable[[Space], nn.Module]] = {"flatten": Flatten, "nature_cnn": NatureCNN}
 
 
-def register_encoder(name: str, factory: Callable[[spaces.Space], nn.Module]) -> None:
-    """Make ``network.encoder=name`` available. ``factory(observation_space)`` returns a module with ``out_features``."""
+def register_encoder(name: str, factory: Callable[[Space], nn.Module]) -> None:
+    """Make ``network.encoder=name`` available. ``factory(observation_space)`` returns a module with
+    ``out_features``."""
     if name in ENCODERS or name == "auto":
         raise RloptError(f"an encoder called {name!r} is registered already; choose another name")
     ENCODERS[name] = factory
 
 
-def make_encoder(space: spaces.Space, name: str = "auto") -> nn.Module:
+def make_encoder(space: Space, name: str = "auto") -> nn.Module:
     """The encoder called ``name``; ``auto`` takes NatureCNN for images and flattens the rest."""
     if name == "auto":
         return PerLeaf(space) if any(is_image(s) for s in obs_leaves(space).values()) else Flatten(space)
@@ -105,14 +111,14 @@ def make_encoder(space: spaces.Space, name: str = "auto") -> nn.Module:
     return ENCODERS[name](space)
 
 
-def is_image(space: spaces.Space) -> bool:
+def is_image(space: Space) -> bool:
     """Whether a leaf is a uint8 image of three axes, at least 36 pixels wide and high."""
     if not isinstance(space, spaces.Box) or space.dtype != "uint8" or len(space.shape) != 3:
         return False
     return sorted(space.shape)[1] >= 36
 
 
-def leaf_features(space: spaces.Space, key: str = "") -> int:
+def leaf_features(space: Space, key: str = "") -> int:
     """How many features ``flatten_leaf`` makes of a leaf."""
     if isinstance(space, spaces.Discrete):
         return int(space.n)
@@ -120,15 +126,18 @@ def leaf_features(space: spaces.Space, key: str = "") -> int:
         return int(space.nvec.sum())
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         return math.prod(space.shape)
-    raise RloptError(f"observation {key or 'space'} is {space}; supported are Box, Discrete, MultiDiscrete, MultiBinary, Dict")
+    raise RloptError(
+        f"observation {key or 'space'} is {space}; supported are Box, Discrete, MultiDiscrete, MultiBinary, Dict"
+    )
 
 
-def flatten_leaf(space: spaces.Space, x: Tensor) -> Tensor:
+def flatten_leaf(space: Space, x: Tensor) -> Tensor:
     """One leaf (B, …) as features (B, F): indices one-hot, everything else flattened to float32."""
     if isinstance(space, spaces.Discrete):
         return F.one_hot(x.long() - int(space.start), int(space.n)).float()
     if isinstance(space, spaces.MultiDiscrete):
-        columns = [F.one_hot(c.long(), int(n)) for c, n in zip(x.unbind(-1), space.nvec, strict=True)]
+        parts = zip(x.flatten(1).unbind(-1), space.start.ravel(), space.nvec.ravel(), strict=True)
+        columns = [F.one_hot(c.long() - int(start), int(n)) for c, start, n in parts]
         return torch.cat(columns, -1).float()
     return x.flatten(1).float()
 
@@ -143,7 +152,7 @@ class MLP(nn.Module):
     def __init__(self, in_features: int, out_features: int, config: NetworkConfig) -> None:
         super().__init__()
         sizes = (in_features, *config.hidden, out_features)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,7 +180,7 @@ class EnsembleMLP(nn.Module):
     def __init__(self, ensemble: int, in_features: int, out_features: int, config: NetworkConfig) -> None:
         super().__init__()
         sizes = (in_features, *config.hidden, out_features)
-        self.layers = nn.ModuleList(EnsembleLinear(ensemble, a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(EnsembleLinear(ensemble, a, b) for a, b in pairwise(sizes))
         self.activation = ACTIVATIONS[config.activation]
         self.ensemble = ensemble
 
@@ -190,7 +199,7 @@ class Critic(nn.Module):
     """
 
     def __init__(
-        self, space: spaces.Space, config: NetworkConfig, action_features: int = 0, outputs: int = 1, ensemble: int = 2
+        self, space: Space, config: NetworkConfig, action_features: int = 0, outputs: int = 1, ensemble: int = 2
     ) -> None:
         super().__init__()
         first = make_encoder(space, config.encoder)

@@ -1,7 +1,7 @@
 """Optimisers by name, over flat parameters, each with the guard that keeps non-finite numbers out of the weights.
 
-``step(grads, ok)`` applies one step where the 0-d boolean ``ok`` is true and leaves parameters *and* state untouched where
-it is false, without the host ever reading the flag.
+``step(grads, ok)`` applies one step where the 0-d boolean ``ok`` is true and leaves parameters *and* state untouched
+where it is false, without the host ever reading the flag.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind != "constant" and not self.steps:
-            raise RloptError(f"lr_schedule={self.kind} needs schedule_steps, the environment steps over which it decays")
+            raise RloptError(f"lr_schedule={self.kind} needs schedule_steps, the steps over which it decays")
 
     def factor(self, clock: Clock) -> float:
         if self.kind == "constant":
@@ -71,10 +71,12 @@ class Optimiser:
 
     def norm(self) -> Tensor:
         """Euclidean norm of the gradient, a 0-d tensor."""
-        return torch.linalg.vector_norm(self.grad)
+        norm: Tensor = torch.linalg.vector_norm(self.grad)
+        return norm
 
     def step(self, norm: Tensor, ok: Tensor, factor: float = 1.0) -> None:
-        """Apply the gathered gradient, clipped to ``max_grad_norm``, where ``ok``; ``factor`` scales the learning rate."""
+        """Apply the gathered gradient, clipped to ``max_grad_norm``, where ``ok``; ``factor`` scales the learning
+        rate."""
         if self.max_grad_norm is not None:
             self.grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         c, lr = self.config, self.learning_rate * factor

@@ -1,0 +1,76 @@
+"""What agents that learn from groups of episodes share: the rollout, and advantages relative to the group.
+
+T steps, N episodes side by side, G groups of N / G episodes that begin in the same state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from rlopt.agents.base import AgentConfig
+from rlopt.types import Obs, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupAgentConfig(AgentConfig):
+    """What every agent that learns from group rollouts has; read by ``GroupLoop``."""
+
+    groups: int = option(4, "groups of episodes per rollout; a group shares its first state", low=1)
+    group_size: int = option(4, "episodes per group", low=2)
+    horizon: int | None = option(None, "steps after which an episode is cut (null: the environment's own limit)", low=1)
+
+
+class Rollout(NamedTuple):
+    """N whole episodes, padded to the longest: what a ``GroupLoop`` hands to ``agent.update``.
+
+    Row n is an episode: its transitions are the first ones of its column, ``valid`` where they are real. Padding
+    repeats the last observation, with reward 0.
+    """
+
+    obs: Obs
+    """(T, N, …) what the policy saw (normalised where the run normalises observations)."""
+    action: Tensor
+    """(T, N, A) in environment units, or (T, N) int64."""
+    reward: Tensor
+    """(T, N) float32."""
+    terminated: Tensor
+    """(T, N) bool: the episode ended for good with this transition."""
+    truncated: Tensor
+    """(T, N) bool: a limit, or the loop's horizon, ended it."""
+    valid: Tensor
+    """(T, N) bool: a transition."""
+    complete: Tensor
+    """(N,) bool: the episode came to its end. False where it was lost half-way (a dead worker, a non-finite value), so
+    that its return is unknown."""
+    group: Tensor
+    """(N,) int64 in [0, G)."""
+    extras: dict[str, Tensor] = {}
+    """(T, N, …) what the agent declared in ``extra_fields``."""
+
+
+def returns_to_go(reward: Tensor, gamma: float) -> Tensor:
+    """G_t = r_t + γ G_{t+1}, with 0 beyond the end: (T, N) from rewards (T, N) that are 0 where nothing is valid."""
+    out = reward.clone()
+    for t in range(len(out) - 2, -1, -1):
+        out[t].add_(out[t + 1], alpha=gamma)
+    return out
+
+
+def leave_one_out(score: Tensor, counted: Tensor, group: Tensor, groups: int) -> Tensor:
+    """The mean score of the *other* counted members of each row's group: (T, N); 0 where there is none.
+
+    A row's own actions do not enter it, so as a baseline it leaves the policy gradient unbiased (Kool et al. 2019).
+
+    Args:
+        score: (T, N).
+        counted: (T, N) bool, who takes part at each step.
+        group: (N,) int64 in [0, groups).
+    """
+    weight = counted.to(score.dtype)
+    zeros = score.new_zeros(len(score), groups)
+    others = zeros.index_add(1, group, score * weight)[:, group] - score * weight
+    count = zeros.index_add(1, group, weight)[:, group] - weight
+    return others / count.clamp(min=1.0)

@@ -1,0 +1,159 @@
+"""Soft actor-critic as first published (Haarnoja et al. 2018a, "Soft Actor-Critic: Off-Policy Maximum Entropy Deep
+Reinforcement Learning with a Stochastic Actor", arXiv 1801.01290; equation numbers below are that paper's).
+
+A network of its own learns the soft value of states, its slow copy is the critics' target, and the temperature is
+fixed: rewards are multiplied by ``reward_scale`` = 1/α instead. Log-probabilities live in normalised action space
+[-1, 1].
+
+Where paper and released code (haarnoja/sac) differ: value and policy use the minimum of both critics, as the paper's
+section 4.2 says (the code's policy loss takes the first alone), and the code's regulariser of the policy's outputs is
+kept as an option, on by default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rlopt.agents.base import ReplayAgentConfig
+from rlopt.agents.off_policy import OffPolicyActorCritic
+from rlopt.agents.sac import Metrics
+from rlopt.buffers import Batch
+from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, build_seeded, network_options
+from rlopt.nn.distributions import squashed_gaussian
+from rlopt.types import Obs, Update, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAC2018Config(ReplayAgentConfig):
+    """Options of the first SAC; the defaults are the paper's (appendix D, tables 1 and 2)."""
+
+    warmup_steps: int = option(
+        1_000, "environment steps with uniformly random actions (10000: HalfCheetah, Ant)", low=0
+    )
+    reward_scale: float = option(
+        5.0,
+        "1/α; paper: 5 Hopper, Walker2d, HalfCheetah, Ant; 20 Humanoid; 25, 10 rllab's Swimmer, Humanoid",
+        above=0.0,
+    )
+    policy_regulariser: float = option(1e-3, "on the squares of the policy's mean and log std (released code)", low=0.0)
+    tau: float = option(0.005, "step of the target value network towards the value network", above=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The functions the losses are made of."""
+
+    actor: Net
+    critic: Net
+    value: Net
+
+
+def value_loss(
+    nets: Nets, params: Params, actor: Params, critic: Params, obs: Obs, noise: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Squared residual of the state value (eq. 5), with a = f(noise; s):
+
+    J = ½ mean (V(s) - (minᵢ Qᵢ(s, a) - log π(a|s)))².
+    """
+    with torch.no_grad():
+        mean, log_std = nets.actor(actor, obs)
+        action, log_prob = squashed_gaussian(mean, log_std, noise)
+        y = nets.critic(critic, obs, action).amin(0) - log_prob
+    v = nets.value(params, obs).squeeze(0)
+    return 0.5 * (v - y).square().mean(), {"v": v.detach().mean()}
+
+
+def critic_loss(
+    nets: Nets, params: Params, target: Params, reward_scale: float, batch: Batch
+) -> tuple[Tensor, Metrics]:
+    """Soft Bellman residual of both critics (eq. 7), with the target of eq. 8.
+
+    y = scale·r + γᵏ (1 - terminated) V̄(s');  J = Σᵢ ½ mean (Qᵢ(s, a) - y)².
+
+    ``batch.action`` is normalised (B, A). Metrics include ``td`` (B,), the mean absolute residual of the two critics.
+    """
+    with torch.no_grad():
+        next_value = nets.value(target, batch.next_obs).squeeze(0)
+        y = reward_scale * batch.reward + batch.discount * (1.0 - batch.terminated) * next_value
+    q = nets.critic(params, batch.obs, batch.action)
+    residual = q - y
+    squared = residual.square() if batch.weight is None else residual.square() * batch.weight
+    loss = 0.5 * squared.mean(-1).sum()
+    return loss, {"q": q.detach().mean(), "td": residual.detach().abs().mean(0)}
+
+
+def actor_loss(
+    nets: Nets, params: Params, critic: Params, regulariser: float, obs: Obs, noise: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Reparameterised policy objective (eq. 12): J = mean (log π(a|s) - minᵢ Qᵢ(s, a)),  a = f(noise; s).
+
+    The released code adds ``regulariser`` · ½ (mean μ² + mean (log σ)²). Metrics include ``log_prob`` (B,).
+    """
+    mean, log_std = nets.actor(params, obs)
+    action, log_prob = squashed_gaussian(mean, log_std, noise)
+    q = nets.critic(critic, obs, action).amin(0)
+    size = 0.5 * (mean.square().mean() + log_std.square().mean())
+    return (log_prob - q).mean() + regulariser * size, {"log_prob": log_prob.detach()}
+
+
+class SAC2018(OffPolicyActorCritic):
+    """The first soft actor-critic, for bounded Box action spaces."""
+
+    name: ClassVar[str] = "sac_2018"
+    config_class = SAC2018Config
+    guarded = (
+        "observation", "next observation", "reward", "value loss", "value gradient", "critic loss", "critic gradient",
+        "actor loss", "actor gradient",
+    )  # fmt: skip
+    config: SAC2018Config
+    actor_module: SquashedGaussianActor
+
+    def build(self) -> None:
+        c, space = self.config, self.spec.observation_space
+        options = network_options(c.network)
+        self.actor_module = build_seeded(
+            lambda: SquashedGaussianActor(space, self.spec.action_space, options), self.init_seed("actor")
+        )
+        action_features = self.actor_module.action_features
+        critic_module = build_seeded(lambda: Critic(space, c.network, action_features), self.init_seed("critic"))
+        value_module = build_seeded(lambda: Critic(space, c.network, ensemble=1), self.init_seed("value"))
+        self.actor = self.persist("actor", Net(self.actor_module, self.device))
+        self.critic = self.persist("critic", Net(critic_module, self.device))
+        self.value = self.persist("value", Net(value_module, self.device))
+        self.target = self.persist("target", self.value.target())
+        self.nets = Nets(self.actor, self.critic, self.value)
+        self.actor_optimiser = self.add_optimiser("actor_optimiser", self.actor.flat, c.learning_rate)
+        self.critic_optimiser = self.add_optimiser("critic_optimiser", self.critic.flat, c.learning_rate)
+        self.value_optimiser = self.add_optimiser("value_optimiser", self.value.flat, c.learning_rate)
+        self.schedule = c.schedule()
+
+    def update(self, batch: Batch) -> Update:
+        """One gradient step of the value network, the critics and the actor, and of the target, as in algorithm 1."""
+        c = self.config
+        factor = self.schedule.factor(self.clock)
+        batch = batch._replace(action=self.actor_module.normalise(batch.action))
+        noise = torch.randn((2, *batch.action.shape), generator=self.update_generator, device=self.device)
+        nets, actor, critic, value = self.nets, self.actor.params, self.critic.params, self.value.params
+        self.guard.begin(batch.obs, batch.next_obs, batch.reward)
+
+        loss, metrics = value_loss(nets, value, actor, critic, batch.obs, noise[0])
+        self.descend(self.value_optimiser, loss, self.value.leaves, factor)
+        metrics["value_loss"] = loss.detach()
+
+        loss, aux = critic_loss(nets, critic, self.target.params, c.reward_scale, batch)
+        self.descend(self.critic_optimiser, loss, self.critic.leaves, factor)
+        priority = aux["td"]
+        metrics.update(q=aux["q"], critic_loss=loss.detach())
+
+        loss, aux = actor_loss(nets, actor, critic, c.policy_regulariser, batch.obs, noise[1])
+        self.descend(self.actor_optimiser, loss, self.actor.leaves, factor)
+        metrics.update(actor_loss=loss.detach(), entropy=-aux["log_prob"].mean())
+
+        self.target.follow(self.value, c.tau)
+        self.guard.end()
+        self.clock.updates += 1
+        return Update(metrics, priority)
