@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from rlopt.agents.base import Agent
+from rlopt.envs import Normalizer, VectorEnv
 from rlopt.policy import Policy
-from rlopt.types import Episode, State
+from rlopt.training.evaluate import Evaluator
+from rlopt.types import Episode, Obs, State
 
 
 class Progress(NamedTuple):
@@ -42,55 +47,96 @@ class RowLog(Protocol):
         ...
 
 
-class Loop(Protocol):
-    """One way of turning computation into a policy."""
+class Loop(ABC):
+    """One way of turning computation into a policy. A kind of loop adds ``advance`` and its state to what stands
+    here."""
 
-    unit: str
+    unit: ClassVar[str] = "environment steps"
     """What ``step`` counts: ``environment steps`` or ``iterations``."""
-    step: int
-    total_steps: int
-    """Reached exactly; ``advance`` never goes past it."""
 
+    def __init__(
+        self,
+        agent: Agent,
+        total_steps: int,
+        env: VectorEnv | None = None,
+        evaluator: Evaluator | None = None,
+        normalizer: Normalizer | None = None,
+    ) -> None:
+        self.agent, self.env, self.evaluator, self.normalizer = agent, env, evaluator, normalizer
+        self.total_steps = total_steps
+        """Reached exactly; ``advance`` never goes past it."""
+        self.step = 0
+        self._bad: str | None = None
+
+    @abstractmethod
     def advance(self) -> Progress:
         """Do the smallest indivisible piece of work: a vector step and its updates, a group rollout, an iteration."""
-        ...
+
+    @abstractmethod
+    def state_dict(self) -> State:
+        """Everything a bit-exact continuation needs, row logs excepted."""
+
+    @abstractmethod
+    def load_state_dict(self, state: State) -> None:
+        """Continue from what ``state_dict`` gave."""
 
     def evaluate(self, episodes: int) -> list[Episode]:
         """Run evaluation episodes with the deterministic policy; touches nothing that training uses."""
-        ...
+        return [] if self.evaluator is None else self.evaluator.evaluate(self.policy(), episodes)
 
     def policy(self) -> Policy:
-        """The part one deploys, with its frozen observation statistics."""
-        ...
+        """The part one deploys, with its observation statistics."""
+        policy = self.agent.policy
+        return policy if self.normalizer is None else Policy(policy.spec, policy.actor, self.normalizer)
+
+    def counters(self) -> dict[str, float]:
+        """Further numbers for each row of ``metrics.csv``, such as replaced workers."""
+        restarts = getattr(self.env, "restarts", None)
+        return {} if restarts is None else {"worker_restarts": float(restarts)}
 
     def first_bad(self) -> str | None:
-        """Which tensor was non-finite first, or None: the sticky code of the learner's guard, read when logging."""
-        ...
+        """``observation`` or ``reward`` where the environment gave a non-finite one, else what the agent's guard met
+        first."""
+        return self._bad or self.agent.guard.first_bad()
 
     def bad_now(self) -> bool:
-        """Whether something non-finite is known of without waiting for the device; asked after every ``advance``."""
-        ...
+        """Whether the environment has given something non-finite; costs no waiting for the device."""
+        return self._bad is not None
 
     def clear_bad(self) -> None:
         """Forget what ``first_bad`` reported, once it has been told."""
-        ...
-
-    def state_dict(self) -> State:
-        """Everything a bit-exact continuation needs, row logs excepted."""
-        ...
-
-    def load_state_dict(self, state: State) -> None: ...
-
-    def after_logs(self) -> None:
-        """Called after ``load_state_dict`` once the row logs hold their rows again."""
-        ...
+        self._bad = None
+        self.agent.guard.clear()
 
     def agent_state(self) -> State:
         """The agent alone (what the best checkpoint holds)."""
-        ...
+        return self.agent.state_dict()
 
     def row_logs(self) -> dict[str, RowLog]:
         """Append-only data, by name."""
-        ...
+        return {}
 
-    def close(self) -> None: ...
+    def after_logs(self) -> None:  # noqa: B027
+        """Called after ``load_state_dict`` once the row logs hold their rows again."""
+
+    def close(self) -> None:
+        """Release the environments. Safe to call twice."""
+        if self.env is not None:
+            self.env.close()
+        if self.evaluator is not None:
+            self.evaluator.close()
+
+
+def normalizer_state(normalizer: Normalizer | None) -> State | None:
+    """The statistics' state, None where nothing is normalised."""
+    return None if normalizer is None else normalizer.state_dict()
+
+
+def finite_rows(obs: Obs) -> Tensor:
+    """(N,) true where every floating leaf of an observation (N, …) is finite."""
+    leaves = [leaf for leaf in (obs.values() if isinstance(obs, dict) else (obs,))]
+    finite = torch.ones(leaves[0].shape[0], dtype=torch.bool, device=leaves[0].device)
+    for leaf in leaves:
+        if leaf.is_floating_point():
+            finite = finite & leaf.flatten(1).sum(1).isfinite()
+    return finite

@@ -1,0 +1,35 @@
+"""Returns and lengths of training episodes, kept by rlopt itself: no wrapper's statistics are trusted."""
+
+from __future__ import annotations
+
+import torch
+
+from rlopt.types import Episode, State, Step
+
+
+class EpisodeCounter:
+    """Sums raw rewards per row until the row's episode ends. A row that is no transition drops its open episode."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.returns = torch.zeros(num_envs, dtype=torch.float64)
+        self.lengths = torch.zeros(num_envs, dtype=torch.int64)
+
+    def count(self, step: Step) -> list[Episode]:
+        """Add one vector step; the episodes that ended with it, in row order."""
+        valid, reset = step.valid.cpu(), step.reset.cpu()
+        self.returns += torch.where(valid, step.reward.cpu(), 0.0)
+        self.lengths += valid
+        if not bool(reset.any()):
+            return []
+        done = [i for i in reset.nonzero().flatten().tolist() if bool(valid[i])]
+        episodes = [Episode(float(self.returns[i]), int(self.lengths[i])) for i in done]
+        self.returns[reset] = 0.0
+        self.lengths[reset] = 0
+        return episodes
+
+    def state_dict(self) -> State:
+        return {"returns": self.returns.clone(), "lengths": self.lengths.clone()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.returns.copy_(state["returns"])
+        self.lengths.copy_(state["lengths"])

@@ -1,0 +1,234 @@
+"""From a checked configuration to a trainer that is ready to run. The command line and programs both come through
+here."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlopt.buffers import ReplayBuffer
+from rlopt.config import to_dict
+from rlopt.envs import Normalizer, VectorEnv, make_env
+from rlopt.registry import get_agent, get_sampler, load_extensions
+from rlopt.robust import from_toy_text
+from rlopt.training.checkpoint import estimate_bytes
+from rlopt.training.config import TrainConfig, agent_config, buffer_config, sampler_options, train_config
+from rlopt.training.evaluate import Evaluator
+from rlopt.training.group_loop import GroupLoop
+from rlopt.training.loop import Loop
+from rlopt.training.replay_loop import ReplayLoop
+from rlopt.training.run_folder import RunFolder, default_run_dir
+from rlopt.training.solver_loop import SolverLoop
+from rlopt.training.trainer import Callback, Trainer
+from rlopt.types import RloptError, resolve_device
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any = None) -> Trainer:
+    """A trainer for a new run in ``config.run_dir``; call ``run`` and then ``close`` on it.
+
+    Raises RloptError where the agent cannot act in the environment, the buffer does not fit, or the folder holds a run.
+    """
+    config = settle(config)
+    loop = make_loop(config)
+    path = Path(config.run_dir or default_run_dir(config.agent["name"], config.env.id, config.seed))
+    try:
+        folder = RunFolder.create(path, to_dict(config))
+    except BaseException:
+        loop.close()
+        raise
+    return make_trainer(config, loop, folder, callbacks, display)
+
+
+def resume(
+    run: str | Path, changes: dict[str, Any], callbacks: Sequence[Callback] = (), display: Any = None
+) -> Trainer:
+    """A trainer that goes on exactly where the newest sound checkpoint of ``run`` stood.
+
+    ``changes`` are top-level options that may change: ``total_steps``, ``device`` and ``log``.
+    """
+    folder = RunFolder.open(Path(run))
+    try:
+        config = train_config({**folder.config(), **changes})
+        loop = make_loop(config)
+        trainer = make_trainer(config, loop, folder, callbacks, display)
+        trainer.resume()
+        for change in folder.version_changes():
+            log.warning("%s: this run goes on, but no longer bit for bit", change)
+        if loop.step > config.total_steps:
+            raise RloptError(
+                f"total_steps={config.total_steps} lies before this run's step {loop.step}; give a larger one"
+            )
+        folder.write_config(to_dict(config))
+    except BaseException:
+        folder.close()
+        raise
+    return trainer
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """Decide once what was left open: threads, device, and the length of a schedule. ``config.yaml`` keeps the
+    answers."""
+    agent = dict(config.agent)
+    if agent.get("lr_schedule", "constant") != "constant" and agent.get("schedule_steps") is None:
+        agent["schedule_steps"] = config.total_steps
+    threads = auto_threads() if config.threads == "auto" else config.threads
+    return replace(config, threads=threads, device=str(resolve_device(config.device)), agent=agent)
+
+
+def make_trainer(
+    config: TrainConfig, loop: Loop, folder: RunFolder, callbacks: Sequence[Callback] = (), display: Any = None
+) -> Trainer:
+    """A trainer with this configuration's intervals."""
+    return Trainer(
+        loop,
+        folder,
+        eval_every=config.eval.every,
+        eval_episodes=config.eval.episodes,
+        log_every=config.log.every,
+        checkpoint_minutes=config.checkpoint.minutes,
+        checkpoint_every=config.checkpoint.every_steps,
+        keep=config.checkpoint.keep,
+        tensorboard=config.log.tensorboard,
+        skip_nonfinite=config.on_nonfinite == "skip",
+        policy_meta={"agent": config.agent["name"], "seed": config.seed, "env": to_dict(config.env)},
+        callbacks=callbacks,
+        display=display,
+    )
+
+
+def make_loop(config: TrainConfig) -> Loop:
+    """Environment, agent, buffer and the loop that the agent asks for, from a configuration."""
+    load_extensions()
+    torch.set_num_threads(auto_threads() if config.threads == "auto" else int(config.threads))
+    return LOOPS[get_agent(config.agent["name"]).loop](config)
+
+
+def _replay_loop(config: TrainConfig) -> Loop:
+    device = resolve_device(config.device)
+    env = environment(config, config.num_envs, device, "env", autoreset=True)
+    try:
+        options = agent_config(config)
+        agent = get_agent(config.agent["name"])(env.spec, options, seed=config.seed, device=device)
+        buffer_options = buffer_config(config)
+        buffer = ReplayBuffer(
+            buffer_options.capacity,
+            env.spec.observation_space,
+            env.spec.action_space,
+            num_envs=config.num_envs,
+            sampler=get_sampler(buffer_options.name)(**sampler_options(config)),
+            n_step=options.n_step,
+            gamma=options.gamma,
+            extra_fields=agent.extra_fields,
+            device=device if buffer_options.device == "auto" else resolve_device(buffer_options.device),
+            seed=config.seed,
+        )
+        normalizer = _normalizer(config, env, options.gamma)
+        return ReplayLoop(
+            agent,
+            env,
+            buffer,
+            config.total_steps,
+            evaluator(config, device),
+            normalizer,
+            config.seed,
+            config.on_nonfinite == "skip",
+        )
+    except BaseException:
+        env.close()
+        raise
+
+
+def _group_loop(config: TrainConfig) -> Loop:
+    device = resolve_device(config.device)
+    options = agent_config(config)
+    rows = options.groups * options.group_size
+    if config.num_envs not in (1, rows):
+        raise RloptError(
+            f"num_envs={config.num_envs}: agent={config.agent['name']} runs agent.groups x agent.group_size = {rows} "
+            "environments side by side; change those and leave num_envs out"
+        )
+    env = environment(config, rows, device, "env", autoreset=False)
+    try:
+        agent = get_agent(config.agent["name"])(env.spec, options, seed=config.seed, device=device)
+        normalizer = _normalizer(config, env, options.gamma)
+        return GroupLoop(agent, env, config.total_steps, evaluator(config, device), normalizer, config.seed)
+    except BaseException:
+        env.close()
+        raise
+
+
+def _solver_loop(config: TrainConfig) -> Loop:
+    device = resolve_device(config.device)
+    e = config.env
+    if config.num_envs != 1:
+        name = config.agent["name"]
+        raise RloptError(f"num_envs={config.num_envs}: agent={name} steps no environment; leave num_envs out")
+    if e.normalize_obs or e.normalize_reward or e.wrappers:
+        raise RloptError(
+            f"agent={config.agent['name']} reads the model of the bare environment; leave out env.wrappers, "
+            "env.normalize_obs and env.normalize_reward"
+        )
+    agent = get_agent(config.agent["name"])(
+        from_toy_text(e.id, e.kwargs), agent_config(config), seed=config.seed, device=device
+    )
+    return SolverLoop(agent, config.total_steps, evaluator(config, device))
+
+
+def _normalizer(config: TrainConfig, env: VectorEnv, gamma: float) -> Normalizer | None:
+    e = config.env
+    if not (e.normalize_obs or e.normalize_reward):
+        return None
+    return Normalizer(env.spec, e.normalize_obs, e.normalize_reward, gamma, device=env.device)
+
+
+LOOPS: dict[str, Callable[[TrainConfig], Loop]] = {
+    "replay": _replay_loop,
+    "group": _group_loop,
+    "solver": _solver_loop,
+}
+
+
+def environment(config: TrainConfig, num_envs: int, device: torch.device, stream: str, autoreset: bool) -> VectorEnv:
+    """``num_envs`` copies of the configured environment, with seeds from their own stream."""
+    e = config.env
+    return make_env(
+        e.id,
+        num_envs,
+        seed=config.seed,
+        backend=e.backend,
+        device=device,
+        autoreset=autoreset,
+        kwargs=e.kwargs,
+        wrappers=e.wrappers,
+        timeout=e.timeout,
+        stream=stream,
+    )
+
+
+def evaluator(config: TrainConfig, device: torch.device) -> Evaluator:
+    """Evaluation on environments of its own."""
+    return Evaluator(lambda n: environment(config, n, device, "evaluation", autoreset=False), config.seed)
+
+
+def auto_threads() -> int:
+    """Two where there are two cores: a third thread gains nothing for networks of this size
+    (benchmarks/sac_throughput.py)."""
+    return min(2, os.cpu_count() or 1)
+
+
+def describe(trainer: Trainer, config: TrainConfig) -> list[str]:
+    """Lines about what is about to run: sizes of memory and disk."""
+    lines = [f"run folder: {trainer.folder.path}"]
+    if isinstance(trainer.loop, ReplayLoop):
+        lines.append(trainer.loop.buffer.describe())
+    size = estimate_bytes(trainer.state_dict(), trainer.loop.row_logs(), config.checkpoint.keep)
+    lines.append(f"checkpoints: up to {size / 2**30:.2f} GiB on disk")
+    return lines

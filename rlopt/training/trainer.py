@@ -1,0 +1,342 @@
+"""The one trainer: drives a loop to its last step, and owns evaluation, logging, checkpoints and the stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, perf_counter
+from types import FrameType
+from typing import Any
+
+from rlopt.policy import save_policy
+from rlopt.training.checkpoint import CheckpointFailed, Checkpoints
+from rlopt.training.logging import Display, Logger
+from rlopt.training.loop import Loop, Progress
+from rlopt.training.metrics import Sums, load_sums, means, merge, sums_state
+from rlopt.training.run_folder import RunFolder
+from rlopt.types import Episode, State
+
+log = logging.getLogger(__name__)
+
+FINISHED, STOPPED, INTERRUPTED, NONFINITE = "finished", "stopped", "interrupted", "nonfinite"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    status: str
+    """``finished``, ``stopped`` (by a callback), ``interrupted`` (by a signal), or ``nonfinite``."""
+    step: int
+    evaluation: list[Episode]
+    """The last evaluation's episodes."""
+    folder: Path
+    signal: int | None = None
+    first_bad: str | None = None
+    saved: bool = True
+    """Whether the last checkpoint was written."""
+
+
+class Callback:
+    """Hooks for users; every method may be left out. A true answer from ``on_step`` or ``on_evaluation`` stops the
+    run."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step, after a resume."""
+
+    def on_step(self, trainer: Trainer, progress: Progress) -> bool | None:
+        """After every ``advance``."""
+
+    def on_evaluation(self, trainer: Trainer, episodes: list[Episode]) -> bool | None:
+        """After an evaluation has been logged."""
+
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+        """After a checkpoint has been written."""
+
+    def on_end(self, trainer: Trainer, result: Result) -> None:
+        """After the last checkpoint."""
+
+
+class Trainer:
+    """Runs a loop inside a run folder.
+
+    Args:
+        loop: what does the work.
+        folder: where results go; its lock is held by the caller.
+        eval_every: steps between evaluations; None evaluates at the end only.
+        eval_episodes: episodes per evaluation.
+        log_every: steps between rows of ``metrics.csv``.
+        checkpoint_minutes, checkpoint_every: how often the run is saved, by the clock and by steps; None switches one
+        off. keep: checkpoints kept.
+        skip_nonfinite: go on after a non-finite value was kept out of the weights, instead of stopping.
+        policy_meta: plain values written into exported policies, so that ``rlopt evaluate`` can rebuild the
+            environment.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        folder: RunFolder,
+        *,
+        eval_every: int | None = 5_000,
+        eval_episodes: int = 10,
+        log_every: int = 1_000,
+        checkpoint_minutes: float | None = 10.0,
+        checkpoint_every: int | None = None,
+        keep: int = 2,
+        tensorboard: bool = True,
+        skip_nonfinite: bool = False,
+        policy_meta: State | None = None,
+        callbacks: Sequence[Callback] = (),
+        display: Display | None = None,
+    ) -> None:
+        self.loop, self.folder = loop, folder
+        self.eval_every, self.eval_episodes, self.log_every = eval_every, eval_episodes, log_every
+        self.checkpoint_minutes, self.checkpoint_every = checkpoint_minutes, checkpoint_every
+        self.skip_nonfinite, self.policy_meta, self.callbacks = skip_nonfinite, policy_meta or {}, list(callbacks)
+        self.checkpoints = Checkpoints(folder.checkpoints, keep=keep)
+        self.tensorboard, self.display = tensorboard, display
+        self.logger: Logger | None = None
+        self.last_evaluation: list[Episode] = []
+        self.best = -math.inf
+        self._signal: int | None = None
+        self._saved_step = -1
+        self._before = 0
+        # The open window of the next row of metrics.csv; saved, so that a resumed run logs the same row.
+        self._sums: Sums = {}
+        self._returns: list[float] = []
+        self._updates = 0
+        self._bad_updates = 0
+        # Wall-clock facts; never part of what a resume repeats.
+        self._env_seconds = self._learn_seconds = 0.0
+        self._window_start, self._window_step = perf_counter(), 0
+
+    def resume(self) -> bool:
+        """Load the newest sound checkpoint; False where there is none yet."""
+        loaded = self.checkpoints.load()
+        if loaded is None:
+            return False
+        state = loaded.state
+        self.loop.load_state_dict(state["loop"])
+        self.checkpoints.restore_logs(loaded, self.loop.row_logs())
+        self.loop.after_logs()
+        self._sums = load_sums(state["window"]["sums"])
+        self._returns = list(state["window"]["returns"])
+        self._updates, self._bad_updates = int(state["window"]["updates"]), int(state["window"]["bad"])
+        self.best = float(state["best"])
+        self.last_evaluation = [Episode(*entry) for entry in state["last_evaluation"]]
+        self._saved_step = self._window_step = self.loop.step
+        return True
+
+    def run(self) -> Result:
+        """Train until ``total_steps``, a callback's wish, a signal, or a non-finite value; always saves before it
+        returns."""
+        first = self.loop.step
+        self.logger = Logger(self.folder, tensorboard=self.tensorboard, resume_step=first)
+        self.logger.truncate(first)
+        for c in self.callbacks:
+            c.on_start(self)
+        self._window_start, self._window_step = perf_counter(), first
+        saved_at = monotonic()
+        status = FINISHED
+        with _Signals(self):
+            while self.loop.step < self.loop.total_steps:
+                status = self._advance()
+                if status != FINISHED:
+                    break
+                minutes = (monotonic() - saved_at) / 60.0
+                if self._checkpoint_due(minutes):
+                    self._save()
+                    saved_at = monotonic()
+            saved = self._save()
+        result = Result(
+            status, self.loop.step, self.last_evaluation, self.folder.path, self._signal, self.loop.first_bad(), saved
+        )
+        for c in self.callbacks:
+            c.on_end(self, result)
+        return result
+
+    def close(self) -> None:
+        """Release files, processes and the display. Safe to call twice."""
+        if self.logger is not None:
+            self.logger.close()
+            self.logger = None
+        if self.display is not None:
+            self.display.close()
+        self.loop.close()
+
+    def request_stop(self, signum: int) -> None:
+        """Finish the step in hand, save, and return from ``run``."""
+        self._signal = signum
+
+    def _advance(self) -> str:
+        """One ``advance`` of the loop and what is due after it; the status says whether to go on (``finished``) or
+        why not."""
+        before = self._before = self.loop.step
+        progress = self.loop.advance()
+        step, end = self.loop.step, self.loop.step >= self.loop.total_steps
+        self._collect(progress)
+        wish = any([c.on_step(self, progress) for c in self.callbacks])
+        stop = self.loop.bad_now() and self._nonfinite()
+        if stop or end or _crossed(before, step, self.log_every):
+            stop = self._log() or stop
+        if stop:
+            return NONFINITE
+        if end or _crossed(before, step, self.eval_every):
+            wish = self._evaluate() or wish
+        if self._signal is not None:
+            return INTERRUPTED
+        return STOPPED if wish and not end else FINISHED
+
+    def _checkpoint_due(self, minutes: float) -> bool:
+        if self.loop.step >= self.loop.total_steps:
+            return False
+        by_clock = self.checkpoint_minutes is not None and minutes >= self.checkpoint_minutes
+        return by_clock or _crossed(self._before, self.loop.step, self.checkpoint_every)
+
+    def _collect(self, progress: Progress) -> None:
+        merge(self._sums, progress.metrics)
+        self._updates += progress.updates
+        self._env_seconds += progress.env_seconds
+        self._learn_seconds += progress.learn_seconds
+        if progress.episodes:
+            assert self.logger is not None
+            self.logger.episodes(self.loop.step, progress.episodes)
+            self._returns += [e.total_reward for e in progress.episodes]
+
+    def _log(self) -> bool:
+        """Write one row of ``metrics.csv`` and refresh the display; true where a non-finite value asks for the stop."""
+        assert self.logger is not None
+        now = perf_counter()
+        seconds = max(now - self._window_start, 1e-9)
+        values: dict[str, float] = {
+            "steps_per_second": (self.loop.step - self._window_step) / seconds,
+            "env_seconds": self._env_seconds,
+            "learn_seconds": self._learn_seconds,
+            "updates": float(self._updates),
+        }
+        if self._returns:
+            values["episode_return"] = sum(self._returns) / len(self._returns)
+        values.update(means(self._sums))
+        values.update(self.loop.counters())
+        stop = self._nonfinite()
+        self.logger.metrics(self.loop.step, values)
+        if self.display is not None:
+            self.display.update(self.loop.step, values)
+        self._sums, self._returns, self._updates = {}, [], 0
+        self._env_seconds = self._learn_seconds = 0.0
+        self._window_start, self._window_step = now, self.loop.step
+        return stop
+
+    def _nonfinite(self) -> bool:
+        """Report a non-finite value if there was one; true where it asks for the stop."""
+        bad = self.loop.first_bad()
+        if bad is None:
+            return False
+        self._bad_updates += 1
+        what = "skipped; training goes on" if self.skip_nonfinite else "stopping (on_nonfinite=skip would go on)"
+        self._say(f"the {bad} was not finite by step {self.loop.step}; it never reached the weights: {what}")
+        if self.skip_nonfinite:
+            self.loop.clear_bad()
+        return not self.skip_nonfinite
+
+    def _evaluate(self) -> bool:
+        assert self.logger is not None
+        begin = perf_counter()
+        episodes = self.loop.evaluate(self.eval_episodes)
+        if not episodes:
+            return False
+        self.last_evaluation = episodes
+        self.logger.evaluation(self.loop.step, episodes)
+        mean = sum(e.total_reward for e in episodes) / len(episodes)
+        if self.display is not None:
+            self.display.update(self.loop.step, {"evaluation_return": mean})
+        if self.best < mean < math.inf:
+            self.best = mean
+            self._guarded_save(self._save_best, "the best policy")
+        self._window_start += perf_counter() - begin  # evaluation is not training time
+        return any([c.on_evaluation(self, episodes) for c in self.callbacks])
+
+    def _save_best(self) -> None:
+        self.checkpoints.save_best(self.loop.step, self.loop.agent_state())
+        meta = {**self.policy_meta, "step": self.loop.step, "selected": "best", "evaluation_return": self.best}
+        save_policy(self.loop.policy(), self.folder.policy_best, meta)
+
+    def _save(self) -> bool:
+        """Checkpoint, exported policy and picture; a failure is reported and harms nothing that was there."""
+        if self._saved_step == self.loop.step:
+            return True
+        assert self.logger is not None
+        begin = perf_counter()
+        self.logger.flush()
+        saved = self._guarded_save(self._save_checkpoint, "the checkpoint")
+        self._window_start += perf_counter() - begin
+        return saved
+
+    def _save_checkpoint(self) -> None:
+        path = self.checkpoints.save(self.loop.step, self.state_dict(), self.loop.row_logs())
+        self._saved_step = self.loop.step
+        meta = {**self.policy_meta, "step": self.loop.step, "selected": "last"}
+        save_policy(self.loop.policy(), self.folder.policy, meta)
+        self.folder.draw_curve()
+        for c in self.callbacks:
+            c.on_checkpoint(self, path)
+
+    def _guarded_save(self, save: Any, what: str) -> bool:
+        try:
+            save()
+        except (CheckpointFailed, OSError) as e:
+            self._say(f"{what} of step {self.loop.step} could not be saved ({e}); the last good one is intact")
+            return False
+        return True
+
+    def state_dict(self) -> State:
+        """The loop, and the trainer's own window, so that a resumed run writes the same rows."""
+        return {
+            "loop": self.loop.state_dict(),
+            "window": {
+                "sums": sums_state(self._sums),
+                "returns": self._returns,
+                "updates": self._updates,
+                "bad": self._bad_updates,
+            },
+            "best": self.best,
+            "last_evaluation": [list(e) for e in self.last_evaluation],
+        }
+
+    def _say(self, text: str) -> None:
+        if self.display is not None:
+            self.display.message(text)
+        else:
+            log.warning(text)
+
+
+def _crossed(before: int, after: int, every: int | None) -> bool:
+    """Whether a multiple of ``every`` lies in (before, after]."""
+    return every is not None and after // every > before // every
+
+
+class _Signals:
+    """Turns Ctrl-C and SIGTERM into a request to finish the step, save and return; a second Ctrl-C is the usual one."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for s in (signal.SIGINT, signal.SIGTERM):
+                self.previous[s] = signal.signal(s, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        for s, handler in self.previous.items():
+            signal.signal(s, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.trainer.request_stop(signum)
+        signal.signal(signum, self.previous[signum])
