@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except SystemExit as stop:  # argparse ends this way after help and after a mistake
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:  # before a run begins or after it has been saved; in between the trainer answers it
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # The reader of a pipe (`rlopt list | head`) left; Python would complain once more while it shuts down.
         sys.stdout = None

@@ -7,6 +7,7 @@ number of episodes give the same returns, bit for bit on the same machine, whene
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,10 +30,14 @@ from rlopt.training.run_folder import RunFolder
 from rlopt.training.video import record_episode
 from rlopt.types import EnvSpec, Episode, RloptError, obs_leaves
 
+log = logging.getLogger(__name__)
+
 MAX_SLOTS = 64
 """Episodes that an ``Evaluator`` runs side by side; more run in waves."""
 MAX_LOST = 10
 """Times that one slot may lose its worker before the evaluation is given up."""
+MAX_LENGTH = 100_000
+"""Steps after which an episode is cut off where the environment declares no limit: a policy may never reach the end."""
 
 
 def run_episodes(policy: Policy, env: VectorEnv, episodes: int, seed: int, deterministic: bool = True) -> list[Episode]:
@@ -83,6 +88,9 @@ def _wave(policy: Policy, env: VectorEnv, wave: range, seed: int, generator: tor
                     f"{env.spec.id}: an evaluation environment died {MAX_LOST} times; raise env.timeout or mend it"
                 )
         alive &= ~(valid & (step.terminated | step.truncated).cpu())
+        if env.spec.episode_limit is None and bool((alive & (lengths >= MAX_LENGTH)).any()):
+            log.warning("%s: an evaluation episode was cut off after %d steps", env.spec.id, MAX_LENGTH)
+            alive &= lengths < MAX_LENGTH
     return [Episode(float(returns[i]), int(lengths[i])) for i in range(len(wave))]
 
 

@@ -19,9 +19,10 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.envs import Normalizer, VectorEnv, make_env
-from rlopt.nn import CategoricalActor, NetworkConfig, SquashedGaussianActor, build_seeded, network_options
+from rlopt.nn import CategoricalActor, NetworkConfig, SquashedGaussianActor, build_seeded, make_actor, network_options
 from rlopt.policy import Policy, save_policy
 from rlopt.random import derive_seed
+from rlopt.training import evaluate as evaluate_module
 from rlopt.training.config import train_config
 from rlopt.training.evaluate import MAX_SLOTS, Evaluation, Evaluator, describe, evaluate_path, run_episodes
 from rlopt.training.setup import train
@@ -398,3 +399,14 @@ def test_an_environment_without_pictures_says_so(tmp_path: Path) -> None:
     with pytest.raises(RloptError, match="Lengths-v0"):
         evaluate_path(tmp_path / "p", 1, video=tmp_path / "film.mp4")
     assert not list(tmp_path.glob("*film*"))
+
+
+def test_an_episode_without_an_end_is_cut_off(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """CliffWalking has no time limit, and a policy that walks into the wall never leaves the start."""
+    monkeypatch.setattr(evaluate_module, "MAX_LENGTH", 50)
+    env = make_env("CliffWalking-v1", 2, autoreset=False)
+    actor: Any = make_actor("tabular", env.spec.observation_space, env.spec.action_space, {})
+    actor.probabilities.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64))  # always left
+    episodes = run_episodes(Policy(env.spec, actor), env, 2, seed=0)
+    assert [(e.total_reward, e.length) for e in episodes] == [(-50.0, 50)] * 2
+    assert "cut off after 50 steps" in caplog.text

@@ -1,0 +1,187 @@
+"""The commands, their options and their help."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import rlopt
+
+TOP = """\
+usage: rlopt COMMAND ...
+
+  train      train an agent, or resume a run           rlopt train agent=sac env=HalfCheetah-v5 seed=3
+  evaluate   evaluate a run or an exported policy      rlopt evaluate RUN --episodes 20
+  plot       draw learning curves of runs              rlopt plot runs/* --out curves.png
+  list       what there is to choose from              rlopt list agents
+
+`rlopt COMMAND --help` tells more; `rlopt --version` says which rlopt this is.
+"""
+
+TRAIN = """\
+Trains an agent in an environment. Every option is KEY=VALUE; without any, SAC learns Pendulum-v1 in about a minute.
+
+  rlopt train agent=sac env=HalfCheetah-v5 seed=3 total_steps=100_000
+  rlopt train experiment=sac_hopper_v4               a published result, with its settings
+  rlopt train agent.learning_rate=1e-3 env.kwargs.render_mode=null
+  rlopt train resume=RUN                             goes on exactly where the run stopped
+  rlopt train resume=RUN total_steps=500_000         and further than it was meant to
+  rlopt train -m env=Hopper-v5,Ant-v5 seed=0,1,2     six runs, one after the other
+
+`env=` takes any registered Gymnasium id, ALE/Name-v5, or module:Name-v0 (the module is imported first).
+`rlopt list` shows the names that agent=, env=, buffer= and experiment= take.
+"""
+
+EVALUATE = """\
+Evaluates the policy of a run folder or an exported policy folder: mean return over episodes, with its interval.
+Without options it repeats the run's last evaluation exactly.
+"""
+
+PLOT = """\
+Draws learning curves from run folders: runs that differ only in their seed become one curve with an interval, each
+environment a panel, with published curves beside them where they are known. Prints the table behind the picture.
+"""
+
+LIST = """\
+Shows what can be named: agents, buffers, experiments, environments, networks. A word after the kind filters,
+as in `rlopt list envs cheetah`.
+"""
+
+KINDS = ("agents", "buffers", "envs", "experiments", "networks")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, with the nearest right word."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        wrong = message.removeprefix("unrecognized arguments: ").split()[0]
+        if message.startswith("unrecognized arguments") and wrong.startswith("-"):
+            from rlopt.config import nearest
+
+            near = nearest(wrong, known)
+            message = f"{wrong}: no such option; " + (f"did you mean {near}?" if near else f"see `{self.prog} --help`")
+        self.exit(2, f"error: {message}\n")
+
+
+def _command(name: str, module: str, description: str) -> Parser:
+    parser = Parser(
+        prog=f"rlopt {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="help", help="show this help")
+
+    def run(arguments: argparse.Namespace) -> int:
+        return int(importlib.import_module(module).run(arguments))
+
+    parser.set_defaults(run=run)
+    return parser
+
+
+def train_parser() -> Parser:
+    parser = _command("train", "rlopt.cli.train", TRAIN)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options; `rlopt train --options` lists them")
+    parser.add_argument(
+        "--options", action="store_true", help="list every option of the chosen agent, with help and value"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the complete configuration and stop")
+    parser.add_argument(
+        "--config-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a further folder of config groups (agent/, env/, ...)",
+    )
+    parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of KEY=A,B,C in turn")
+    return parser
+
+
+def evaluate_parser() -> Parser:
+    parser = _command("evaluate", "rlopt.cli.evaluate", EVALUATE)
+    parser.add_argument(
+        "path", metavar="RUN|POLICY", help="a run folder (its last policy), or a policy folder such as RUN/policy_best"
+    )
+    parser.add_argument(
+        "--episodes", type=_at_least_one, metavar="N", help="episodes (default: as many as the run, or 20)"
+    )
+    parser.add_argument("--env", metavar="ID", help="another environment with the same spaces")
+    parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
+    parser.add_argument("--seed", type=int, metavar="S", help="of the episodes (default: the run's)")
+    parser.add_argument("--device", default="cpu", metavar="D", help="where the policy runs (default: cpu)")
+    parser.add_argument("--video", metavar="FILE.mp4", help="film the first episode")
+    parser.add_argument("--json", metavar="FILE.json", help="write the result")
+    return parser
+
+
+def plot_parser() -> Parser:
+    parser = _command("plot", "rlopt.cli.plot", PLOT)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--out", default="curves.png", metavar="FILE", help="png, pdf or svg (default: curves.png)")
+    parser.add_argument("--title", metavar="TEXT", help="of the picture")
+    parser.add_argument(
+        "--at", type=_steps, action="append", metavar="STEP", help="a step to tabulate; may be repeated"
+    )
+    return parser
+
+
+def list_parser() -> Parser:
+    parser = _command("list", "rlopt.cli.listing", LIST)
+    parser.add_argument("kind", nargs="?", metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("filter", nargs="?", metavar="WORD", help="only names that contain it")
+    parser.add_argument(
+        "--config-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a further folder of config groups (agent/, env/, ...)",
+    )
+    return parser
+
+
+COMMANDS: dict[str, Callable[[], Parser]] = {
+    "train": train_parser,
+    "evaluate": evaluate_parser,
+    "plot": plot_parser,
+    "list": list_parser,
+}
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The chosen command's arguments, with ``run``, the function to call with them."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(TOP, end="")
+        sys.exit(0)
+    if argv[0] in ("-V", "--version"):
+        print(f"rlopt {rlopt.__version__}")
+        sys.exit(0)
+    if argv[0] not in COMMANDS:
+        from rlopt.config import hint
+
+        advice = f"write rlopt train {argv[0]}" if "=" in argv[0] else hint(argv[0], list(COMMANDS))
+        sys.exit(_say(f"error: {argv[0]}: no such command; {advice}"))
+    return COMMANDS[argv[0]]().parse_intermixed_args(argv[1:])
+
+
+def _say(line: str) -> int:
+    print(line, file=sys.stderr)
+    return 2
+
+
+def _at_least_one(text: str) -> int:
+    number = _steps(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number
+
+
+def _steps(text: str) -> int:
+    try:
+        return int(float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text}") from None

@@ -1,0 +1,58 @@
+"""``rlopt train --options``: every option of a configuration, with its value and what it means."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rlopt.config import join, plain
+from rlopt.registry import get_agent, get_sampler
+from rlopt.training.config import TrainConfig, agent_config, buffer_config, sampler_options
+
+
+def print_options(config: TrainConfig) -> None:
+    """One line per option: name, value, help, range or choices. Groups follow the top level."""
+    rows = [*_rows(config, "", skip=("agent", "buffer"))]
+    rows += [
+        ("agent", config.agent["name"], _summary(get_agent(config.agent["name"]))),
+        *_rows(agent_config(config), "agent"),
+    ]
+    rows += [("buffer", config.buffer["name"], _summary(get_sampler(config.buffer["name"])))]
+    rows += [row for row in _rows(buffer_config(config), "buffer") if row[0] != "buffer.name"]
+    rows += [(join("buffer", name), _text(value), "of the sampler") for name, value in sampler_options(config).items()]
+    rows.append(
+        ("resume", "null", "a run folder to go on with; only total_steps, device and log.… may be given beside it")
+    )
+    width, values = max(len(r[0]) for r in rows), max(min(len(r[1]), 24) for r in rows)
+    for name, value, help_text in rows:
+        print(f"{name:<{width}}  {value:<{values}}  {help_text}".rstrip())
+
+
+def _rows(obj: Any, where: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
+    for f in dataclasses.fields(obj):
+        if f.name in skip:
+            continue
+        value, key = getattr(obj, f.name), join(where, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _rows(value, key)
+        else:
+            yield key, _text(value), f.metadata.get("help", "") + _bounds(f.metadata)
+
+
+def _bounds(metadata: Mapping[str, Any]) -> str:
+    low, high, above, choices = (metadata.get(k) for k in ("low", "high", "above", "choices"))
+    words = [f"at least {low:g}" if low is not None else "", f"above {above:g}" if above is not None else ""]
+    words.append(f"at most {high:g}" if high is not None else "")
+    words.append("one of " + ", ".join(map(str, choices)) if choices else "")
+    found = ", ".join(w for w in words if w)
+    return f" [{found}]" if found else ""
+
+
+def _text(value: Any) -> str:
+    shown = plain(value)
+    return "null" if shown is None else str(shown).lower() if isinstance(shown, bool) else str(shown)
+
+
+def _summary(cls: type[Any]) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""

@@ -1,0 +1,33 @@
+"""``rlopt plot``: learning curves of run folders, and the table behind them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from rlopt.analysis.plots import draw_runs
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw, then print one line per curve and step."""
+    rows = draw_runs(arguments.runs, arguments.out, title=arguments.title, steps=arguments.at)
+    head = ("env", "curve", "step", "seeds", "mean ± sd", "IQM [95 % interval]")
+    cells = [head]
+    for r in rows:
+        deviation = "" if math.isnan(r["sd"]) else f" ± {r['sd']:.1f}"
+        interval = "" if math.isnan(r["low"]) else f" [{r['low']:.1f}, {r['high']:.1f}]"
+        cells.append(
+            (
+                r["env"],
+                r["name"],
+                str(r["step"]),
+                str(r["seeds"]),
+                f"{r['mean']:.1f}{deviation}",
+                f"{r['iqm']:.1f}{interval}",
+            )
+        )
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"drawn: {arguments.out}")
+    return 0

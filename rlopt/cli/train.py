@@ -1,0 +1,126 @@
+"""``rlopt train``: compose, train, say how it ended."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+import rlopt
+from rlopt.cli.compose import compose, resume_request, split
+from rlopt.cli.options import print_options
+from rlopt.config import to_dict
+from rlopt.training.config import TrainConfig, train_config
+from rlopt.training.display import Display
+from rlopt.training.evaluate import Evaluation
+from rlopt.training.evaluate import describe as summary
+from rlopt.training.run_folder import RunFolder
+from rlopt.training.setup import describe, resume, settle, train
+from rlopt.training.trainer import FINISHED, INTERRUPTED, NONFINITE, Result
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, resume, run through the jobs of a multirun, or show the configuration."""
+    if arguments.multirun:
+        return _multirun(arguments)
+    request = resume_request(arguments.overrides)
+    if request is None:
+        config = compose(arguments.overrides, arguments.config_dir)
+    else:
+        folder, changes = request
+        config = train_config({**RunFolder(folder).config(), **changes})
+    if arguments.options:
+        print_options(config)
+        return 0
+    if arguments.print_config:
+        print(yaml.safe_dump(to_dict(settle(config)), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    display = Display(config.total_steps)
+    try:
+        trainer = train(config, display=display) if request is None else resume(folder, changes, display=display)
+    except BaseException:
+        display.close()
+        raise
+    try:
+        for line in describe(trainer, config):
+            display.message(line)
+        result = trainer.run()
+    finally:
+        trainer.close()
+    return _ended(result, config)
+
+
+def _ended(result: Result, config: TrainConfig) -> int:
+    """Say how the run ended and what can be done next; returns the exit code."""
+    where = shlex.quote(str(result.folder))
+    if result.evaluation:
+        print(f"evaluation   {summary(Evaluation(result.evaluation, config.env.id, config.seed))}")
+    print(f"run folder   {result.folder} ({result.status} at step {result.step} of {config.total_steps})")
+    if result.status != FINISHED:
+        print(f"go on        rlopt train resume={where}")
+    elif result.step == config.total_steps:  # a solver may have found its answer before
+        print(f"train on     rlopt train resume={where} total_steps={2 * config.total_steps}")
+    print(f"evaluate     rlopt evaluate {where} --episodes 20")
+    print(f"draw         rlopt plot {where} --out curve.png")
+    if not result.saved:
+        print(
+            f"error: the last checkpoint could not be written to {result.folder}; free some space there",
+            file=sys.stderr,
+        )
+        return 1
+    if result.status == NONFINITE:
+        print(f"error: stopped because the {result.first_bad} was not finite; the weights are sound", file=sys.stderr)
+        return 1
+    if result.status == INTERRUPTED:
+        return 128 + (result.signal or 0)
+    return 0
+
+
+def _multirun(arguments: argparse.Namespace) -> int:
+    """Run each job in a process of its own, so that it equals the same run alone, whatever the others do."""
+    jobs = split(arguments.overrides)
+    for job in jobs:  # a mistake in the last job is told before the first one has run for hours
+        if resume_request(job) is None:
+            compose(job, arguments.config_dir)
+    flags = [part for folder in arguments.config_dir for part in ("--config-dir", folder)]
+    flags += [flag for flag in ("--print-config", "--options") if getattr(arguments, flag[2:].replace("-", "_"))]
+    environment = _child_environment()
+    codes = []
+    for i, job in enumerate(jobs):
+        print(f"job {i + 1} of {len(jobs)}: {shlex.join(job)}", flush=True)
+        code = _wait(subprocess.Popen([sys.executable, "-m", "rlopt.cli", "train", *flags, *job], env=environment))
+        codes.append(code)
+        if code >= 128:  # a signal: the user wants all of it to end
+            break
+    print(f"\n{len(jobs)} jobs:")
+    for i, job in enumerate(jobs):
+        ended = "not started" if i >= len(codes) else "done" if codes[i] == 0 else f"ended with code {codes[i]}"
+        print(f"  {ended:<18} {shlex.join(job)}")
+    return max(codes, default=0)
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    """The exit code of a child, which gets Ctrl-C by itself and SIGTERM from here, and is given the time to save."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        while True:
+            try:
+                code = child.wait()
+                return 128 - code if code < 0 else code
+            except KeyboardInterrupt:
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _child_environment() -> dict[str, str]:
+    """This process's environment, in which the child finds the same rlopt."""
+    root = str(Path(next(iter(rlopt.__path__))).resolve().parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,0 +1,293 @@
+"""Configurations: frozen dataclasses built from plain mappings, every mistake told in one line.
+
+The dataclass is the one place where an option's name, type, default, range and help stand (``rlopt.types.option``).
+YAML files, overrides and programs all pass through ``build``, so a typo or a wrong type never reaches training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from rlopt.types import RloptError
+
+Config = typing.TypeVar("Config")
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The entry of ``words`` that ``word`` was most likely meant to be, or None where nothing is near."""
+    by_lower = {w.lower(): w for w in words}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
+
+
+def hint(word: str, words: Collection[str]) -> str:
+    """The end of an error line: the nearest right word, or else what there is to choose from."""
+    near = nearest(word, words)
+    if near is not None:
+        return f"did you mean {near}?"
+    return f"choose from {', '.join(sorted(words))}" if words else "there is none"
+
+
+def build(cls: type[Config], mapping: Mapping[str, Any], where: str = "agent") -> Config:
+    """Build the frozen dataclass ``cls`` from a mapping; options left out keep their defaults.
+
+    Nested dataclasses are built from nested mappings. A float may be given as an integer or as text such as ``1e-3``
+    (which YAML readers leave as text), an integer as a whole float (``1e6``), a tuple as a list.
+    Raises RloptError, in one line that names the dotted option, for an unknown or missing option, a wrong type, a
+    value out of range or not among the choices, and for whatever ``cls.__post_init__`` rejects by RloptError.
+    """
+    if not isinstance(mapping, Mapping):
+        raise RloptError(f"{where or cls.__name__}: expected options (key: value), got {_shown(mapping)}")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    types_ = typing.get_type_hints(cls)
+    _refuse_unknown(mapping, fields, where, _nested_names(cls))
+    values = {}
+    for name, f in fields.items():
+        key = join(where, name)
+        if name in mapping:
+            values[name] = _checked(mapping[name], types_[name], f.metadata, key)
+        elif _default(f) is dataclasses.MISSING:
+            raise RloptError(f"{key}: must be given; add {key}=…")
+    return cls(**values)
+
+
+def build_call(target: Callable[..., Any], mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The same checks for the keyword arguments of ``target``: the result is complete and of the annotated types.
+
+    Parameters without a default are the caller's to pass and are no options.
+    """
+    parameters = call_options(target)
+    _refuse_unknown(mapping, parameters, where)
+    function = target.__init__ if inspect.isclass(target) else target
+    types_ = typing.get_type_hints(function)
+    return {
+        name: _checked(mapping[name], types_.get(name, Any), {}, join(where, name)) if name in mapping else default
+        for name, default in parameters.items()
+    }
+
+
+def call_options(target: Callable[..., Any]) -> dict[str, Any]:
+    """Names and defaults of the optional keyword arguments of ``target``."""
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(target).parameters.values()
+    return {p.name: plain(p.default) for p in parameters if p.kind in named and p.default is not p.empty}
+
+
+def defaults(cls: type[Any]) -> dict[str, Any]:
+    """The defaults of a dataclass as plain data (nested dicts, lists for tuples), without options that have none."""
+    found = {f.name: _default(f) for f in dataclasses.fields(cls) if f.init}
+    return {name: plain(value) for name, value in found.items() if value is not dataclasses.MISSING}
+
+
+def to_dict(obj: Any) -> dict[str, Any]:
+    """A built configuration as plain data, ready for YAML or JSON; ``build`` turns it back into an equal object."""
+    return {f.name: plain(getattr(obj, f.name)) for f in dataclasses.fields(obj) if f.init}
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses to dicts, tuples to lists, paths to text; everything else as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def option_names(cls: type[Any], where: str = "") -> list[str]:
+    """Dotted names of every option of a dataclass, nested ones included."""
+    names = []
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            names += option_names(kind, join(where, name))  # type: ignore[arg-type]
+        else:
+            names.append(join(where, name))
+    return names
+
+
+def join(where: str, name: str) -> str:
+    """A dotted option name."""
+    return f"{where}.{name}" if where else name
+
+
+def refuse(key: str, name: str, words: Collection[str], where: str, elsewhere: Iterable[str] = ()) -> typing.NoReturn:
+    """Raise the one line for an unknown option: a near name in the same group, else the same name in another one."""
+    near = nearest(name, words)
+    if near is None:
+        dotted = {n.rsplit(".", 1)[-1]: n for n in elsewhere}
+        last = nearest(name, dotted)
+        near = dotted[last] if last else None
+    if near is not None:
+        raise RloptError(f"{key}: no such option; did you mean {join(where, near)}?")
+    if not words:
+        raise RloptError(f"{key}: no such option; {where} has none")
+    raise RloptError(f"{key}: no such option; choose from {', '.join(join(where, w) for w in sorted(words))}")
+
+
+def _refuse_unknown(
+    mapping: Mapping[str, Any], known: Collection[str], where: str, elsewhere: Iterable[str] = ()
+) -> None:
+    for name in mapping:
+        if name not in known:
+            refuse(join(where, str(name)), str(name), known, where, elsewhere)
+
+
+def _nested_names(cls: type[Any]) -> list[str]:
+    return [name for name in option_names(cls) if "." in name]
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    if f.default_factory is not dataclasses.MISSING:
+        return f.default_factory()
+    return f.default
+
+
+def _checked(value: Any, kind: Any, metadata: Mapping[str, Any], key: str) -> Any:
+    """``value`` as ``kind``, inside the range and choices that ``option`` declared."""
+    found, ok = _convert(value, kind, key)
+    if not ok:
+        raise RloptError(f"{key}: expected {_describe(kind)}, got {_shown(value)}")
+    for element in found if isinstance(found, (list, tuple)) else (found,):
+        _check_element(element, metadata, key)
+    return found
+
+
+def _check_element(value: Any, metadata: Mapping[str, Any], key: str) -> None:
+    choices = metadata.get("choices") or ()
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        _check_range(value, metadata, key)
+    if choices and value is not None and value not in choices:
+        raise RloptError(f"{key}: no such choice {_shown(value)}; {hint(str(value), [str(c) for c in choices])}")
+
+
+def _check_range(value: float, metadata: Mapping[str, Any], key: str) -> None:
+    low, high, above = (metadata.get(k) for k in ("low", "high", "above"))
+    if math.isnan(value):
+        raise RloptError(f"{key}: expected a number, got nan")
+    if low is not None and value < low:
+        raise RloptError(f"{key}: must be at least {low:g}, got {value:g}")
+    if above is not None and value <= above:
+        raise RloptError(f"{key}: must be above {above:g}, got {value:g}")
+    if high is not None and value > high:
+        raise RloptError(f"{key}: must be at most {high:g}, got {value:g}")
+
+
+def _convert(value: Any, kind: Any, key: str) -> tuple[Any, bool]:
+    """``value`` as ``kind`` and True, or anything and False; a mistake inside a nested option raises at once."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return plain(value), True
+    if origin in (Union, types.UnionType):
+        # What already has the type goes first, so that `float | str` keeps 1 a number and "auto" a word.
+        for exact in (True, False):
+            for member in args:
+                if not exact or _is_exactly(value, member):
+                    found, ok = _convert(value, member, key)
+                    if ok:
+                        return found, True
+        return value, False
+    if origin is Literal:
+        return value, any(value == a and type(value) is type(a) for a in args)
+    if dataclasses.is_dataclass(kind):
+        return (value, True) if isinstance(value, typing.cast(type, kind)) else (build(kind, value, key), True)  # type: ignore[arg-type]
+    if origin in (list, tuple):
+        return _convert_sequence(value, origin, args, key)
+    if kind in (list, tuple):
+        return (kind(value), True) if isinstance(value, (list, tuple)) else (value, False)
+    if kind is dict or origin is dict or origin is Mapping:
+        if not isinstance(value, Mapping):
+            return value, False
+        element = args[1] if args else Any
+        return {str(k): _checked(v, element, {}, join(key, str(k))) for k, v in value.items()}, True
+    return _convert_scalar(value, kind)
+
+
+def _convert_sequence(value: Any, origin: Any, args: tuple[Any, ...], key: str) -> tuple[Any, bool]:
+    if not isinstance(value, (list, tuple)):
+        return value, False
+    if origin is list or (len(args) == 2 and args[1] is Ellipsis):
+        kinds = [args[0]] * len(value)
+    else:
+        kinds = list(args)
+        if len(kinds) != len(value):
+            return value, False
+    return origin(_checked(v, k, {}, f"{key}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True))), True
+
+
+def _convert_scalar(value: Any, kind: Any) -> tuple[Any, bool]:
+    if kind is type(None):
+        return None, value is None
+    if kind is bool or isinstance(value, bool):
+        return value, kind is bool and isinstance(value, bool)
+    if kind is float:
+        if isinstance(value, (int, float)):
+            return float(value), not math.isnan(value)
+        number = _number(value)
+        return number, number is not None and not math.isnan(number)
+    if kind is int:
+        number = value if isinstance(value, (int, float)) else _number(value)
+        if isinstance(number, float) and number.is_integer():
+            number = int(number)
+        return number, isinstance(number, int)
+    if kind is str:
+        # A run folder or name such as `7` reads as a number.
+        return str(value), isinstance(value, (str, int))
+    if kind is Path:
+        return Path(str(value)), isinstance(value, (str, Path))
+    return value, isinstance(kind, type) and isinstance(value, kind)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _is_exactly(value: Any, kind: Any) -> bool:
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        return value in typing.get_args(kind)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is (origin or kind)
+
+
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+    dict: "options (key: value)",
+    Path: "a path",
+}
+
+
+def _describe(kind: Any) -> str:
+    """What an option of this type looks like, in words."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(a) for a in args)
+    if origin is Literal:
+        return " or ".join(str(a) for a in args)
+    if origin is tuple and args[-1] is not Ellipsis:
+        return f"a list of {len(args)}: [{', '.join(_describe(a) for a in args)}]"
+    if origin in (list, tuple):
+        return f"a list, each {_describe(args[0])}"
+    return _NAMES.get(origin or kind, getattr(kind, "__name__", str(kind)))
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,125 @@
+"""What can be named: agents and samplers by name, and what installed distributions add through entry points.
+
+Names map to ``module:attribute`` text, imported when used. Packages outside rlopt add to them by an entry point of the
+groups below, or programs by ``register_agent`` and ``register_sampler``. A checkpoint, a policy or a configuration file
+only ever names what is registered; none of them can name a class to import.
+
+Entry-point groups: ``rlopt.agents`` and ``rlopt.samplers`` (name = class), ``rlopt.networks`` and ``rlopt.envs``
+(a module that registers when imported, or a function called once), ``rlopt.configs`` (a package with config groups).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+Target = str | type[Any]
+
+AGENTS: dict[str, Target] = {
+    "sac": "rlopt.agents.sac:SAC",
+    "sac_2018": "rlopt.agents.sac_2018:SAC2018",
+    "sac_discrete": "rlopt.agents.sac_discrete:DiscreteSAC",
+    "reinforce": "rlopt.agents.reinforce:Reinforce",
+    "value_iteration": "rlopt.agents.value_iteration:ValueIteration",
+}
+SAMPLERS: dict[str, Target] = {
+    "uniform": "rlopt.buffers.samplers:UniformSampler",
+}
+
+
+def register_agent(name: str, target: Target) -> None:
+    """Make ``agent=name`` available: an agent class, or ``module:Class`` text imported when first used."""
+    _register("agent", name, target, AGENTS, "rlopt.agents")
+
+
+def register_sampler(name: str, target: Target) -> None:
+    """Make ``buffer=name`` available: a sampler class, or ``module:Class`` text imported when first used."""
+    _register("sampler", name, target, SAMPLERS, "rlopt.samplers")
+
+
+def agent_names() -> list[str]:
+    """Every agent that ``get_agent`` knows."""
+    return sorted({*AGENTS, *_entry_points("rlopt.agents")})
+
+
+def sampler_names() -> list[str]:
+    """Every sampler that ``get_sampler`` knows."""
+    return sorted({*SAMPLERS, *_entry_points("rlopt.samplers")})
+
+
+def get_agent(name: str) -> Any:
+    """The agent class called ``name``. Raises RloptError, with the nearest right name, where there is none."""
+    return _get("agent", name, AGENTS, "rlopt.agents")
+
+
+def get_sampler(name: str) -> Any:
+    """The sampler class called ``name``. Raises RloptError, with the nearest right name, where there is none."""
+    return _get("sampler", name, SAMPLERS, "rlopt.samplers")
+
+
+def target_text(name: str, table: dict[str, Target], group: str) -> str:
+    """Where a registered name leads, as ``module:attribute`` text, without importing it."""
+    target = table.get(name)
+    if target is None:
+        return _entry_points(group)[name].value
+    return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
+
+
+@cache
+def load_extensions() -> None:
+    """Import what installed distributions add to the networks and environments; done once per process."""
+    for group in ("rlopt.networks", "rlopt.envs"):
+        for point in _entry_points(group).values():
+            loaded = _load(point)
+            if isinstance(loaded, Callable):  # type: ignore[arg-type]
+                loaded()
+
+
+def config_packages() -> dict[str, str]:
+    """Packages that bring config groups, as {entry point name: importable package}."""
+    return {name: point.value for name, point in _entry_points("rlopt.configs").items()}
+
+
+def _register(kind: str, name: str, target: Target, table: dict[str, Target], group: str) -> None:
+    known = table.get(name)
+    if (known is not None and known != target) or name in _entry_points(group):
+        from rlopt.types import RloptError
+
+        where = target_text(name, table, group)
+        raise RloptError(f"a {kind} called {name!r} is registered already ({where}); choose another name")
+    table[name] = target
+
+
+def _get(kind: str, name: str, table: dict[str, Target], group: str) -> Any:
+    from rlopt.config import hint
+    from rlopt.types import RloptError
+
+    target = table.get(name)
+    if isinstance(target, type):
+        return target
+    if isinstance(target, str):
+        module, _, attribute = target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    points = _entry_points(group)
+    if name in points:
+        return _load(points[name])
+    raise RloptError(f"no {kind} is called {name!r}; {hint(name, sorted({*table, *points}))}")
+
+
+@cache
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        from rlopt.types import RloptError
+
+        owner = point.dist.name if point.dist is not None else "a package"
+        message = f"{owner} offers {point.name} ({point.group}) as {point.value}, which does not import: {error}"
+        raise RloptError(" ".join(message.split())) from error

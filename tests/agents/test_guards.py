@@ -1,0 +1,176 @@
+"""Nothing non-finite reaches the weights, the first culprit is named, and an update never waits for the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from gymnasium import spaces
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rlopt.agents import Agent
+from rlopt.nn import NetworkConfig
+from rlopt.registry import agent_names, get_agent
+
+every_agent = pytest.mark.parametrize("name", sorted(n for n in agent_names() if get_agent(n).loop == "replay"))
+LEARNT = ("actor", "critic", "value", "log_temperature", "actor_optimiser", "critic_optimiser", "value_optimiser",
+          "temperature_optimiser")  # fmt: skip
+
+
+def learnt(agent: Agent) -> list[torch.Tensor]:
+    """Every learnt tensor and every optimiser's moments and count, as copies."""
+
+    def leaves(tree: Any) -> list[torch.Tensor]:
+        return [t for v in tree.values() for t in leaves(v)] if isinstance(tree, dict) else [tree]
+
+    state = agent.state_dict()
+    return [t for name in LEARNT if name in state for t in leaves(state[name])]
+
+
+def spoil(batch: Any, field: str, value: float) -> Any:
+    tensor = getattr(batch, field).clone()
+    tensor.view(-1)[3] = value
+    return batch._replace(**{field: tensor})
+
+
+@every_agent
+@pytest.mark.parametrize(
+    ("field", "value", "culprit"),
+    [
+        ("obs", float("nan"), "observation"),
+        ("obs", float("inf"), "observation"),
+        ("next_obs", float("nan"), "next observation"),
+        ("next_obs", float("-inf"), "next observation"),
+        ("reward", float("nan"), "reward"),
+        ("reward", float("inf"), "reward"),
+        ("reward", 1e30, "critic loss"),  # finite, but its square is not
+    ],
+)
+def test_bad_input_changes_nothing_and_is_named(name, field, value, culprit, make_agent, make_batch) -> None:
+    agent = make_agent(name)
+    for i in range(2):
+        agent.update(make_batch(agent, i))
+    before = learnt(agent)
+    agent.update(spoil(make_batch(agent, 2), field, value))
+    unchanged = [torch.equal(a, b) for a, b in zip(before, learnt(agent), strict=True)]
+    if name == "sac_2018" and culprit == "critic loss":  # the value network's step comes before and was sound
+        assert torch.equal(before[0], learnt(agent)[0])
+    else:
+        assert all(unchanged)
+    assert agent.target.flat.isfinite().all()
+    assert agent.guard.first_bad() == culprit
+
+    agent.update(make_batch(agent, 3))  # learning goes on, and the first culprit is remembered
+    assert not any(torch.equal(a, b) for a, b in zip(before, learnt(agent), strict=True) if a.numel() > 1 and a.any())
+    agent.update(spoil(make_batch(agent, 4), "reward", float("nan")))
+    assert agent.guard.first_bad() == culprit
+    agent.guard.clear()
+    assert agent.guard.first_bad() is None
+    assert all(t.isfinite().all() for t in learnt(agent))
+
+
+@every_agent
+def test_a_loss_that_explodes_in_the_actor_leaves_the_actor_alone(name: str, make_agent, make_batch) -> None:
+    """Critics whose values overflow for the policy's actions, but not for their own loss."""
+    agent = make_agent(name)
+    batch = make_batch(agent, 0)
+    original = agent.nets
+
+    def actor(params: Any, obs: torch.Tensor) -> Any:
+        out = original.actor(params, obs)
+        bad = obs is batch.obs and torch.is_grad_enabled()
+        return out if not bad else (out[0] * torch.inf, out[1]) if isinstance(out, tuple) else out * torch.nan
+
+    agent.nets = type(original)(**{**vars(original), "actor": actor})
+    agent.fused = None
+    before, critic = agent.actor.flat.clone(), agent.critic.flat.clone()
+    agent.update(batch)
+    assert torch.equal(agent.actor.flat, before)
+    assert not torch.equal(agent.critic.flat, critic)
+    assert agent.guard.first_bad() == "actor loss"
+    assert agent.log_temperature.isfinite() if hasattr(agent, "log_temperature") else True
+
+
+def test_the_sticky_code_is_part_of_the_state(make_agent, make_batch) -> None:
+    agent, other = make_agent("sac"), make_agent("sac", seed=1)
+    agent.update(spoil(make_batch(agent, 0), "reward", float("nan")))
+    other.load_state_dict(agent.state_dict())
+    assert other.guard.first_bad() == "reward"
+
+
+# --- no waiting -----------------------------------------------------------------------------------------------------
+
+
+class NoSync(TorchDispatchMode):
+    """Fails on every operation whose result, or whose shape, the host would have to wait for."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal.default", "unique")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not any(word in str(func) for word in self.FORBIDDEN), f"{func} waits for the device"
+        if "aten.index" in str(func):
+            assert not any(i is not None and i.dtype == torch.bool for i in args[1]), (
+                f"{func} by a mask waits for the device"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError("an update read a tensor on the host")
+
+    for method in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__"):
+        monkeypatch.setattr(torch.Tensor, method, refuse)
+
+
+@every_agent
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.5, "lr_schedule": "linear", "schedule_steps": 9}])
+def test_update_never_waits_for_the_device(name: str, options, make_agent, make_batch, monkeypatch) -> None:
+    agents = [make_agent(name, **options)]
+    if name == "sac":
+        agents += [
+            make_agent(name, fused=False, policy_delay=2, **options),
+            make_agent(name, temperature=0.2, **options),
+        ]
+    for agent in agents:
+        batches = [make_batch(agent, i) for i in range(3)]
+        with monkeypatch.context() as m, NoSync():
+            forbid_reading(m)
+            for batch in batches:
+                agent.update(batch)
+        assert agent.clock.updates == 3
+
+
+@every_agent
+def test_update_never_waits_with_images(name: str, make_agent, make_batch, monkeypatch) -> None:
+    image = spaces.Dict({"camera": spaces.Box(0, 255, (3, 36, 36), "uint8"), "arm": spaces.Box(-1, 1, (2,))})
+    agent = make_agent(name, observation_space=image, network=NetworkConfig(hidden=(8,)))
+    batch = make_batch(make_agent(name), 0)
+    g = torch.Generator().manual_seed(0)
+    obs, next_obs = (
+        {
+            "camera": torch.randint(256, (8, 3, 36, 36), generator=g, dtype=torch.uint8),
+            "arm": torch.rand(8, 2, generator=g),
+        }
+        for _ in range(2)
+    )
+    batch = batch._replace(obs=obs, next_obs=next_obs)
+    with monkeypatch.context() as m, NoSync():
+        forbid_reading(m)
+        update = agent.update(batch)
+    assert all(value.isfinite() for value in update.metrics.values())
+    assert agent.guard.first_bad() is None
+
+
+def test_the_instruments_notice(make_agent, make_batch, monkeypatch) -> None:
+    x = torch.ones(3)
+    with NoSync(), pytest.raises(AssertionError, match="waits"):
+        x[x > 0]
+    with NoSync(), pytest.raises(AssertionError, match="waits"):
+        bool(x.sum() > 0)
+    with monkeypatch.context() as m:
+        forbid_reading(m)
+        for read in (x.sum().item, x.tolist, x.numpy, x[0].__float__, x[0].__bool__):
+            with pytest.raises(AssertionError, match="host"):
+                read()

@@ -1,0 +1,360 @@
+"""Nothing that an agent changes while it learns may be missing from its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlopt.agents import SAC, Agent
+from rlopt.agents.sac_fused import FusedGradients
+from rlopt.nn import Net, Optimiser, OptimiserConfig, Schedule
+from rlopt.nn.guard import Guard
+from rlopt.registry import agent_names, get_agent
+from rlopt.types import Clock, RloptError
+
+REPLAY_AGENTS = sorted(name for name in agent_names() if get_agent(name).loop == "replay")
+SCRATCH = {(Optimiser, "grad"), (Guard, "_values"), (Guard, "_health")}
+"""Attributes that every update overwrites before it reads them."""
+
+every_agent = pytest.mark.parametrize("name", REPLAY_AGENTS)
+
+
+def test_the_agents_of_this_package_are_covered() -> None:
+    assert {"sac", "sac_2018", "sac_discrete"} <= set(REPLAY_AGENTS)
+
+
+# --- completeness, by walking the object ----------------------------------------------------------------------------
+
+
+def walk(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Every tensor, generator and optimiser reachable from ``thing``, once, with the path to it."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, Tensor | torch.Generator | torch.optim.Optimizer):
+        yield path, thing
+        return
+    if isinstance(thing, Optimiser):
+        yield path, thing
+    if isinstance(thing, dict):
+        children = [(f"{path}[{k!r}]", v) for k, v in thing.items()]
+    elif isinstance(thing, list | tuple | set):
+        children = [(f"{path}[{i}]", v) for i, v in enumerate(thing)]
+    elif isinstance(thing, FusedGradients):  # buffers that every update overwrites, and views of the nets' parameters
+        return
+    elif type(thing).__module__.startswith(("rlopt", "torch.nn", __name__)) and hasattr(thing, "__dict__"):
+        scratch = {attribute for cls, attribute in SCRATCH if isinstance(thing, cls)}
+        children = [(f"{path}.{k}", v) for k, v in vars(thing).items() if k not in scratch]
+    else:
+        return
+    for child_path, child in children:
+        yield from walk(child, child_path, seen)
+
+
+def storages(agent: Agent) -> set[int]:
+    """Where everything registered lies in memory."""
+    found = set()
+    for thing in agent._persistent.values():
+        if isinstance(thing, Net):
+            tensors = [*thing.module.state_dict(keep_vars=True).values()]
+        elif isinstance(thing, Optimiser):
+            tensors = [thing.count, thing.first, thing.second]
+        elif isinstance(thing, Guard):
+            tensors = [thing.code]
+        else:
+            tensors = [thing] if isinstance(thing, Tensor) else []
+        found |= {t.untyped_storage().data_ptr() for t in tensors}
+    return found
+
+
+def unregistered(agent: Agent, constants: dict[str, Tensor]) -> list[str]:
+    """Paths of what the state lacks. ``constants`` are tensors of another agent: equal ones there are no state."""
+    known, registered = storages(agent), [*agent._persistent.values()]
+    missing = []
+    for path, thing in walk(agent, "agent", set()):
+        if isinstance(thing, Tensor):
+            constant = path in constants and torch.equal(thing, constants[path])
+            ok = constant or thing.numel() == 0 or thing.untyped_storage().data_ptr() in known
+        else:
+            ok = any(thing is r for r in registered)
+        if not ok:
+            missing.append(path)
+    return missing
+
+
+def tensors_of(agent: Agent) -> dict[str, Tensor]:
+    return {path: t for path, t in walk(agent, "agent", set()) if isinstance(t, Tensor)}
+
+
+def check(make: Any, make_batch: Any) -> list[str]:
+    """Two agents of different seeds after different numbers of updates: what they agree on is constant."""
+    one, other = make(seed=0), make(seed=1)
+    for i in range(3):
+        one.update(make_batch(one, i))
+    return unregistered(one, tensors_of(other))
+
+
+@every_agent
+def test_every_tensor_optimiser_and_generator_is_registered(name: str, make_agent, make_batch) -> None:
+    assert check(lambda seed: make_agent(name, seed=seed), make_batch) == []
+
+
+@pytest.mark.parametrize("forgotten", ["tensor", "optimiser", "torch_optimiser", "generator", "nested"])
+def test_the_walk_notices_what_was_forgotten(forgotten: str, make_agent, make_batch) -> None:
+    """The test above is worth something only if it fails when it should."""
+
+    class Forgetful(SAC):
+        def build(self) -> None:
+            super().build()
+            self.average = torch.tensor(float(self.seed))
+            if forgotten == "nested":
+                self.stash = [{"deep": (torch.tensor([1.0 + self.seed]),)}]
+            if forgotten == "optimiser":
+                self.more = Optimiser(self.log_temperature.detach(), 1e-3, OptimiserConfig())
+            if forgotten == "torch_optimiser":
+                self.more = torch.optim.Adam([self.log_temperature])
+            if forgotten == "generator":
+                self.more = torch.Generator()
+            if forgotten != "tensor":
+                self.persist("average", self.average)
+
+    Forgetful.__module__ = "rlopt.agents.forgetful"
+    base = make_agent("sac")
+    missing = check(lambda seed: Forgetful(base.spec, base.config, seed=seed), make_batch)
+    path = {"tensor": "agent.average", "nested": "agent.stash[0]['deep'][0]"}.get(forgotten, "agent.more")
+    assert path in missing
+
+
+# --- completeness, by what it promises ------------------------------------------------------------------------------
+
+
+def assert_same(a: Any, b: Any, path: str = "") -> None:
+    """Two state trees are equal to the bit."""
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), path
+    else:
+        assert a == b, path
+
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "sac": [
+        {},
+        {"temperature": 0.2, "policy_delay": 2, "fused": False},
+        {"policy_delay": 3, "lr_schedule": "cosine", "schedule_steps": 20, "max_grad_norm": 0.5},
+    ],
+    "sac_2018": [{}, {"optimiser": OptimiserConfig(name="sgd"), "lr_schedule": "linear", "schedule_steps": 20}],
+    "sac_discrete": [{}, {"temperature": 0.2, "optimiser": OptimiserConfig(name="adamw", weight_decay=0.1)}],
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n in REPLAY_AGENTS for o in OPTIONS.get(n, [{}])])
+def test_a_fresh_agent_of_another_seed_continues_exactly(name: str, options, make_agent, make_batch) -> None:
+    straight = make_agent(name, seed=0, **options)
+    obs = torch.randn(3, 4, generator=torch.Generator().manual_seed(9))
+
+    def go(agent: Agent, first: int) -> list[Any]:
+        seen: list[Any] = []
+        for i in range(first, first + 5):
+            agent.clock.env_steps = 2 * i
+            seen.append(agent.act(obs).action)
+            update = agent.update(make_batch(agent, i))
+            seen += [update.priority, *update.metrics.values()]
+        return seen
+
+    saved = make_agent(name, seed=0, **options)
+    go(straight, 0)
+    go(saved, 0)
+    state = saved.state_dict()
+    go(saved, 50)  # the state is a copy: going on does not change it
+    resumed = make_agent(name, seed=1, **options)
+    resumed.load_state_dict(state)
+    assert_same(resumed.state_dict(), state)
+    for a, b in zip(go(straight, 5), go(resumed, 5), strict=True):
+        assert torch.equal(a, b)
+    assert_same(straight.state_dict(), resumed.state_dict())
+
+
+@every_agent
+def test_loading_changes_no_object_identity(name: str, make_agent, make_batch) -> None:
+    """The exported policy and the losses share tensors with the agent: a state is copied into them."""
+    agent, other = make_agent(name, seed=0), make_agent(name, seed=1)
+    policy, flat = agent.policy, agent.actor.flat
+    agent.load_state_dict(other.state_dict())
+    assert agent.actor.flat is flat
+    assert torch.equal(flat, other.actor.flat)
+    for mine, theirs in zip(policy.actor.parameters(), other.actor.module.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_state_of_another_agent_is_refused(make_agent) -> None:
+    agent = make_agent("sac")
+    with pytest.raises(KeyError, match="value"):
+        agent.load_state_dict(make_agent("sac_2018").state_dict())
+    with pytest.raises(KeyError, match="temperature_optimiser"):
+        agent.load_state_dict(make_agent("sac", temperature=0.2).state_dict())
+
+
+def test_same_seed_same_agent_and_other_seed_another(make_agent) -> None:
+    for name in REPLAY_AGENTS:
+        a, b, c = make_agent(name, seed=4), make_agent(name, seed=4), make_agent(name, seed=5)
+        assert_same(a.state_dict(), b.state_dict())
+        assert not torch.equal(a.actor.flat, c.actor.flat)
+        assert not torch.equal(a.critic.flat, c.critic.flat)
+
+
+def test_building_and_running_leave_the_global_generators_alone(make_agent, make_batch) -> None:
+    before = torch.random.get_rng_state()
+    for name in REPLAY_AGENTS:
+        agent = make_agent(name, warmup_steps=1)
+        agent.act(torch.zeros(1, 4))
+        agent.clock.env_steps = 1
+        agent.act(torch.zeros(1, 4))
+        agent.update(make_batch(agent, 0))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# --- acting ---------------------------------------------------------------------------------------------------------
+
+
+@every_agent
+def test_acting_warm_up_samples_and_mode(name: str, make_agent) -> None:
+    agent = make_agent(name, warmup_steps=10)
+    space, obs = agent.spec.action_space, torch.zeros(2000, 4)
+    warm = agent.act(obs).action
+    assert all(space.contains(a) for a in warm[:50].numpy())
+    if name == "sac_discrete":
+        shares = [(warm == k).float().mean().item() for k in (2, 3, 4)]
+        assert shares == pytest.approx([1 / 3] * 3, abs=0.05)
+    else:
+        assert warm.mean(0).tolist() == pytest.approx([0.0, 0.0], abs=0.02)
+        assert warm.var(0).tolist() == pytest.approx([0.8**2 / 12] * 2, rel=0.1)
+    mode = agent.act(obs, deterministic=True).action  # the warm-up does not concern evaluation
+    assert (mode == mode[0]).all()
+    assert torch.equal(mode, agent.act(obs, deterministic=True).action)
+    agent.clock.env_steps = 10
+    sampled = agent.act(obs).action
+    assert all(space.contains(a) for a in sampled[:50].numpy())
+    assert not torch.equal(sampled, warm) and not (sampled == sampled[0]).all()
+    assert sampled.dtype == warm.dtype == mode.dtype
+
+
+def test_agents_refuse_action_spaces_they_cannot_act_in(make_agent) -> None:
+    from gymnasium import spaces
+
+    box, discrete = spaces.Box(-1, 1, (2,)), spaces.Discrete(3)
+    unbounded = spaces.Box(-torch.inf, torch.inf, (2,))
+    jagged = spaces.Box(-torch.arange(1.0, 41.0).numpy(), torch.arange(1.0, 41.0).numpy())
+    for name, space, words in [
+        ("sac", discrete, "agent=sac_discrete"),
+        ("sac_2018", discrete, "agent=sac_discrete"),
+        ("sac", unbounded, "bounded"),
+        ("sac_discrete", box, "agent=sac"),
+        ("sac_discrete", jagged, "agent=sac"),
+        ("sac_discrete", spaces.MultiDiscrete([2, 2]), "another agent"),
+        ("sac", spaces.MultiDiscrete([2, 2]), "another agent"),
+    ]:
+        with pytest.raises(RloptError, match=words) as error:
+            make_agent(name, action_space=space)
+        assert "\n" not in str(error.value)
+
+
+# --- the course of an update ----------------------------------------------------------------------------------------
+
+
+@every_agent
+def test_update_advances_the_clock_and_reports(name: str, make_agent, make_batch) -> None:
+    agent = make_agent(name)
+    update = agent.update(make_batch(agent, 0))
+    assert agent.clock.updates == 1 and agent.clock.env_steps == 0
+    assert update.priority.shape == (8,) and (update.priority >= 0).all()
+    assert all(m.shape == () and not m.requires_grad and m.isfinite() for m in update.metrics.values())
+    assert {"critic_loss", "actor_loss", "entropy", "q"} <= update.metrics.keys()
+
+
+def test_policy_delay_spaces_actor_and_temperature(make_agent, make_batch) -> None:
+    agent = make_agent("sac", policy_delay=3)
+    moved = []
+    for i in range(7):
+        before = [agent.critic.flat.clone(), agent.actor.flat.clone(), agent.log_temperature.detach().clone()]
+        agent.update(make_batch(agent, i))
+        after = [agent.critic.flat, agent.actor.flat, agent.log_temperature]
+        moved.append([not torch.equal(a, b) for a, b in zip(before, after, strict=True)])
+    assert moved == [[True, i % 3 == 0, i % 3 == 0] for i in range(7)]
+
+
+def test_a_fixed_temperature_stays(make_agent, make_batch) -> None:
+    for name in ("sac", "sac_discrete"):
+        agent = make_agent(name, temperature=0.2)
+        for i in range(3):
+            update = agent.update(make_batch(agent, i))
+        assert update.metrics["temperature"].item() == pytest.approx(0.2)
+        assert "temperature_optimiser" not in agent.state_dict()
+
+
+@every_agent
+def test_targets_follow_by_tau(name: str, make_agent, make_batch) -> None:
+    agent = make_agent(name, tau=0.25)
+    source = agent.value if name == "sac_2018" else agent.critic
+    before = agent.target.flat.clone()
+    agent.update(make_batch(agent, 0))
+    torch.testing.assert_close(agent.target.flat, 0.75 * before + 0.25 * source.flat)
+    assert not torch.equal(agent.target.flat, before)
+    assert not any(p.requires_grad for p in agent.target.module.parameters())
+
+
+def test_learning_rate_schedules() -> None:
+    clock = Clock(env_steps=25)
+    assert Schedule().factor(clock) == 1.0
+    assert Schedule("linear", 100).factor(clock) == 0.75
+    assert Schedule("linear", 100, final=0.2).factor(clock) == pytest.approx(0.2 + 0.8 * 0.75)
+    assert Schedule("cosine", 100).factor(clock) == pytest.approx(0.8535534)  # ½ (1 + cos π/4)
+    clock.env_steps = 1000
+    assert Schedule("linear", 100, final=0.2).factor(clock) == pytest.approx(0.2)
+    with pytest.raises(RloptError, match="schedule_steps"):
+        Schedule("linear")
+
+
+@every_agent
+def test_every_learning_rate_follows_the_schedule(name: str, make_agent, make_batch) -> None:
+    """At the end of a schedule that falls to 0 nothing moves any more."""
+    agent = make_agent(name, lr_schedule="linear", schedule_steps=10)
+    agent.update(make_batch(agent, 0))
+    agent.clock.env_steps = 10
+    before = agent.state_dict()
+    agent.update(make_batch(agent, 1))
+    after = agent.state_dict()
+    for key in ("actor", "critic", "log_temperature", "value"):
+        if key in before:
+            assert_same(before[key], after[key], key)
+
+
+def test_separate_learning_rates(make_agent) -> None:
+    for name in ("sac", "sac_discrete"):
+        agent = make_agent(name, learning_rate=1e-3, actor_learning_rate=1e-4, temperature_learning_rate=1e-5)
+        rates = [getattr(agent, f"{part}_optimiser").learning_rate for part in ("critic", "actor", "temperature")]
+        assert rates == [1e-3, 1e-4, 1e-5]
+
+
+@every_agent
+def test_gradients_are_clipped_to_their_norm(name: str, make_agent, make_batch) -> None:
+    """With SGD without momentum and a learning rate of 1 the step is the clipped gradient itself."""
+    sgd = OptimiserConfig(name="sgd", beta1=0.0)
+    agent = make_agent(name, optimiser=sgd, learning_rate=1.0, max_grad_norm=1e-3)
+    before = agent.critic.flat.clone()
+    batch = make_batch(agent, 0)
+    agent.update(batch._replace(reward=100.0 * batch.reward))
+    assert (agent.critic.flat - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
+    loose = make_agent(name, optimiser=sgd, learning_rate=1e-3, max_grad_norm=1e9)
+    never = make_agent(name, optimiser=sgd, learning_rate=1e-3)
+    for other in (loose, never):
+        other.update(batch)
+    assert torch.equal(loose.critic.flat, never.critic.flat)

@@ -1,0 +1,402 @@
+"""The commands as a user types them: ``main(argv)`` in this process, and a few in one of their own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlopt import registry
+from rlopt.cli import main
+from rlopt.cli.environment import WAIT_POLICY, prepare_environment
+from rlopt.nn.networks import ENCODERS
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = [
+    "env=Pendulum-v1",
+    "total_steps=60",
+    "agent.warmup_steps=30",
+    "agent.batch_size=8",
+    "agent.network.hidden=[8]",
+    "eval.every=null",
+    "eval.episodes=2",
+    "log.tensorboard=false",
+    "buffer.capacity=100",
+]
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that ends with code 2 and prints nothing else."""
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    return said.err.removeprefix("error: ").rstrip("\n")
+
+
+def python(*words: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, words)]
+    full = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(command, cwd=cwd, env=full, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", *SHORT, f"run_dir={folder}"]) == 0
+    return folder
+
+
+def test_training_ends_with_the_evaluation_the_folder_and_what_comes_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *SHORT, "seed=7"]) == 0
+    said = capsys.readouterr().out
+    (folder,) = (tmp_path / "runs").iterdir()
+    relative = folder.relative_to(tmp_path)
+    assert "mean return" in said
+    assert "over 2 episodes" in said
+    assert f"rlopt evaluate {relative}" in said
+    assert f"rlopt train resume={relative}" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"], "Hydra must write nothing of its own"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["seed"], config["agent"]["tau"], config["env"]["id"]) == (7, 0.005, "Pendulum-v1")
+    assert [row["step"] for row in rows(folder / "evaluations.csv")] == ["60", "60"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["agent.learning_rte=1"], "agent.learning_rte: no such option; did you mean agent.learning_rate?"),
+        (["agent.tau=big"], "agent.tau: expected a number, got 'big'"),
+        (["agent=sca"], "agent=sca: no such agent; did you mean sac?"),
+        (["env=HalfCheeta-v5"], "env=HalfCheeta-v5 is not a registered environment; did you mean HalfCheetah-v5?"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
+        (["--multrun"], "--multrun: no such option; did you mean --multirun?"),
+        (["-m", "seed=1,2", "agent.tau=big"], "agent.tau: expected a number, got 'big'"),
+        (["resume=nowhere"], "resume=nowhere: no run lies there (no config.yaml)"),
+        (["env=Pendulum-v1", "device=gpu"], "device='gpu' is no torch device; use auto, cpu, cuda or cuda:0"),
+    ],
+)
+def test_a_mistake_in_training_is_one_line_and_code_2(
+    arguments: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(["train", *arguments], capsys) == line
+    assert list(tmp_path.iterdir()) == [], "a run that cannot begin leaves no folder"
+
+
+def test_an_agent_that_cannot_act_there_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = refused(["train", "agent=sac", "env=CartPole-v1", f"run_dir={tmp_path / 'run'}"], capsys)
+    assert "Discrete(2)" in said
+    assert "agent=sac_discrete" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_extra_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "mujoco" or "envs.mujoco" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    said = refused(["train", "env=HalfCheetah-v5", f"run_dir={tmp_path / 'run'}"], capsys)
+    assert 'pip install "rlopt[mujoco]"' in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["trian"], "trian: no such command; did you mean train?"),
+        (["agent=sac"], "agent=sac: no such command; write rlopt train agent=sac"),
+        (["list", "agent"], "rlopt list agent: no such kind; did you mean agents?"),
+        (["list", "envs", "chetah"], "no name contains 'chetah'; did you mean HalfCheetah-v5?"),
+        (["evaluate", "nowhere"], "nowhere does not exist; give a policy folder or a run folder"),
+        (["evaluate", "x", "--episodes", "0"], "argument --episodes: must be at least 1, got 0"),
+        (["evaluate"], "the following arguments are required: RUN|POLICY"),
+        (
+            ["plot", "/nowhere"],
+            "/nowhere is no run folder (it has no config.yaml); give the folder that training printed",
+        ),
+    ],
+)
+def test_a_mistake_in_the_other_commands_is_one_line(
+    argv: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(argv, capsys) == line
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("rlopt.cli.train.compose", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "env=Pendulum-v1"])
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["--help"], *([command, "--help"] for command in ("train", "evaluate", "plot", "list"))]
+)
+def test_help_is_there_for_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: rlopt")
+    said.encode("ascii")  # any terminal can show it
+
+
+def test_list_names_everything_with_a_line_about_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["list", "agents"]) == 0
+    agents = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert {"sac", "sac_2018", "sac_discrete", "reinforce", "value_iteration"} <= set(agents)
+    assert agents["sac"] == "Soft actor-critic for bounded Box action spaces."
+    assert main(["list", "envs", "cheetah-v5"]) == 0
+    assert capsys.readouterr().out == "HalfCheetah-v5  gymnasium.envs.mujoco.half_cheetah_v5:HalfCheetahEnv\n"
+    assert main(["list", "networks"]) == 0
+    assert "nature_cnn" in capsys.readouterr().out
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "mine.yaml").write_text("# SAC, but mine\nname: sac\n")
+    assert main(["list", "--config-dir", str(tmp_path)]) == 0
+    everything = capsys.readouterr().out
+    for part in ("SAC, but mine", "uniform", "sac_hopper_v4 ", "rlopt list envs"):
+        assert part in everything
+
+
+def test_options_are_listed_with_value_range_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--options", "env=Hopper-v5", "agent.tau=0.25"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["agent.tau"].split()[1] == "0.25"
+    assert "[above 0, at most 1]" in lines["agent.tau"]
+    assert lines["env.id"].split()[1] == "Hopper-v5"
+    assert {"buffer.capacity", "eval.every", "seed", "resume", "agent.network.hidden"} <= set(lines)
+
+
+def test_print_config_prints_what_a_run_would_be_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *SHORT, f"run_dir={trained}", "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load((trained / "config.yaml").read_text())
+    assert main(["train", f"resume={trained}", "total_steps=99", "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["total_steps"] == 99
+
+
+def test_evaluate_repeats_the_last_evaluation_of_the_run(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "result.json"
+    assert main(["evaluate", str(trained), "--json", str(out)]) == 0
+    assert "over 2 episodes (Pendulum-v1)" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    logged = [float(row["return"]) for row in rows(trained / "evaluations.csv")]
+    assert [episode["return"] for episode in result["episodes"]] == logged
+    assert main(["evaluate", str(trained / "policy"), "--episodes", "3", "--stochastic", "--seed", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "over 3 episodes" in said
+    assert "seed 5, samples of the policy" in said
+
+
+def test_evaluate_refuses_an_environment_that_does_not_fit(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "choose one with the same spaces" in refused(["evaluate", str(trained), "--env", "CartPole-v1"], capsys)
+
+
+def test_plot_draws_and_prints_the_table(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "curves.png"
+    assert main(["plot", str(trained), "--out", str(out), "--at", "60"]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    logged = [float(row["return"]) for row in rows(trained / "evaluations.csv")]
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Pendulum-v1"))
+    assert line.split()[2:5] == ["60", "1", f"{sum(logged) / 2:.1f}"]
+
+
+def test_resume_goes_on_and_refuses_what_it_must_keep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", *SHORT, f"run_dir={folder}"]) == 0
+    assert main(["train", f"resume={folder}", "total_steps=90", "log.every=10"]) == 0
+    capsys.readouterr()
+    assert {row["step"] for row in rows(folder / "evaluations.csv")} == {"60", "90"}
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["total_steps"], config["log"]["every"], config["agent"]["warmup_steps"]) == (90, 10, 30)
+    assert refused(["train", f"resume={folder}", "agent.gamma=0.9"], capsys).startswith(
+        "agent.gamma: a resumed run keeps"
+    )
+    assert refused(["train", f"resume={folder}", "totl_steps=100"], capsys) == (
+        "totl_steps: no such option; did you mean total_steps?"
+    )
+    assert "lies before" in refused(["train", f"resume={folder}", "total_steps=10"], capsys)
+    assert "already holds a run" in refused(["train", *SHORT, f"run_dir={folder}"], capsys)
+
+
+def test_a_job_of_a_multirun_equals_the_same_run_alone_whatever_the_others_do(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    (tmp_path / "sweep" / "0" / "config.yaml").write_text("{}\n")  # job 0 finds a run where its own should go
+    assert main(["train", *SHORT, "-m", "seed=3,4", "run_dir=sweep"]) == 2
+    said = capfd.readouterr()
+    assert said.err.startswith("error: sweep/0 already holds a run")
+    assert said.err.count("\n") == 1
+    ends = [line.split("  ")[1] for line in said.out.splitlines() if line.startswith("  ")]
+    assert ends == ["ended with code 2", "done"]
+    assert main(["train", *SHORT, "seed=4", "run_dir=alone"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["alone", "sweep"]
+    for name in ("evaluations.csv", "policy/tensors.safetensors"):
+        assert (tmp_path / "sweep" / "1" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["env=Pendulum-v1", "total_steps=100_000_000", "agent.warmup_steps=100_000_000", "log.every=50"]
+    words += ["log.tensorboard=false", "eval.every=null", "buffer.capacity=1000", "run_dir=out"]
+    command = [sys.executable, "-m", "rlopt.cli", "train", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("step "):
+                child.send_signal(signal.SIGINT)
+                break
+        rest = child.stdout.read()
+    assert child.returncode == 130
+    assert "(interrupted at step " in rest
+    assert "go on        rlopt train resume=out\n" in rest
+    assert main(["train", f"resume={tmp_path / 'out'}", "--print-config"]) == 0
+    assert "id: Pendulum-v1" in capsys.readouterr().out
+
+
+def test_an_environment_of_a_module_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gymnasium
+
+    (tmp_path / "pond.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control.pendulum import PendulumEnv\n"
+        "gymnasium.register('Pond-v0', entry_point=PendulumEnv, max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [word for word in SHORT if not word.startswith("env=")]
+    try:
+        assert main(["train", "env=pond:Pond-v0", "env.kwargs.g=9.0", *words, f"run_dir={tmp_path / 'out'}"]) == 0
+    finally:
+        gymnasium.registry.pop("Pond-v0", None)
+    assert {row["length"] for row in rows(tmp_path / "out" / "evaluations.csv")} == {"20"}
+
+
+PACKAGE = {
+    "extra/__init__.py": "",
+    "extra/configs/__init__.py": "",
+    "extra/configs/experiment/ours.yaml": """\
+# @package _global_
+# Ours
+defaults:
+  - override /agent: ours
+  - override /buffer: newest
+seed: 11
+""",
+    "extra/things.py": """\
+from rlopt.agents import SAC
+from rlopt.buffers import UniformSampler
+from rlopt.nn import register_encoder
+from rlopt.nn.networks import Flatten
+
+class Ours(SAC):
+    '''An agent from outside.'''
+    name = "ours"
+
+class Newest(UniformSampler):
+    '''A sampler from outside.'''
+    name = "newest"
+    def __init__(self, share: float = 0.5) -> None:
+        self.share = share
+
+def networks():
+    register_encoder("wide", Flatten)
+""",
+    "extra-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n",
+    "extra-1.0.dist-info/entry_points.txt": """\
+[rlopt.agents]
+ours = extra.things:Ours
+broken = extra.nothing:Gone
+[rlopt.samplers]
+newest = extra.things:Newest
+[rlopt.networks]
+wide = extra.things:networks
+[rlopt.configs]
+extra = extra.configs
+""",
+}
+
+
+@pytest.fixture
+def installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name, text in PACKAGE.items():
+        file = tmp_path / "site" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    caches = (registry._entry_points, registry.load_extensions)
+    for cached in caches:
+        cached.cache_clear()
+    yield tmp_path
+    for cached in caches:
+        cached.cache_clear()
+    ENCODERS.pop("wide", None)
+
+
+def test_an_installed_package_brings_agents_samplers_networks_and_configurations(
+    installed_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    for line in ("An agent from outside.", "A sampler from outside.", "Ours"):
+        assert line in listed
+    out = installed_package / "out"
+    words = [*SHORT, "experiment=ours", "agent.network.encoder=wide", "buffer.share=0.25", f"run_dir={out}"]
+    assert main(["train", *words]) == 0
+    capsys.readouterr()
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["agent"]["name"], config["buffer"]["share"], config["seed"]) == ("ours", 0.25, 11)
+    said = refused(["train", "agent=broken", *SHORT], capsys)
+    assert said.startswith("extra offers broken (rlopt.agents) as extra.nothing:Gone, which does not import")
+
+
+def test_listing_and_help_do_without_torch() -> None:
+    code = (
+        "import sys\nfrom rlopt.cli import main\n"
+        "codes = [main(a) for a in (['--help'], ['train', '--help'], ['list'], ['list', 'envs', 'Pendulum'])]\n"
+        "print(codes, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    done = python("-c", code, cwd=ROOT)
+    assert done.stderr.splitlines()[-1] == "[0, 0, 0, 0] False"
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"{sys.executable} -m rlopt.cli list envs | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *rest = WAIT_POLICY
+    for name in WAIT_POLICY:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(first, "ACTIVE")
+    prepare_environment()
+    assert os.environ[first] == "ACTIVE"
+    assert {name: os.environ[name] for name in rest} == {name: WAIT_POLICY[name] for name in rest}
