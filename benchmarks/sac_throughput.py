@@ -3,10 +3,8 @@
     python benchmarks/sac_throughput.py --out results/sac_throughput
 
 Same network (2x256), batch (256), update ratio (one update per step), one environment, float32, on the CPU. Every
-entrant
-runs with 1 and with 2 threads, in a process of its own, in turn and repeatedly, so that a drift of the machine's
-speed hits
-all alike; the median is quoted, and the ratio is between each library's best thread setting. Then rlopt's default
+entrant runs with 1 and with 2 threads, in a process of its own, in turn and repeatedly, so that a drift of the
+machine's speed hits all alike; the median is quoted, and the ratio is between each library's best thread setting. Then rlopt's default
 setting runs again beside one other busy process.
 """
 

@@ -20,6 +20,9 @@ Space = spaces.Space[Any]
 Obs = Tensor | dict[str, Tensor]
 """A batch of observations: one tensor (N, …), or a flat dict of them (nested keys joined with ``/``)."""
 
+Metrics = dict[str, Tensor]
+"""What a loss or an update tells beside its value: 0-d tensors, or (B,) where a docstring says so."""
+
 State = dict[str, Any]
 """A state tree: nested dicts and lists of tensors, numbers, strings, booleans and None. Nothing else is ever saved."""
 
@@ -87,7 +90,7 @@ class Act(NamedTuple):
 class Update(NamedTuple):
     """What one update returns. Reading a metric is the caller's business: the update never waits for the device."""
 
-    metrics: dict[str, Tensor]
+    metrics: Metrics
     """0-d tensors."""
     priority: Tensor | None = None
     """(B,) new priorities of the batch, for samplers that use them."""

@@ -30,9 +30,7 @@ from rlopt.nn import (
 )
 from rlopt.nn.distributions import squashed_gaussian
 from rlopt.policy import Policy
-from rlopt.types import Act, Obs, Update, map_obs, option
-
-Metrics = dict[str, Tensor]
+from rlopt.types import Act, Metrics, Obs, Update, map_obs, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,7 @@ from rlopt.agents.sac_fused import FusedGradients, applies
 from rlopt.buffers import Batch
 from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, build_seeded, network_options
 from rlopt.nn.distributions import squashed_gaussian
-from rlopt.types import Obs, Update, option
-
-Metrics = dict[str, Tensor]
+from rlopt.types import Metrics, Obs, Update, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.off_policy import OffPolicyActorCritic
-from rlopt.agents.sac import Metrics
 from rlopt.buffers import Batch
 from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, build_seeded, network_options
 from rlopt.nn.distributions import squashed_gaussian
-from rlopt.types import Obs, Update, option
+from rlopt.types import Metrics, Obs, Update, option
 
 
 @dataclass(frozen=True, kw_only=True)

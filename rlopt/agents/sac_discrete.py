@@ -17,10 +17,10 @@ from torch import Tensor
 
 from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.off_policy import OffPolicyActorCritic
-from rlopt.agents.sac import Metrics, temperature_loss
+from rlopt.agents.sac import temperature_loss
 from rlopt.buffers import Batch
 from rlopt.nn import CategoricalActor, Critic, Net, Params, build_seeded, network_options
-from rlopt.types import Obs, Update, option
+from rlopt.types import Metrics, Obs, Update, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,11 @@
 """SAC's two gradients written out by hand for plain ReLU networks on the CPU.
 
 ``rlopt.agents.sac`` is the definition; this file computes the same numbers (a test holds them equal) with fewer
-passes over
-memory: activations live in buffers that are reused, the actor reads observations and next observations in one product,
-products that nobody needs are never formed, and gradients are written where the optimiser reads them.
+passes over memory: activations live in buffers that are reused, the actor reads observations and next observations in
+one product, products that nobody needs are never formed, and gradients are written where the optimiser reads them.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from gymnasium import spaces
@@ -17,10 +14,7 @@ from torch import Tensor
 from rlopt.buffers import Batch
 from rlopt.nn import Net, NetworkConfig, Optimiser
 from rlopt.nn.distributions import LOG_STD_MAX, LOG_STD_MIN, squashed_gaussian
-from rlopt.types import Space
-
-if TYPE_CHECKING:
-    from rlopt.agents.sac import Metrics
+from rlopt.types import Metrics, Space
 
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
 

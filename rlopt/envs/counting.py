@@ -78,8 +78,8 @@ class CountSpacesEnv(CountEnv):
     """``CountEnv`` seen through nested observations and discrete actions.
 
     Observation: a Dict of ``image`` (uint8, 4 x 4 x 1, filled with the count), ``parts`` (a Tuple of a Discrete
-        that starts at 5 and
-    a MultiDiscrete, both showing the count modulo 4) and ``deep/flags`` (a MultiBinary of the count's two lowest bits).
+    that starts at 5 and a MultiDiscrete, both showing the count modulo 4) and ``deep/flags`` (a MultiBinary of the
+    count's two lowest bits).
     Action: Discrete(3, start=-1); the action that arrived is added to the reward.
     """
 

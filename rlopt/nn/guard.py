@@ -12,8 +12,8 @@ class Guard:
     """Watches the quantities of an update in the order they are computed.
 
     ``begin`` opens an update, ``passes`` adds quantities and says (0-d boolean) whether everything so far is finite,
-    ``end`` remembers the first that was not: a sticky code, 0 for none, which the host reads when it logs. Sums stand for their
-    tensors, since a sum is finite only if every element is; a finite sum that overflows errs on the safe side.
+    ``end`` remembers the first that was not: a sticky code, 0 for none, which the host reads when it logs. Sums stand
+    for their tensors, since a sum is finite only if every element is; one that overflows errs on the safe side.
     """
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:

@@ -401,7 +401,9 @@ def test_an_environment_without_pictures_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*film*"))
 
 
-def test_an_episode_without_an_end_is_cut_off(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_episode_without_an_end_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """CliffWalking has no time limit, and a policy that walks into the wall never leaves the start."""
     monkeypatch.setattr(evaluate_module, "MAX_LENGTH", 50)
     env = make_env("CliffWalking-v1", 2, autoreset=False)

@@ -224,11 +224,11 @@ def test_resume_refuses_to_go_backwards(tmp_path):
 
 def test_global_generators_are_never_used(tmp_path):
     torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002
-    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(1)
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
     run_to_end(train(config(tmp_path / "run")))
     assert torch.equal(torch_before, torch.get_rng_state())
-    assert (numpy_before == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert (numpy_before == np.random.get_state()[1]).all()
 
 
 def test_an_agent_that_cannot_act_there_says_so(tmp_path):
