@@ -4,8 +4,8 @@
 
 Same network (2x256), batch (256), update ratio (one update per step), one environment, float32, on the CPU. Every
 entrant runs with 1 and with 2 threads, in a process of its own, in turn and repeatedly, so that a drift of the
-machine's speed hits all alike; the median is quoted, and the ratio is between each library's best thread setting. Then rlopt's default
-setting runs again beside one other busy process.
+machine's speed hits all alike; the median is quoted, and the ratio is between each library's best thread setting.
+Then rlopt's default setting runs again beside one other busy process.
 """
 
 from __future__ import annotations

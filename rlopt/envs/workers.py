@@ -403,7 +403,11 @@ class AsyncVectorEnv:
                     f"raise env.timeout (now {self.timeout:g} s) or find out why the environment dies with backend=sync"
                 )
             seed = derive_seed(self._seed, self._stream, slot, "restart", self._lost[slot])
-            _log.warning("environment %d is replaced (restart %d)", slot, self._lost[slot])
+            _log.warning(
+                "environment %d is replaced (restart %d): the run is no longer reproducible to the bit",
+                slot,
+                self._lost[slot],
+            )
             self._workers[slot] = _Worker(self._context, slot, self._fns[slot], self.autoreset)
             self._hello(slot)
             answer = self._exchange({slot: b"r" + pickle.dumps((seed, None))})[slot]

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -168,8 +167,7 @@ def checksum(content: dict[str, Any]) -> str:
 
 
 def rlopt_version() -> str:
-    """The installed version, or ``unknown`` in a checkout that is not installed."""
-    try:
-        return metadata.version("rlopt")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    """This package's version."""
+    from rlopt import __version__
+
+    return __version__

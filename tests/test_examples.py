@@ -1,0 +1,32 @@
+"""The examples run as they are printed, and the one that trains learns."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_custom_loop_runs_past_its_warm_up(capsys):
+    returns = load("custom_loop").main(steps=1_030)
+    assert len(returns) == 5 and all(math.isfinite(r) and -2_000 < r < 0 for r in returns)
+
+
+def test_the_custom_loop_is_short():
+    body = (EXAMPLES / "custom_loop.py").read_text().split("def main")[1].splitlines()
+    assert sum(bool(line.strip()) for line in body) <= 32
+
+
+@pytest.mark.slow
+def test_the_custom_loop_learns():
+    returns = load("custom_loop").main(steps=10_000)
+    assert sum(returns[-10:]) / 10 > -250
