@@ -217,10 +217,10 @@ class ReplayBuffer:
             if bad.numel() == 0:
                 return index, weight, rows
             again, again_weight = self.sampler.sample(int(bad.numel()), size)
-            index[bad] = again
+            index = index.index_copy(0, bad, again)
             rows[bad] = flat.index_select(0, again)
             if weight is not None and again_weight is not None:
-                weight[bad] = again_weight
+                weight = weight.index_copy(0, bad, again_weight)
 
     def _batch(self, index: Tensor, weight: Tensor | None, rows: Tensor) -> Batch:
         last_index, last_rows = index, rows

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 
 WAIT_POLICY = {
-    # How long an idle OpenMP thread spins before it sleeps. The default (for ever, nearly) makes small networks many times
-    # slower as soon as another process is busy; none at all gives a second thread no gain. About a microsecond or two
-    # keeps both: see results/sac_throughput.
+    # How long an idle OpenMP thread spins before it sleeps. The default, practically for ever, makes small networks many
+    # times slower as soon as another process is busy; not at all takes away what a second thread gains. A thousand
+    # rounds, some microseconds, keep both (results/sac_throughput).
     "GOMP_SPINCOUNT": "1000",
     "KMP_BLOCKTIME": "0",
 }
 
 
 def prepare_environment() -> None:
-    """Let waiting threads sleep soon, unless the caller's environment says otherwise; call it before torch is imported."""
+    """Let waiting threads sleep soon unless the environment says otherwise; call it before torch is imported."""
     for name, value in WAIT_POLICY.items():
         os.environ.setdefault(name, value)

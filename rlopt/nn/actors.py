@@ -43,6 +43,7 @@ class SquashedGaussianActor(Actor):
 
     kind = "squashed_gaussian"
     half_range: Tensor
+    divisor: Tensor
     centre: Tensor
 
     def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
@@ -58,6 +59,8 @@ class SquashedGaussianActor(Actor):
         high = torch.as_tensor(box.high, dtype=torch.float32).flatten()
         self.register_buffer("centre", (low + high) / 2, persistent=False)
         self.register_buffer("half_range", (high - low) / 2, persistent=False)
+        # A dimension whose bounds are equal has one action, which is 0 in normalised space.
+        self.register_buffer("divisor", torch.where(high > low, (high - low) / 2, 1.0), persistent=False)
 
     def forward(self, obs: Obs) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation, (B, A) each."""
@@ -66,7 +69,7 @@ class SquashedGaussianActor(Actor):
 
     def normalise(self, action: Tensor) -> Tensor:
         """Environment units (B, …) to [-1, 1] (B, A)."""
-        return (action.flatten(1) - self.centre) / self.half_range
+        return (action.flatten(1) - self.centre) / self.divisor
 
     def to_env(self, action: Tensor) -> Tensor:
         """[-1, 1] (B, A) to environment units (B, …)."""

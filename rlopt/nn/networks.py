@@ -193,13 +193,18 @@ class EnsembleMLP(nn.Module):
 
 
 class Critic(nn.Module):
-    """E independent value functions that share nothing: Q(s, a) (E, B), or Q(s, ·) (E, B, K) over K discrete actions.
+    """E independent value functions that share nothing: Q(s, a) or V(s) (E, B), or Q(s, ·) (E, B, K).
 
-    ``action_features`` is A for Q(s, a), 0 for Q(s, ·) and V(s); ``outputs`` is K, or 1.
+    ``action_features`` is A for Q(s, a), 0 for Q(s, ·) and V(s); ``outputs`` is K for Q(s, ·) over K discrete actions.
     """
 
     def __init__(
-        self, space: Space, config: NetworkConfig, action_features: int = 0, outputs: int = 1, ensemble: int = 2
+        self,
+        space: Space,
+        config: NetworkConfig,
+        action_features: int = 0,
+        outputs: int | None = None,
+        ensemble: int = 2,
     ) -> None:
         super().__init__()
         first = make_encoder(space, config.encoder)
@@ -207,7 +212,8 @@ class Critic(nn.Module):
         rest = [] if shared else [make_encoder(space, config.encoder) for _ in range(ensemble - 1)]
         self.encoders = nn.ModuleList([first, *rest])
         features = int(first.out_features)  # type: ignore[arg-type]
-        self.body = EnsembleMLP(ensemble, features + action_features, outputs, config)
+        self.scalar = outputs is None
+        self.body = EnsembleMLP(ensemble, features + action_features, outputs or 1, config)
 
     def forward(self, obs: Obs, action: Tensor | None = None) -> Tensor:
         if len(self.encoders) == 1:
@@ -217,4 +223,4 @@ class Critic(nn.Module):
         if action is not None:
             x = torch.cat([x, action if x.dim() == 2 else action.expand(x.shape[0], *action.shape)], -1)
         q: Tensor = self.body(x)
-        return q.squeeze(-1) if q.shape[-1] == 1 else q
+        return q.squeeze(-1) if self.scalar else q
