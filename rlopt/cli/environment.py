@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 WAIT_POLICY = {
-    # How long an idle OpenMP thread spins before it sleeps. The default, practically for ever, makes small networks many
-    # times slower as soon as another process is busy; not at all takes away what a second thread gains. A thousand
+    # How long an idle OpenMP thread spins before it sleeps. The default, practically for ever, makes small networks
+    # many times slower as soon as another process is busy; not at all takes away what a second thread gains. A thousand
     # rounds, some microseconds, keep both (results/sac_throughput).
     "GOMP_SPINCOUNT": "1000",
     "KMP_BLOCKTIME": "0",
