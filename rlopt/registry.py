@@ -27,6 +27,11 @@ AGENTS: dict[str, Target] = {
 }
 SAMPLERS: dict[str, Target] = {
     "uniform": "rlopt.buffers.samplers:UniformSampler",
+    "distinct": "rlopt.buffers.samplers:DistinctSampler",
+    "reshuffled": "rlopt.buffers.reshuffled:ReshuffledSampler",
+    "prioritized": "rlopt.buffers.prioritized:PrioritizedSampler",
+    "lap": "rlopt.buffers.prioritized:LAPSampler",
+    "prioritized_reshuffled": "rlopt.buffers.prioritized_reshuffled:PrioritizedReshuffledSampler",
 }
 
 

@@ -31,7 +31,9 @@ class ValueIterationConfig(AgentConfig):
 
 
 class ValueIteration(SolverAgent):
-    """V ← max_a r(s, a) + γ Σ p(s'|s, a) V(s'), all states at once, in float64, from V = 0.
+    """Value iteration for tabular environments, with certified bounds.
+
+    V ← max_a r(s, a) + γ Σ p(s'|s, a) V(s'), all states at once, in float64, from V = 0.
 
     ``value`` (S,) is the current V, ``lower`` and ``upper`` (S,) enclose the optimal value. The policy takes the
     actions that the latest backup chose; its own value lies between the bounds as well, so their gap certifies it.

@@ -250,4 +250,7 @@ def _finish(figure: Figure, drawn: Sequence[Axes], note: str | None, out: str | 
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    figure.savefig(out)
+    try:
+        figure.savefig(out)
+    except ValueError as e:
+        raise RloptError(f"{out} cannot be drawn: {e}; name a .png, .pdf or .svg file") from e

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from rlopt.analysis.curves import Curve, merge
 from rlopt.analysis.tables import read_csv
 from rlopt.types import RloptError
 
+_log = logging.getLogger(__name__)
 _DEFINES_AN_EXPERIMENT = ("agent.", "buffer.", "env.", "num_envs")
 _KEYS_IN_A_LABEL = 3
 
@@ -94,11 +96,13 @@ def curves(runs: Iterable[Run]) -> list[Curve]:
     """One curve per experiment: runs that differ in nothing but their seed are its columns.
 
     A curve is named after its agent, and where one environment has several experiments of one agent also after the
-    settings in which they differ. Runs without an evaluation are left out.
+    settings in which they differ. Runs without an evaluation are left out, and of two runs of one experiment and seed
+    the one that went less far: counted twice, a seed would make the interval too narrow. What is left out is logged.
     """
     by_env: dict[str, list[list[Run]]] = {}
     for run in runs:
         if not run.evaluations:
+            _log.warning("%s is left out: it has no evaluation yet", run.folder)
             continue
         groups = by_env.setdefault(run.env_id, [])
         for group in groups:
@@ -108,10 +112,26 @@ def curves(runs: Iterable[Run]) -> list[Curve]:
         else:
             groups.append([run])
     return [
-        merge(name, env_id, [(e.steps, e.means) for run in group for e in run.evaluations])
+        merge(name, env_id, [(e.steps, e.means) for e in _one_per_seed(group)])
         for env_id, groups in by_env.items()
         for name, group in zip(_names([group[0] for group in groups]), groups, strict=True)
     ]
+
+
+def _one_per_seed(group: Sequence[Run]) -> list[Evaluation]:
+    """The evaluations of one experiment's runs, in their order; of each seed those that go furthest."""
+    best: dict[int, tuple[Run, Evaluation]] = {}
+    for run in group:
+        for own in run.evaluations:
+            other = best.get(own.seed)
+            if other is None:
+                best[own.seed] = run, own
+                continue
+            kept, left = (run, other[0]) if own.steps[-1] > other[1].steps[-1] else (other[0], run)
+            _log.warning("%s is left out: %s is the same experiment with seed %d", left.folder, kept.folder, own.seed)
+            if kept is run:
+                best[own.seed] = run, own
+    return [own for _, own in best.values()]
 
 
 def _evaluations(folder: Path, first_seed: int) -> list[Evaluation]:

@@ -1,19 +1,22 @@
-"""The replay buffer: a ring of packed rows and a sampler over its slots."""
+"""The replay buffer: a storage of transitions and a sampler over its slots."""
 
 from __future__ import annotations
 
+import logging
 import math
+from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
+from rlopt.buffers.frames import SideStore
+from rlopt.buffers.memory import Memory
 from rlopt.buffers.samplers import Sampler, UniformSampler
-from rlopt.types import Obs, RloptError, Space, State, obs_leaves
+from rlopt.buffers.storage import Fields, Layout, Storage
+from rlopt.types import Obs, RloptError, Space, State, map_obs
 
-Fields = dict[str, tuple[tuple[int, ...], torch.dtype]]
+_log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -39,11 +42,22 @@ class Batch(NamedTuple):
     """What the agent declared in ``extra_fields``."""
 
 
+class Windows(NamedTuple):
+    """What follows B transitions, L steps long at most: slots that belong to one episode of one environment."""
+
+    slots: Tensor
+    """(B, L) int64; undefined where not ``inside``."""
+    inside: Tensor
+    """(B, L) bool: true from the first transition to the last of its episode, the newest, or before an invalid one."""
+    reward: Tensor
+    """(B, L) single rewards; undefined where not ``inside``."""
+
+
 class ReplayBuffer:
     """Stores transitions of N environments and draws minibatches of them.
 
     Everything but images is packed side by side into one float32 block (rows, N, width), so that a draw is one gather;
-    uint8 leaves lie apart. Indices up to 2**24 are exact in float32.
+    uint8 leaves lie apart, and so do integers that may lie beyond 2**24.
 
     Args:
         capacity: transitions kept; rounded up to a whole number of vector steps.
@@ -55,11 +69,15 @@ class ReplayBuffer:
             ``discount``), at an invalid row, and at the newest transition; it never crosses any of them.
         gamma: discount inside the window.
         extra_fields: {name: (shape, dtype)} stored with each transition (see ``agent.extra_fields``).
-        device: where the data lies and batches come from.
+        device: where the data lies: a torch device, or ``disk`` (see ``Memory``).
         seed: of the sampler.
+        frame_stack: how many frames the uint8 images hold along their first axis, to store each frame once and rebuild
+            the stacks when drawn (see ``frames``); None stores images as they come.
+        folder: where ``device="disk"`` makes its files; None for the current directory.
+        batch_device: where batches go; None for where the data lies.
 
     Raises:
-        RloptError: the planned size does not fit into the device's free memory.
+        RloptError: the planned size does not fit into the device's free memory, or ``frame_stack`` fits no image.
     """
 
     def __init__(
@@ -74,6 +92,9 @@ class ReplayBuffer:
         extra_fields: Fields | None = None,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        frame_stack: int | None = None,
+        folder: str | Path | None = None,
+        batch_device: torch.device | str | None = None,
     ) -> None:
         if capacity < num_envs or n_step < 1:
             raise RloptError(
@@ -81,40 +102,21 @@ class ReplayBuffer:
             )
         self.capacity_rows = math.ceil(capacity / num_envs)
         self.num_envs, self.n_step, self.gamma = num_envs, n_step, gamma
-        self.device = torch.device(device)
         self.sampler: Sampler = UniformSampler() if sampler is None else sampler
         self.rows_written = 0
         self._invalid = 0
 
-        fields: Fields = {}
-        for prefix in ("obs", "next_obs"):
-            for key, leaf in obs_leaves(observation_space).items():
-                fields[f"{prefix}/{key}" if key else prefix] = (_shape(leaf), _dtype(leaf))
-        fields["action"] = (_shape(action_space), _dtype(action_space))
-        for name in ("reward", "terminated", "reset", "valid"):
-            fields[name] = ((), torch.float32)
-        fields.update({f"extras/{k}": v for k, v in (extra_fields or {}).items()})
-        self._single = not isinstance(observation_space, spaces.Dict)
-        self.fields = fields
-        self._given = fields.keys() - {"valid"}
-        self.slices: dict[str, slice] = {}
-        width = 0
-        for name, (shape, dtype) in fields.items():
-            if dtype != torch.uint8:
-                size = math.prod(shape)
-                self.slices[name] = slice(width, width + size)
-                width += size
-        images = {name: shape for name, (shape, dtype) in fields.items() if dtype == torch.uint8}
-        slots = self.capacity_rows * num_envs
-        self.nbytes = slots * (4 * width + sum(math.prod(s) for s in images.values()))
-        _check_fits(self.nbytes, slots, self.device)
-        self.block = torch.empty((self.capacity_rows, num_envs, width), device=self.device)
-        self.images = {
-            name: torch.empty((self.capacity_rows, num_envs, *shape), dtype=torch.uint8, device=self.device)
-            for name, shape in images.items()
-        }
-        self.sampler.bind(slots, self.device, seed)
+        layout = Layout(self.capacity_rows, num_envs, observation_space, action_space, extra_fields, frame_stack)
+        memory = Memory(device, folder)
+        self._plan = _describe(layout, memory)
+        _log.info("%s", self._plan)
+        self.storage = Storage(layout, memory)
+        self.device = memory.device
+        self.batch_device = self.device if batch_device is None else torch.device(batch_device)
+        self.layout, self.block, self.slices = layout, self.storage.block, layout.slices
+        self.sampler.bind(layout.slots, self.device, seed)
         self._powers = gamma ** torch.arange(n_step + 1, dtype=torch.float32, device=self.device)
+        self._following = num_envs * torch.arange(n_step, device=self.device)
 
     def __len__(self) -> int:
         """Slots that hold transitions (invalid ones included)."""
@@ -125,11 +127,14 @@ class ReplayBuffer:
         """Valid transitions held."""
         return len(self) - self._invalid
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self.storage.nbytes
+
     def describe(self) -> str:
-        """One line on the planned size."""
-        slots = self.capacity_rows * self.num_envs
-        size = f"{self.nbytes / slots:,.0f} bytes, {self.nbytes / 2**30:.2f} GiB on {self.device}"
-        return f"replay buffer: {slots:,} transitions of {size}"
+        """One line on the planned size; logged before anything is allocated."""
+        return self._plan
 
     def add(
         self,
@@ -148,30 +153,13 @@ class ReplayBuffer:
         ``reset`` says where an episode ended (by default: where terminated or truncated), ``valid`` which rows are
         transitions at all (by default: all). Raises RloptError where a field is missing or unknown.
         """
-        ended = (terminated | truncated) if reset is None else (reset | truncated)
-        values: dict[str, Tensor] = {"action": action, "reward": reward, "terminated": terminated, "reset": ended}
-        for prefix, tree in (("obs", obs), ("next_obs", next_obs)):
-            if isinstance(tree, dict):
-                values.update({f"{prefix}/{k}": v for k, v in tree.items()})
-            else:
-                values[prefix] = tree
-        values.update({f"extras/{k}": v for k, v in extras.items()})
-        if values.keys() != self._given:
-            differ = ", ".join(sorted(values.keys() ^ self._given))
-            raise RloptError(f"this step and the buffer's fields differ in {differ}; give each declared field once")
+        values = self.layout.step(obs, action, reward, next_obs, terminated, truncated, reset, extras)
+        self.storage.check(values, valid)
         row = self._claim_row()
-        line = self.block[row]
-        if valid is None:
-            line[:, self.slices["valid"]] = 1.0
-        else:
-            values["valid"] = valid
+        if valid is not None:
             self._invalid += int((~valid).sum())
-        for name, value in values.items():
-            if name in self.images:
-                self.images[name][row].copy_(value)
-            else:
-                line[:, self.slices[name]].copy_(value.reshape(self.num_envs, -1))
-        self.sampler.wrote(row * self.num_envs, self.num_envs)
+        self.storage.write(self.rows_written - 1, values, valid)
+        self.sampler.wrote(row * self.num_envs, self.num_envs, valid)
 
     def _claim_row(self) -> int:
         """The row to write next; forgets the invalid transitions that it held."""
@@ -184,146 +172,129 @@ class ReplayBuffer:
     def add_cut(self) -> None:
         """Store a row of no transitions, which no n-step window crosses."""
         row = self._claim_row()
-        for tensor in self._tensors().values():
-            tensor[row].zero_()
+        self.storage.write_nothing(self.rows_written - 1)
         self._invalid += self.num_envs
-        self.sampler.wrote(row * self.num_envs, self.num_envs)
+        nothing = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        self.sampler.wrote(row * self.num_envs, self.num_envs, nothing)
 
     def sample(self, batch_size: int) -> Batch:
         """Draw a minibatch of ``batch_size`` transitions. Raises RloptError while the buffer holds none."""
-        size = len(self)
-        if size - self._invalid <= 0:
-            raise RloptError("the replay buffer holds no transition yet; add some before sampling")
-        index, weight = self.sampler.sample(batch_size, size)
-        flat = self.block.view(-1, self.block.shape[-1])
-        rows = flat.index_select(0, index)
-        if self._invalid:
-            index, weight, rows = self._redraw(index, weight, rows, size)
-        return self._batch(index, weight, rows)
+        index, weight = self.draw(batch_size)
+        storage = self.storage
+        pieces = storage.pieces(storage.gather(index))
+        if self.n_step == 1:
+            obs, next_obs = storage.observations(index, pieces, self.rows_written)
+            reward, discount = storage.leaf("reward", pieces, index), self._powers[1].expand(batch_size)
+            terminated = storage.leaf("terminated", pieces, index)
+        else:
+            reward, discount, last = self._returns(index)
+            last_pieces = storage.pieces(storage.gather(last))
+            obs = storage.obs("obs", index, pieces, self.rows_written)
+            next_obs = storage.obs("next_obs", last, last_pieces, self.rows_written)
+            terminated = storage.leaf("terminated", last_pieces, last)
+        action = storage.leaf("action", pieces, index)
+        extras = {key: storage.leaf(name, pieces, index) for key, name in self.layout.extras.items()}
+        batch = Batch(obs, action, reward, next_obs, terminated, discount, weight, index, extras)
+        return batch if self.batch_device == self.device else _to(batch, self.batch_device)
 
     def update_priority(self, index: Tensor, priority: Tensor | None) -> None:
         """Tell the sampler the new priorities (B,) of the slots ``index`` (B,); None is ignored."""
         if priority is not None:
+            if self.batch_device != self.device:
+                index, priority = index.to(self.device), priority.to(self.device)
             self.sampler.update_priority(index, priority)
 
-    def _redraw(
-        self, index: Tensor, weight: Tensor | None, rows: Tensor, size: int
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    def draw(self, batch_size: int) -> tuple[Tensor, Tensor | None]:
+        """Slots (B,) of valid transitions and their weights (B,), None where all are 1. Raises as ``sample`` does."""
+        size = len(self)
+        if size - self._invalid <= 0:
+            raise RloptError("the replay buffer holds no transition yet; add some before sampling")
+        index, weight = self.sampler.sample(batch_size, size)
+        if self._invalid and not self.sampler.excludes_invalid:
+            return self._redraw(index, weight, size)
+        return index, weight
+
+    def _redraw(self, index: Tensor, weight: Tensor | None, size: int) -> tuple[Tensor, Tensor | None]:
         """Replace the few draws that fell on rows which are no transitions."""
-        flat = self.block.view(-1, self.block.shape[-1])
-        column = self.slices["valid"].start
-        while True:
-            bad = (rows[:, column] == 0).nonzero().flatten()
-            if bad.numel() == 0:
-                return index, weight, rows
+        valid = self.block.view(-1, self.layout.width)[:, self.slices["valid"].start]
+        bad = (valid.index_select(0, index) == 0).nonzero().flatten()
+        while bad.numel():
             again, again_weight = self.sampler.sample(int(bad.numel()), size)
             index = index.index_copy(0, bad, again)
-            rows[bad] = flat.index_select(0, again)
             if weight is not None and again_weight is not None:
                 weight = weight.index_copy(0, bad, again_weight)
+            bad = bad[valid.index_select(0, again) == 0]
+        return index, weight
 
-    def _batch(self, index: Tensor, weight: Tensor | None, rows: Tensor) -> Batch:
-        last_index, last_rows = index, rows
-        if self.n_step == 1:
-            reward = rows[:, self.slices["reward"].start]
-            discount = self._powers[1].expand(rows.shape[0])
-        else:
-            reward, discount, last_index = self._window(index, rows)
-            last_rows = self.block.view(-1, self.block.shape[-1]).index_select(0, last_index)
-        return Batch(
-            obs=self._obs("obs", rows, index),
-            action=self._leaf("action", rows, index),
-            reward=reward,
-            next_obs=self._obs("next_obs", last_rows, last_index),
-            terminated=last_rows[:, self.slices["terminated"].start],
-            discount=discount,
-            weight=weight,
-            index=index,
-            extras={name[7:]: self._leaf(name, rows, index) for name in self.fields if name.startswith("extras/")},
-        )
-
-    def _window(self, index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rewards, discounts and last slots of the n-step windows that begin at ``index``."""
-        flat = self.block.view(-1, self.block.shape[-1])
-        slots, (r, t, e, v) = flat.shape[0], (self.slices[k].start for k in ("reward", "terminated", "reset", "valid"))
+    def windows(self, index: Tensor, following: Tensor) -> Windows:
+        """The windows that begin at the slots ``index`` (B,); ``following`` (L,) is N·(0 … L - 1)."""
+        slots = (index[:, None] + following) % self.layout.slots
+        columns = self.block.view(-1, self.layout.width)[:, self.slices["reward"].start : self.slices["valid"].stop]
+        reward, terminated, ended, valid = columns.index_select(0, slots.flatten()).view(*slots.shape, 4).unbind(2)
         newest = (self.rows_written - 1) % self.capacity_rows
-        reward, last, length = rows[:, r].clone(), index, torch.ones_like(index)
-        alive = torch.ones_like(index, dtype=torch.bool)
-        for i in range(1, self.n_step):
-            ended = (rows[:, t] != 0) | (rows[:, e] != 0) | (last // self.num_envs == newest)
-            following = (last + self.num_envs) % slots
-            rows = flat.index_select(0, following)
-            alive = alive & ~ended & (rows[:, v] != 0)
-            reward = reward + torch.where(alive, self._powers[i] * rows[:, r], 0.0)
-            last = torch.where(alive, following, last)
-            length = length + alive
-        return reward, self._powers[length], last
+        over = (terminated != 0) | (ended != 0) | (slots // self.num_envs == newest)
+        goes_on = ~over[:, :-1] & (valid[:, 1:] != 0)
+        inside = torch.ones_like(over)
+        inside[:, 1:] = goes_on.cumprod(1).bool()
+        return Windows(slots, inside, reward)
 
-    def _leaf(self, name: str, rows: Tensor, index: Tensor) -> Tensor:
-        if name in self.images:
-            return self.images[name].flatten(0, 1).index_select(0, index)
-        shape, dtype = self.fields[name]
-        return rows[:, self.slices[name]].to(dtype).reshape(-1, *shape)
+    def _returns(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns, discounts and last slots of the n-step windows that begin at ``index``."""
+        slots, inside, rewards = self.windows(index, self._following)
+        terms = torch.where(inside, self._powers[:-1] * rewards, 0.0)
+        reward = terms[:, 0]
+        for i in range(1, self.n_step):  # in this order, which fixes the last bit
+            reward = reward + terms[:, i]
+        length = inside.sum(1)
+        return reward, self._powers.index_select(0, length), slots.gather(1, length[:, None] - 1).squeeze(1)
 
-    def _obs(self, prefix: str, rows: Tensor, index: Tensor) -> Obs:
-        if self._single:
-            return self._leaf(prefix, rows, index)
-        names = [name for name in self.fields if name.startswith(prefix + "/")]
-        return {name[len(prefix) + 1 :]: self._leaf(name, rows, index) for name in names}
+    # Saving
 
     def state_dict(self) -> State:
         """Everything but the rows, which ``read_rows`` gives in segments."""
-        return {"rows_written": self.rows_written, "invalid": self._invalid, "sampler": self.sampler.state_dict()}
+        state = {"rows_written": self.rows_written, "invalid": self._invalid, "sampler": self.sampler.state_dict()}
+        frames = self.storage.state_dict(self.rows_written)
+        return {**state, "frames": frames} if frames else state
 
     def load_state_dict(self, state: State) -> None:
+        """Continue where ``state_dict`` stood. With single frames this comes before ``write_rows`` of the
+        ``side_stores``."""
         self.rows_written, self._invalid = int(state["rows_written"]), int(state["invalid"])
         self.sampler.load_state_dict(state["sampler"])
+        self.storage.load_state_dict(state.get("frames", {}), self.rows_written)
+
+    def side_stores(self) -> dict[str, SideStore]:
+        """Row logs to be saved beside this one: frames that are in no row."""
+        return self.storage.side_stores()
 
     def read_rows(self, start: int, stop: int) -> dict[str, Tensor]:
         """Rows ``start … stop-1`` since the beginning, (stop - start, N, …), on the CPU."""
-        where = torch.arange(start, stop, device=self.device) % self.capacity_rows
-        return {name: tensor.index_select(0, where).cpu() for name, tensor in self._tensors().items()}
+        return self.storage.read_rows(start, stop)
 
     def write_rows(self, start: int, rows: dict[str, Tensor]) -> None:
         """Put back what ``read_rows`` gave. Raises ValueError where names or shapes differ from this buffer's."""
-        tensors = self._tensors()
-        if rows.keys() != tensors.keys() or any(rows[k].shape[1:] != t.shape[1:] for k, t in tensors.items()):
-            raise ValueError("saved transitions do not have this buffer's fields")
-        for name, tensor in tensors.items():
-            where = torch.arange(start, start + rows[name].shape[0], device=self.device) % self.capacity_rows
-            tensor.index_copy_(0, where, rows[name].to(self.device))
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {"block": self.block, **self.images}
+        self.storage.write_rows(start, rows)
 
 
-def _shape(space: Space) -> tuple[int, ...]:
-    return tuple(space.shape or ())
+def _describe(layout: Layout, memory: Memory) -> str:
+    each = layout.nbytes / layout.slots
+    return (
+        f"replay buffer: {layout.slots:,} transitions of {each:,.0f} bytes, {layout.nbytes / 2**30:.2f} GiB on {memory}"
+    )
 
 
-def _dtype(space: Space) -> torch.dtype:
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        return torch.int64
-    return torch.uint8 if space.dtype == np.uint8 else torch.float32
+def _to(batch: Batch, device: torch.device) -> Batch:
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device)
 
-
-def _check_fits(nbytes: int, slots: int, device: torch.device) -> None:
-    free = free_memory(device)
-    if free is not None and nbytes > free:
-        size = f"{nbytes / 2**30:.1f} GiB, but {device} has {free / 2**30:.1f} GiB free"
-        ways = "lower buffer.capacity, choose another buffer.device, or free memory"
-        raise RloptError(f"a replay buffer of {slots:,} transitions needs {size}; {ways}")
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes free on ``device``; None where that cannot be told."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as f:
-            for line in f:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+    return Batch(
+        map_obs(move, batch.obs),
+        move(batch.action),
+        move(batch.reward),
+        map_obs(move, batch.next_obs),
+        move(batch.terminated),
+        move(batch.discount),
+        None if batch.weight is None else move(batch.weight),
+        move(batch.index),
+        {key: move(value) for key, value in batch.extras.items()},
+    )

@@ -115,7 +115,7 @@ def evaluate_parser() -> Parser:
     parser.add_argument("--seed", type=int, metavar="S", help="of the episodes (default: the run's)")
     parser.add_argument("--device", default="cpu", metavar="D", help="where the policy runs (default: cpu)")
     parser.add_argument("--video", metavar="FILE.mp4", help="film the first episode")
-    parser.add_argument("--json", metavar="FILE.json", help="write the result")
+    parser.add_argument("--json", metavar="FILE.json", help="write the result (-: to the terminal)")
     return parser
 
 

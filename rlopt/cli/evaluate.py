@@ -30,7 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(f", seed {evaluation.seed}, {'modes' if evaluation.deterministic else 'samples'} of the policy")
     if arguments.video:
         print(f"filmed: {arguments.video}")
-    if arguments.json:
+    if arguments.json == "-":
+        print(json.dumps(evaluation.to_json(), indent=1))
+    elif arguments.json:
         path = Path(arguments.json)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

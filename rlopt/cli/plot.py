@@ -6,11 +6,20 @@ import argparse
 import math
 
 from rlopt.analysis.plots import draw_runs
+from rlopt.types import RloptError
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw, then print one line per curve and step."""
-    rows = draw_runs(arguments.runs, arguments.out, title=arguments.title, steps=arguments.at)
+    try:
+        rows = draw_runs(arguments.runs, arguments.out, title=arguments.title, steps=arguments.at)
+    except OSError as error:
+        raise RloptError(f"--out {arguments.out} cannot be written: {error}") from error
+    if not rows:
+        asked = "every seed has" if arguments.at is None else f"any curve reaches {arguments.at}"
+        print(f"no table: there is no step that {asked}")
+        print(f"drawn: {arguments.out}")
+        return 0
     head = ("env", "curve", "step", "seeds", "mean ± sd", "IQM [95 % interval]")
     cells = [head]
     for r in rows:

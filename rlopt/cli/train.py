@@ -51,6 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
         for line in describe(trainer, config):
             display.message(line)
         result = trainer.run()
+    except KeyboardInterrupt:  # before the first step, or a second time while the run was being saved
+        print("interrupted; what was saved last is intact", file=sys.stderr)
+        print(f"go on        rlopt train resume={shlex.quote(str(trainer.folder.path))}")
+        return 128 + signal.SIGINT
     finally:
         trainer.close()
     return _ended(result, config)

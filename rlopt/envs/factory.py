@@ -142,7 +142,7 @@ class EnvFactory:
             raise _missing(e.name or "?", name) from e
         except TypeError as e:
             raise RloptError(f"{name} cannot be built with env.kwargs={dict(self.kwargs)}: {_first_line(e)}") from e
-        except (gymnasium.error.Error, ValueError, AssertionError, OSError, AttributeError) as e:
+        except (gymnasium.error.Error, ImportError, ValueError, AssertionError, OSError, AttributeError) as e:
             raise RloptError(f"{name} cannot be built: {_first_line(e)}") from e
         for wrapper in self.wrappers:
             env = wrap(env, wrapper)

@@ -110,15 +110,18 @@ class Normalizer:
         """Add one vector step to the statistics; training only.
 
         Counts the observations that will be acted on next (``step.obs``), and the rewards. Rows that are neither valid
-        nor new are left out. ``gamma`` replaces the constructor's from here on.
+        nor new are left out, and so is what is not finite: statistics never recover from a single NaN. ``gamma``
+        replaces the constructor's from here on.
         """
         self.gamma = self.gamma if gamma is None else gamma
         valid, reset = step.valid.to(self.device), step.reset.to(self.device)
         for key, moments in self.moments.items():
-            leaf = step.obs[key] if isinstance(step.obs, dict) else step.obs
-            moments.update(leaf.to(self.device), valid | reset)
+            leaf = (step.obs[key] if isinstance(step.obs, dict) else step.obs).to(self.device)
+            finite = leaf.reshape(len(leaf), -1).isfinite().all(1)
+            moments.update(leaf, (valid | reset) & finite)
         if self.returns is not None:
             reward = step.reward.to(device=self.device, dtype=torch.float64)
+            valid = valid & reward.isfinite()
             if len(self._running) != len(reward):
                 self._running = torch.zeros_like(reward)
             self._running = torch.where(valid, reward + self.gamma * self._running, self._running)

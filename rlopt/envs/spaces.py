@@ -133,6 +133,21 @@ class ObservationCodec:
         for get, array in zip(self._get, arrays, strict=True):
             array[i] = get(obs)
 
+    def check(self, obs: Any) -> None:
+        """Compare one environment's observation with its space; ``write`` would repeat one that is too small.
+
+        Raises:
+            RloptError: an entry is missing or has another shape than the space says.
+        """
+        for leaf, get, shape in zip(self.leaves, self._get, self.shapes, strict=True):
+            name = f"observation {leaf.key}" if leaf.key else "observation"
+            try:
+                found = np.shape(get(obs))
+            except (KeyError, IndexError, TypeError, ValueError) as e:
+                raise RloptError(f"the environment's {name} does not fit its observation_space: {e!r}") from e
+            if found != shape:
+                raise RloptError(f"the environment's {name} has shape {found}, but its observation_space says {shape}")
+
     def write_all(self, arrays: list[Array], obs: Any) -> None:
         """Write the batched observations (N, …) of a Gymnasium vector environment."""
         for get, array in zip(self._get, arrays, strict=True):

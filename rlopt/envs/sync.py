@@ -144,6 +144,7 @@ class SyncVectorEnv:
         row_seeds = reset_seeds(seeds, self.num_envs)
         for i in reset_rows(mask, self.num_envs):
             obs, _ = self.envs[i].reset(seed=row_seeds[i], options=dict(options) if options else None)
+            self._observations.check(obs)
             self._observations.write(self._current, i, obs)
             self._ended[i] = False
         self._started = True

@@ -76,7 +76,9 @@ def _answer(env: Env, observations: ObservationCodec, actions: ActionCodec, mess
             return b"o" + body + (packed(env.reset()[0]) if again else b"")
         case b"r":
             seed, options = pickle.loads(message[1:])
-            return b"o" + packed(env.reset(seed=seed, options=options)[0])
+            first, _ = env.reset(seed=seed, options=options)
+            observations.check(first)
+            return b"o" + packed(first)
         case b"g":
             state = snapshot(env)
             return b"d" + pickle.dumps(_swap(state, Tensor, lambda t: t.numpy()))
@@ -163,7 +165,9 @@ class _Worker:
             raise _Lost("died") from e
         if answer[:1] == b"e":
             summary, trace, is_user_error = pickle.loads(answer[1:])
-            error = RloptError(summary if is_user_error else f"environment {self.slot} failed: {summary}")
+            if is_user_error:
+                raise RloptError(summary)
+            error = RloptError(f"environment {self.slot} failed: {summary}")
             error.add_note(f"in worker process {self.process.pid}:\n{trace}")
             raise error
         return answer[1:]
@@ -188,9 +192,9 @@ class AsyncVectorEnv:
     Worth its cost where one environment step takes about a millisecond or more. A worker that dies, or that does not
     answer within ``timeout`` seconds, is replaced alone: its row of that step has ``valid`` false, ``reset`` true,
     reward 0, and the new environment's first observation in ``obs`` and ``next_obs``; the new environment's seed is
-    ``derive_seed(seed, stream, slot, "restart", k)``, where k counts the slot's replacements from 1. ``restarts``
-    counts all replacements; once it is not zero the run is no longer reproducible to the bit. A Python error inside
-    an environment is not hidden: it ends the run.
+    ``derive_seed(seed, stream, slot, "restart", k)``, where k counts the slot's replacements from 1, or the one that
+    ``reset`` was given if it was lost there. ``restarts`` counts all replacements; once it is not zero the run is no
+    longer reproducible to the bit. A Python error inside an environment is not hidden: it ends the run.
 
     Scripts must build it under ``if __name__ == "__main__":``, as for any worker process that Python starts afresh.
 
@@ -265,7 +269,7 @@ class AsyncVectorEnv:
         for i in rows:
             answer = answers[i]
             if answer is None:
-                self._replace(i)
+                self._replace(i, row_seeds[i], options)
             else:
                 self._unpack(i, answer, 0)
             self._ended[i] = False
@@ -391,8 +395,9 @@ class AsyncVectorEnv:
                 self._workers[slot] = None
         return answers
 
-    def _replace(self, slot: int) -> None:
-        """A new worker for ``slot``, reset; its first observation becomes the current one."""
+    def _replace(self, slot: int, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
+        """A new worker for ``slot``, reset with ``seed`` (its own restart seed without one); its first observation
+        becomes the current one."""
         while True:
             self._lost[slot] += 1
             self._lost_in_a_row[slot] += 1
@@ -402,7 +407,7 @@ class AsyncVectorEnv:
                     f"the worker of environment {slot} was lost {_MAX_LOSSES + 1} times in a row; "
                     f"raise env.timeout (now {self.timeout:g} s) or find out why the environment dies with backend=sync"
                 )
-            seed = derive_seed(self._seed, self._stream, slot, "restart", self._lost[slot])
+            restart = derive_seed(self._seed, self._stream, slot, "restart", self._lost[slot])
             _log.warning(
                 "environment %d is replaced (restart %d): the run is no longer reproducible to the bit",
                 slot,
@@ -410,7 +415,8 @@ class AsyncVectorEnv:
             )
             self._workers[slot] = _Worker(self._context, slot, self._fns[slot], self.autoreset)
             self._hello(slot)
-            answer = self._exchange({slot: b"r" + pickle.dumps((seed, None))})[slot]
+            message = b"r" + pickle.dumps((restart if seed is None else seed, options))
+            answer = self._exchange({slot: message})[slot]
             if answer is not None:
                 self._unpack(slot, answer, 0)
                 self._ended[slot] = False

@@ -184,5 +184,8 @@ def bounded_box(space: Space) -> spaces.Box:
         hint = "use agent=sac_discrete" if isinstance(space, spaces.Discrete) else "choose another agent"
         raise RloptError(f"this agent acts in Box action spaces, not in {one_line(space)}; {hint}")
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise RloptError("this agent needs a bounded Box of actions; add env.wrappers=[RescaleAction] or bounds")
+        raise RloptError(
+            f"this agent needs finite bounds on every action, not {one_line(space)}; set them in the environment, "
+            "or by env.wrappers=[module:Wrapper]"
+        )
     return space

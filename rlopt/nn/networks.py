@@ -139,7 +139,7 @@ def flatten_leaf(space: Space, x: Tensor) -> Tensor:
         parts = zip(x.flatten(1).unbind(-1), space.start.ravel(), space.nvec.ravel(), strict=True)
         columns = [F.one_hot(c.long() - int(start), int(n)) for c, start, n in parts]
         return torch.cat(columns, -1).float()
-    return x.flatten(1).float()
+    return x.reshape(x.shape[0], math.prod(space.shape or ())).float()
 
 
 def _safe(key: str) -> str:

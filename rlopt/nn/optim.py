@@ -1,7 +1,7 @@
 """Optimisers by name, over flat parameters, each with the guard that keeps non-finite numbers out of the weights.
 
-``step(grads, ok)`` applies one step where the 0-d boolean ``ok`` is true and leaves parameters *and* state untouched
-where it is false, without the host ever reading the flag.
+``gather(grads)``, then ``step(norm(), ok)``: one step where the 0-d boolean ``ok`` is true; where it is false,
+parameters *and* state stay untouched, without the host ever reading the flag.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ class OptimiserConfig:
     beta2: float = option(0.999, "Adam's second-moment decay", low=0.0, high=1.0)
     epsilon: float = option(1e-8, "added to Adam's denominator", above=0.0)
     weight_decay: float = option(0.0, "decoupled weight decay (adamw) or L2 penalty (adam, sgd)", low=0.0)
+
+    def __post_init__(self) -> None:
+        # Adam divides by 1 - βᵗ inside its kernel, out of the guard's sight.
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if value >= 1.0:
+                raise RloptError(f"agent.optimiser.{name}={value:g} must be below 1; the usual one is 0.9 or 0.999")
 
 
 @dataclass(frozen=True)

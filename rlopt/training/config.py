@@ -34,7 +34,11 @@ class BufferConfig:
 
     name: str = option("uniform", "a registered sampler")
     capacity: int = option(1_000_000, "transitions kept", low=1)
-    device: str = option("auto", "where the data lies: auto (the agent's device), cpu, cuda")
+    device: str = option("auto", "where the data lies: auto (the agent's device), cpu, cuda, disk (a mapped file)")
+    folder: str | None = option(None, "where device=disk makes its file (null: the current directory)")
+    frame_stack: int | None = option(
+        None, "frames stacked in each uint8 image, to store every frame once (null: images as they come)", low=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +138,7 @@ def agent_config(config: TrainConfig) -> Any:
 
 
 def buffer_config(config: TrainConfig) -> BufferConfig:
-    """Capacity and place of the replay buffer."""
+    """Capacity, place and layout of the replay buffer."""
     own = BufferConfig.__dataclass_fields__
     return build(BufferConfig, {k: v for k, v in config.buffer.items() if k in own}, "buffer")
 

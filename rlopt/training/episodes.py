@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from rlopt.types import Episode, State, Step
 
 
 class EpisodeCounter:
-    """Sums raw rewards per row until the row's episode ends. A row that is no transition drops its open episode."""
+    """Sums raw rewards per row until the row's episode ends.
+
+    A row that is no transition drops its open episode: a part of it is missing, so its return is not known.
+    """
 
     def __init__(self, num_envs: int) -> None:
         self.returns = torch.zeros(num_envs, dtype=torch.float64)
@@ -19,9 +24,11 @@ class EpisodeCounter:
         valid, reset = step.valid.cpu(), step.reset.cpu()
         self.returns += torch.where(valid, step.reward.cpu(), 0.0)
         self.lengths += valid
+        if not bool(valid.all()):
+            self.returns[~valid] = math.nan
         if not bool(reset.any()):
             return []
-        done = [i for i in reset.nonzero().flatten().tolist() if bool(valid[i])]
+        done = [i for i in reset.nonzero().flatten().tolist() if not math.isnan(self.returns[i])]
         episodes = [Episode(float(self.returns[i]), int(self.lengths[i])) for i in done]
         self.returns[reset] = 0.0
         self.lengths[reset] = 0

@@ -28,7 +28,7 @@ from rlopt.random import derive_seed, torch_generator
 from rlopt.training.config import EnvConfig, EvalConfig
 from rlopt.training.run_folder import RunFolder
 from rlopt.training.video import record_episode
-from rlopt.types import EnvSpec, Episode, RloptError, obs_leaves
+from rlopt.types import EnvSpec, Episode, RloptError, State, obs_leaves
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,9 @@ def _wave(policy: Policy, env: VectorEnv, wave: range, seed: int, generator: tor
 class Evaluator:
     """Evaluates policies on environments of its own, which it builds when first asked and keeps for the next time.
 
+    Environments that can be saved are put back to where they began, so that whatever survives their resets (a counter,
+    a wrapper's statistics) never makes one evaluation depend on those before it, nor on a resume between them.
+
     Args:
         make: builds ``n`` environments with ``autoreset=False``.
         seed: the run's; every evaluation runs the same episodes.
@@ -105,10 +108,14 @@ class Evaluator:
     def __init__(self, make: Callable[[int], VectorEnv], seed: int) -> None:
         self._make, self._seed = make, seed
         self._env: VectorEnv | None = None
+        self._beginning: State | None = None
 
     def evaluate(self, policy: Policy, episodes: int, deterministic: bool = True) -> list[Episode]:
         """``run_episodes`` with one slot per episode, up to ``MAX_SLOTS``."""
-        return run_episodes(policy, self.prepare(episodes), episodes, self._seed, deterministic)
+        env = self.prepare(episodes)
+        if self._beginning is not None:
+            env.load_state_dict(self._beginning)
+        return run_episodes(policy, env, episodes, self._seed, deterministic)
 
     def prepare(self, episodes: int) -> VectorEnv:
         """The environments for an evaluation of ``episodes`` episodes, built if need be."""
@@ -116,12 +123,14 @@ class Evaluator:
         if self._env is None or self._env.num_envs != slots:
             self.close()
             self._env = self._make(slots)
+            self._env.reset()
+            self._beginning = self._env.state_dict()
         return self._env
 
     def close(self) -> None:
         """Close the environments. Safe to call twice, and a later ``evaluate`` builds new ones."""
         if self._env is not None:
-            env, self._env = self._env, None
+            env, self._env, self._beginning = self._env, None, None
             env.close()
 
 

@@ -92,7 +92,7 @@ class GroupLoop(Loop):
             steps.append({"action": act.action, "reward": reward, **flags, **extras})
             if self.normalizer is not None:
                 over = running & ~alive
-                self.normalizer.observe(step._replace(obs=obs, reward=reward, valid=valid, reset=over))
+                self.normalizer.observe(step._replace(reward=reward, valid=valid, reset=over))
             returns += reward.double().cpu()
             lengths += valid.cpu()
             self.step += int(valid.sum())

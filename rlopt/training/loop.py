@@ -134,9 +134,10 @@ def normalizer_state(normalizer: Normalizer | None) -> State | None:
 
 def finite_rows(obs: Obs) -> Tensor:
     """(N,) true where every floating leaf of an observation (N, …) is finite."""
-    leaves = [leaf for leaf in (obs.values() if isinstance(obs, dict) else (obs,))]
+    leaves = list(obs.values()) if isinstance(obs, dict) else [obs]
     finite = torch.ones(leaves[0].shape[0], dtype=torch.bool, device=leaves[0].device)
     for leaf in leaves:
         if leaf.is_floating_point():
-            finite = finite & leaf.flatten(1).sum(1).isfinite()
+            # A sum is finite only if every element is, and it is one pass where ``isfinite().all()`` is two.
+            finite = finite & leaf.reshape(len(leaf), -1).sum(1).isfinite()
     return finite

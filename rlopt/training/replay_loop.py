@@ -101,8 +101,9 @@ class ReplayLoop(Loop):
 
         Returns the step with its ``valid`` settled, ``valid`` for the buffer (None where all are), and how many count.
         """
+        assert self.obs is not None
         valid = step.valid
-        finite = (finite_rows(step.next_obs) & step.reward.isfinite()) | ~valid
+        finite = finite_rows(self.obs) & finite_rows(step.next_obs) & step.reward.isfinite() | ~valid
         if not bool(finite.all()):
             bad_reward = bool((~step.reward.isfinite() & valid).any())
             self._bad = self._bad or ("reward" if bad_reward else "observation")
@@ -159,4 +160,5 @@ class ReplayLoop(Loop):
             self._cut = False
 
     def row_logs(self) -> dict[str, RowLog]:
-        return {"replay": self.buffer}
+        side = {f"replay-frames-{name}": store for name, store in self.buffer.side_stores().items()}
+        return {"replay": self.buffer, **side}

@@ -111,8 +111,15 @@ class RunFolder:
         return config
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Replace the configuration: what a resume may change, it writes."""
-        replace_file(self.config_path, _to_yaml(config))
+        """Replace the configuration: what a resume may change, it writes.
+
+        Raises:
+            RloptError: the disk is full, or the folder may not be written.
+        """
+        try:
+            replace_file(self.config_path, _to_yaml(config))
+        except OSError as e:
+            raise RloptError(f"{self.config_path} cannot be written: {e}; free some space, or mend its rights") from e
 
     def draw_curve(self, unit: str = "environment steps") -> None:
         """Redraw ``curve.png`` from the tables. What goes wrong is logged: no picture is worth a run."""

@@ -38,13 +38,17 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any 
     """
     config = settle(config)
     loop = make_loop(config)
-    path = Path(config.run_dir or default_run_dir(config.agent["name"], config.env.id, config.seed))
     try:
+        path = Path(config.run_dir or default_run_dir(config.agent["name"], config.env.id, config.seed))
         folder = RunFolder.create(path, to_dict(config))
+        try:
+            return make_trainer(config, loop, folder, callbacks, display)
+        except BaseException:
+            folder.close()
+            raise
     except BaseException:
         loop.close()
         raise
-    return make_trainer(config, loop, folder, callbacks, display)
 
 
 def resume(
@@ -58,15 +62,19 @@ def resume(
     try:
         config = train_config({**folder.config(), **changes})
         loop = make_loop(config)
-        trainer = make_trainer(config, loop, folder, callbacks, display)
-        trainer.resume()
-        for change in folder.version_changes():
-            log.warning("%s: this run goes on, but no longer bit for bit", change)
-        if loop.step > config.total_steps:
-            raise RloptError(
-                f"total_steps={config.total_steps} lies before this run's step {loop.step}; give a larger one"
-            )
-        folder.write_config(to_dict(config))
+        try:
+            trainer = make_trainer(config, loop, folder, callbacks, display)
+            trainer.resume()
+            for change in folder.version_changes():
+                log.warning("%s: this run goes on, but no longer bit for bit", change)
+            if loop.step > config.total_steps:
+                raise RloptError(
+                    f"total_steps={config.total_steps} lies before this run's step {loop.step}; give a larger one"
+                )
+            folder.write_config(to_dict(config))
+        except BaseException:
+            loop.close()
+            raise
     except BaseException:
         folder.close()
         raise
@@ -127,8 +135,11 @@ def _replay_loop(config: TrainConfig) -> Loop:
             n_step=options.n_step,
             gamma=options.gamma,
             extra_fields=agent.extra_fields,
-            device=device if buffer_options.device == "auto" else resolve_device(buffer_options.device),
+            device=_buffer_device(buffer_options.device, device),
             seed=config.seed,
+            frame_stack=buffer_options.frame_stack,
+            folder=buffer_options.folder,
+            batch_device=device,
         )
         normalizer = _normalizer(config, env, options.gamma)
         return ReplayLoop(
@@ -144,6 +155,12 @@ def _replay_loop(config: TrainConfig) -> Loop:
     except BaseException:
         env.close()
         raise
+
+
+def _buffer_device(word: str, agent_device: torch.device) -> torch.device | str:
+    if word == "auto":
+        return agent_device
+    return word if word == "disk" else resolve_device(word)
 
 
 def _group_loop(config: TrainConfig) -> Loop:

@@ -44,7 +44,7 @@ class Result:
 
 class Callback:
     """Hooks for users; every method may be left out. A true answer from ``on_step`` or ``on_evaluation`` stops the
-    run."""
+    run. Checkpoints hold nothing of a callback: one that must survive a resume rebuilds itself in ``on_start``."""
 
     def on_start(self, trainer: Trainer) -> None:
         """Before the first step, after a resume."""
@@ -67,7 +67,7 @@ class Trainer:
 
     Args:
         loop: what does the work.
-        folder: where results go; its lock is held by the caller.
+        folder: where results go, created or opened as a writer; ``close`` releases its lock.
         eval_every: steps between evaluations; None evaluates at the end only.
         eval_episodes: episodes per evaluation.
         log_every: steps between rows of ``metrics.csv``.
@@ -105,13 +105,13 @@ class Trainer:
         self.last_evaluation: list[Episode] = []
         self.best = -math.inf
         self._signal: int | None = None
-        self._saved_step = -1
+        self._first_bad: str | None = None
+        self._saved_step = self._exported_step = -1
         self._before = 0
         # The open window of the next row of metrics.csv; saved, so that a resumed run logs the same row.
         self._sums: Sums = {}
         self._returns: list[float] = []
         self._updates = 0
-        self._bad_updates = 0
         # Wall-clock facts; never part of what a resume repeats.
         self._env_seconds = self._learn_seconds = 0.0
         self._window_start, self._window_step = perf_counter(), 0
@@ -127,7 +127,7 @@ class Trainer:
         self.loop.after_logs()
         self._sums = load_sums(state["window"]["sums"])
         self._returns = list(state["window"]["returns"])
-        self._updates, self._bad_updates = int(state["window"]["updates"]), int(state["window"]["bad"])
+        self._updates = int(state["window"]["updates"])
         self.best = float(state["best"])
         self.last_evaluation = [Episode(*entry) for entry in state["last_evaluation"]]
         self._saved_step = self._window_step = self.loop.step
@@ -138,7 +138,6 @@ class Trainer:
         returns."""
         first = self.loop.step
         self.logger = Logger(self.folder, tensorboard=self.tensorboard, resume_step=first)
-        self.logger.truncate(first)
         for c in self.callbacks:
             c.on_start(self)
         self._window_start, self._window_step = perf_counter(), first
@@ -155,20 +154,25 @@ class Trainer:
                     saved_at = monotonic()
             saved = self._save()
         result = Result(
-            status, self.loop.step, self.last_evaluation, self.folder.path, self._signal, self.loop.first_bad(), saved
+            status, self.loop.step, self.last_evaluation, self.folder.path, self._signal, self._first_bad, saved
         )
         for c in self.callbacks:
             c.on_end(self, result)
         return result
 
     def close(self) -> None:
-        """Release files, processes and the display. Safe to call twice."""
-        if self.logger is not None:
-            self.logger.close()
-            self.logger = None
-        if self.display is not None:
-            self.display.close()
-        self.loop.close()
+        """Release files, processes, the display, and last the folder's lock. Safe to call twice."""
+        try:
+            if self.logger is not None:
+                self.logger.close()
+                self.logger = None
+            if self.display is not None:
+                self.display.close()
+        finally:
+            try:
+                self.loop.close()
+            finally:
+                self.folder.close()
 
     def request_stop(self, signum: int) -> None:
         """Finish the step in hand, save, and return from ``run``."""
@@ -238,11 +242,10 @@ class Trainer:
         bad = self.loop.first_bad()
         if bad is None:
             return False
-        self._bad_updates += 1
+        self._first_bad = bad
         what = "skipped; training goes on" if self.skip_nonfinite else "stopping (on_nonfinite=skip would go on)"
         self._say(f"the {bad} was not finite by step {self.loop.step}; it never reached the weights: {what}")
-        if self.skip_nonfinite:
-            self.loop.clear_bad()
+        self.loop.clear_bad()  # told once; kept, it would stop a resumed run again
         return not self.skip_nonfinite
 
     def _evaluate(self) -> bool:
@@ -268,29 +271,41 @@ class Trainer:
         save_policy(self.loop.policy(), self.folder.policy_best, meta)
 
     def _save(self) -> bool:
-        """Checkpoint, exported policy and picture; a failure is reported and harms nothing that was there."""
-        if self._saved_step == self.loop.step:
-            return True
+        """Checkpoint, exported policy and picture; a failure is reported and harms nothing that was there.
+
+        The policy has a step of its own: a run killed between the two exports it when it is resumed.
+        """
         assert self.logger is not None
         begin = perf_counter()
-        self.logger.flush()
-        saved = self._guarded_save(self._save_checkpoint, "the checkpoint")
+        saved = True
+        if self._saved_step != self.loop.step:
+            self.logger.flush()
+            saved = self._guarded_save(self._save_checkpoint, "the checkpoint")
+        elif self._exported_step != self.loop.step:
+            saved = self._guarded_save(self._export, "the policy")
         self._window_start += perf_counter() - begin
         return saved
 
     def _save_checkpoint(self) -> None:
         path = self.checkpoints.save(self.loop.step, self.state_dict(), self.loop.row_logs())
         self._saved_step = self.loop.step
-        meta = {**self.policy_meta, "step": self.loop.step, "selected": "last"}
-        save_policy(self.loop.policy(), self.folder.policy, meta)
-        self.folder.draw_curve()
+        self._export()
         for c in self.callbacks:
             c.on_checkpoint(self, path)
+
+    def _export(self) -> None:
+        meta = {**self.policy_meta, "step": self.loop.step, "selected": "last"}
+        save_policy(self.loop.policy(), self.folder.policy, meta)
+        self._exported_step = self.loop.step
+        self.folder.draw_curve(self.loop.unit)
 
     def _guarded_save(self, save: Any, what: str) -> bool:
         try:
             save()
-        except (CheckpointFailed, OSError) as e:
+        except CheckpointFailed as e:
+            self._say(str(e))
+            return False
+        except OSError as e:
             self._say(f"{what} of step {self.loop.step} could not be saved ({e}); the last good one is intact")
             return False
         return True
@@ -303,7 +318,6 @@ class Trainer:
                 "sums": sums_state(self._sums),
                 "returns": self._returns,
                 "updates": self._updates,
-                "bad": self._bad_updates,
             },
             "best": self.best,
             "last_evaluation": [list(e) for e in self.last_evaluation],
@@ -322,10 +336,17 @@ def _crossed(before: int, after: int, every: int | None) -> bool:
 
 
 class _Signals:
-    """Turns Ctrl-C and SIGTERM into a request to finish the step, save and return; a second Ctrl-C is the usual one."""
+    """Turns Ctrl-C and SIGTERM into a request to finish the step, save and return; a second one acts as usual.
+
+    One press can arrive twice (from the terminal, and passed on by a launcher), so what follows within a second is
+    the same request.
+    """
+
+    GRACE = 1.0
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        self.first: float | None = None
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -338,5 +359,9 @@ class _Signals:
             signal.signal(s, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.trainer.request_stop(signum)
-        signal.signal(signum, self.previous[signum])
+        if self.first is None:
+            self.first = monotonic()
+            self.trainer.request_stop(signum)
+        elif monotonic() - self.first > self.GRACE:
+            signal.signal(signum, self.previous[signum])
+            signal.raise_signal(signum)

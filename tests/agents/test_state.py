@@ -256,7 +256,7 @@ def test_agents_refuse_action_spaces_they_cannot_act_in(make_agent) -> None:
     for name, space, words in [
         ("sac", discrete, "agent=sac_discrete"),
         ("sac_2018", discrete, "agent=sac_discrete"),
-        ("sac", unbounded, "bounded"),
+        ("sac", unbounded, "finite bounds"),
         ("sac_discrete", box, "agent=sac"),
         ("sac_discrete", jagged, "agent=sac"),
         ("sac_discrete", spaces.MultiDiscrete([2, 2]), "another agent"),

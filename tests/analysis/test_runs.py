@@ -49,6 +49,22 @@ def test_runs_that_differ_in_their_seed_are_one_curve(make_run: MakeRun) -> None
     ]
 
 
+def test_a_seed_that_comes_twice_counts_once_the_longer_run(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = make_run("short", {5000: [1.0]}, seed=3)
+    long = make_run("long", {5000: [1.0], 10000: [2.0]}, seed=3)
+    other = make_run("other", {5000: [4.0], 10000: [6.0]}, seed=4)
+    empty = make_run("empty", {}, seed=5)
+    for order in ([short, long, other, empty], [long, other, empty, short]):
+        caplog.clear()
+        (curve,) = curves(map(load_run, order))
+        assert curve.scores.tolist() == [[1.0, 4.0], [2.0, 6.0]]
+        assert f"{short} is left out: {long} is the same experiment with seed 3" in caplog.messages
+        assert f"{empty} is left out: it has no evaluation yet" in caplog.messages
+        assert len(caplog.messages) == 2
+
+
 def test_experiments_on_one_environment_are_named_after_their_difference(make_run: MakeRun) -> None:
     folders = [
         make_run("a", {1: [0.0]}),

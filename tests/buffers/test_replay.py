@@ -23,6 +23,7 @@ class Chosen:
 
     name = "chosen"
     prefetchable = True
+    excludes_invalid = False
 
     def __init__(self) -> None:
         self.next: list[list[int]] = []
@@ -32,7 +33,7 @@ class Chosen:
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
         self.slots = slots
 
-    def wrote(self, first: int, count: int) -> None:
+    def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
         self.writes.append((first, count))
 
     def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
@@ -214,7 +215,7 @@ def test_arguments_that_make_no_sense() -> None:
 
 
 def test_one_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlopt.buffers.replay.free_memory", lambda device: 2**30)
+    monkeypatch.setattr("rlopt.buffers.memory.free_memory", lambda device: 2**30)
     image = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     with pytest.raises(RloptError) as error:
         ReplayBuffer(1_000_000, image, spaces.Discrete(4))

@@ -18,6 +18,7 @@ from rlopt import registry
 from rlopt.cli import main
 from rlopt.cli.environment import WAIT_POLICY, prepare_environment
 from rlopt.nn.networks import ENCODERS
+from rlopt.types import RloptError
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
@@ -149,6 +150,52 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["train", "env=Pendulum-v1"])
 
 
+def test_a_failure_inside_a_users_environment_shows_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: object) -> None:
+        error = RloptError("environment 0 failed: KeyError: 'speed'")
+        error.add_note("in worker process 7:\n  mine.py, line 3")
+        raise error
+
+    monkeypatch.setattr("rlopt.cli.train.compose", failing)
+    assert main(["train", "env=Pendulum-v1"]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: environment 0 failed: KeyError: 'speed'\nin worker process 7:\n  mine.py, line 3\n"
+
+
+def test_ctrl_c_while_something_is_imported_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def importing(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+
+    monkeypatch.setattr("rlopt.cli.train.compose", importing)
+    assert main(["train", "env=Pendulum-v1"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_before_the_first_step_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as early:
+        early.setattr("rlopt.training.trainer.Trainer.run", interrupted)
+        assert main(["train", *SHORT, f"run_dir={run}"]) == 130
+    said = capsys.readouterr()
+    assert said.err == "interrupted; what was saved last is intact\n"
+    assert said.out.endswith(f"go on        rlopt train resume={run}\n")
+    assert main(["train", f"resume={run}"]) == 0
+    assert "(finished at step 60 of 60)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "argv", [[], ["--help"], *([command, "--help"] for command in ("train", "evaluate", "plot", "list"))]
 )
@@ -203,6 +250,8 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(
     result = json.loads(out.read_text())
     logged = [float(row["return"]) for row in rows(trained / "evaluations.csv")]
     assert [episode["return"] for episode in result["episodes"]] == logged
+    assert main(["evaluate", str(trained), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out.partition("policy\n")[2]) == result
     assert main(["evaluate", str(trained / "policy"), "--episodes", "3", "--stochastic", "--seed", "5"]) == 0
     said = capsys.readouterr().out
     assert "over 3 episodes" in said
@@ -220,6 +269,40 @@ def test_plot_draws_and_prints_the_table(trained: Path, tmp_path: Path, capsys: 
     logged = [float(row["return"]) for row in rows(trained / "evaluations.csv")]
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Pendulum-v1"))
     assert line.split()[2:5] == ["60", "1", f"{sum(logged) / 2:.1f}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("curves.foo", "name a .png, .pdf or .svg file"), ("file/curves.png", "cannot be written")]
+)
+def test_a_picture_that_cannot_be_written_is_one_line(
+    name: str, words: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert words in refused(["plot", str(trained), "--out", str(tmp_path / name)], capsys)
+
+
+def test_a_step_that_no_curve_reaches_is_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plot", str(trained), "--out", str(tmp_path / "a.png"), "--at", "70000"]) == 0
+    assert capsys.readouterr().out.startswith("no table: there is no step that any curve reaches [70000]\n")
+
+
+def test_a_full_disk_at_resume_is_one_line(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rlopt.training.run_folder.replace_file", full)
+    said = refused(["train", f"resume={trained}", "total_steps=70"], capsys)
+    assert "config.yaml cannot be written: [Errno 28] No space left on device; free some space" in said
+
+
+def test_output_without_unicode_is_no_error() -> None:
+    done = python("-m", "rlopt.cli", "train", "--options", cwd=ROOT, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "cuda:1 ?" in done.stdout
 
 
 def test_resume_goes_on_and_refuses_what_it_must_keep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,7 +194,8 @@ def test_a_sampler_that_is_only_registered_is_a_buffer_with_checked_options(monk
 
     monkeypatch.setitem(registry.SAMPLERS, "mine", Sampler)
     config = compose(["env=Hopper-v5", "buffer=mine", "buffer.alpha=1", "buffer.capacity=10"])
-    assert config.buffer == {"name": "mine", "capacity": 10, "device": "auto", "alpha": 1.0}
+    given = {"name": "mine", "capacity": 10, "device": "auto", "alpha": 1.0}
+    assert given.items() <= config.buffer.items()
     assert sampler_options(config) == {"alpha": 1.0}
     assert mistake("buffer=mine", "buffer.alhpa=1") == "buffer.alhpa: no such option; did you mean buffer.alpha?"
 

@@ -25,6 +25,7 @@ from rlopt.types import RloptError
         ({"id": "pendulum-v1"}, "did you mean Pendulum-v1?"),
         ({"id": "CartPole"}, "env=CartPole lacks its version; did you mean CartPole-v1?"),
         ({"id": "no_such_module:X-v0"}, "no module named no_such_module"),
+        ({"id": "HalfCheetah-v3"}, "env=HalfCheetah-v3 cannot be built: "),
         ({"id": "Pendulum-v1", "backend": "asink"}, "choose one of auto, sync, async, vector (nearest: async)"),
         ({"id": "Pendulum-v1", "num_envs": 0}, "num_envs=0 must be at least 1"),
         ({"id": "Pendulum-v1", "backend": "async", "timeout": 0.0}, "timeout=0.0 must be above 0"),

@@ -108,3 +108,19 @@ def test_what_does_not_fit_is_refused() -> None:
         Normalizer(_spec(BOX), reward=True).load_state_dict(saved)
     with pytest.raises(RloptError, match="differs"):
         Normalizer(_spec(spaces.Box(-1.0, 1.0, (3,), np.float32))).load_state_dict(saved)
+
+
+def test_what_is_not_finite_never_reaches_the_statistics() -> None:
+    n = Normalizer(_spec(BOX), obs=True, reward=True, gamma=0.5)
+    nan, inf = float("nan"), float("inf")
+    n.observe(_step(torch.tensor([[1.0, 2.0], [nan, 0.0]]), [1.0, inf], [0, 1], [1, 1]))
+    n.observe(_step(torch.tensor([[3.0, 4.0], [0.0, -inf]]), [1.0, nan], [0, 0], [1, 0]))
+    assert n.moments[""].mean.tolist() == [2.0, 3.0] and float(n.moments[""].count) == 2
+    assert n.returns is not None
+    assert float(n.returns.mean) == 1.25 and float(n.returns.count) == 2  # returns 1 and 1 + 0.5 of the first row
+
+
+def test_scalar_observations_are_normalised() -> None:
+    n = Normalizer(_spec(spaces.Box(-np.inf, np.inf, (), np.float32)), epsilon=0.0)
+    n.observe(_step(torch.tensor([1.0, 3.0]), [0, 0], [0, 0], [1, 1]))
+    assert n.normalize_obs(torch.tensor([4.0])).tolist() == [2.0]

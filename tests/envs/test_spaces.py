@@ -136,3 +136,24 @@ def test_spaces_survive_json(space: Any) -> None:
 def test_damaged_descriptions_are_refused(text: str) -> None:
     with pytest.raises(RloptError):
         space_from_json(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "words"),
+    [
+        (spaces.Box(-1, 1, (3,)), np.zeros(4), "observation has shape (4,), but its observation_space says (3,)"),
+        (spaces.Box(-1, 1, (3,)), 0.5, "observation has shape (), but"),  # NumPy would repeat it three times
+        (spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(-1, 1, (2,))), {"a": 1, "b": [0.0]}, "observation b has shape"),
+        (spaces.Dict(a=spaces.Discrete(2)), {"b": 1}, "observation a does not fit its observation_space: KeyError"),
+    ],
+)
+def test_an_observation_that_does_not_fit_its_space_is_told(space: Any, obs: Any, words: str) -> None:
+    with pytest.raises(RloptError) as caught:
+        ObservationCodec(space).check(obs)
+    assert words in str(caught.value)
+
+
+def test_an_observation_that_fits_its_space_passes() -> None:
+    nested = spaces.Dict(a=spaces.Tuple((spaces.Discrete(2), spaces.Box(0, 255, (2, 2, 1), np.uint8))))
+    ObservationCodec(nested).check(nested.sample())
+    ObservationCodec(spaces.MultiDiscrete([2, 3])).check([1, 2])

@@ -109,3 +109,20 @@ def test_slots_draw_from_their_own_streams_as_in_the_sync_backend() -> None:
         assert torch.equal(a.reward, b.reward)
     for env in both:
         env.close()
+
+
+def test_a_worker_lost_in_a_seeded_reset_begins_with_the_seed_that_was_asked_for() -> None:
+    """Episodes of a group share a first state, and those of an evaluation are named by their seeds."""
+    env, other = (make_env("Pendulum-v1", 2, seed=5, backend=b, autoreset=False) for b in ("async", "sync"))
+    try:
+        assert isinstance(env, AsyncVectorEnv)
+        env.reset()
+        worker = env._workers[1]
+        assert worker is not None
+        os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.join()
+        assert torch.equal(env.reset(seeds=[11, 12]), other.reset(seeds=[11, 12]))
+        assert env.restarts == 1
+    finally:
+        env.close()
+        other.close()

@@ -188,3 +188,11 @@ def test_discrete_observations_need_no_dtype() -> None:
     encoder = make_encoder(spaces.Discrete(3))
     for dtype in (np.int32, np.int64):
         assert encoder(torch.as_tensor(np.array([1], dtype))).tolist() == [[0, 1, 0]]
+
+
+def test_a_scalar_leaf_is_one_feature() -> None:
+    scalar, pair = spaces.Box(0, 1, (), np.float32), spaces.Box(0, 1, (2,), np.float32)
+    assert Flatten(scalar)(torch.tensor([3.0, 4.0])).tolist() == [[3.0], [4.0]]
+    both = Flatten(spaces.Dict({"a": scalar, "b": pair}))
+    assert both.out_features == 3
+    assert both({"a": torch.tensor([3.0]), "b": torch.tensor([[1.0, 2.0]])}).tolist() == [[3.0, 1.0, 2.0]]

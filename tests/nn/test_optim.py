@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlopt.nn import Optimiser, OptimiserConfig
 from rlopt.nn.distributions import categorical
+from rlopt.types import RloptError
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -97,3 +98,9 @@ def test_categorical_inverts_the_distribution_function() -> None:
     assert categorical(torch.tensor([[-torch.inf, 0.0]]), torch.zeros(1)).tolist() == [1]
     certain = torch.tensor([[-1e9, 0.0, -1e9]]).expand(3, 3)
     assert categorical(certain, torch.tensor([1e-6, 0.5, 0.999999])).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["beta1", "beta2"])
+def test_a_decay_of_one_is_refused_because_it_divides_by_zero(name: str) -> None:
+    with pytest.raises(RloptError, match=rf"agent\.optimiser\.{name}=1 must be below 1"):
+        OptimiserConfig(**{name: 1.0})

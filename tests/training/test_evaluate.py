@@ -225,6 +225,24 @@ def test_an_evaluator_builds_its_environments_once_and_closes_them() -> None:
     assert closed == made
 
 
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_what_survives_a_reset_does_not_make_evaluations_depend_on_each_other(backend: str) -> None:
+    """Episodes of this environment last 3 and 5 steps in turn, whatever the seed."""
+    make = lambda n: make_env(  # noqa: E731
+        "rlopt.envs.counting:rlopt/Count-v0", n, backend=backend, autoreset=False, kwargs={"length": (3, 5)}
+    )
+    env = make(1)
+    policy = Policy(env.spec, make_actor("squashed_gaussian", env.spec.observation_space, env.spec.action_space, SMALL))
+    env.close()
+    evaluator, fresh = Evaluator(make, seed=0), Evaluator(make, seed=0)
+    try:
+        found = [evaluator.evaluate(policy, 2) for _ in range(3)]
+        assert found[0] == found[1] == found[2] == fresh.evaluate(policy, 2)
+    finally:
+        evaluator.close()
+        fresh.close()
+
+
 # The result
 
 

@@ -283,6 +283,14 @@ def test_normalisation_sees_what_is_real_and_the_policy_carries_it():
     assert loop.policy().normalizer is loop.normalizer
 
 
+def test_episodes_given_up_put_nothing_made_up_into_the_statistics():
+    draws = [int(np.random.default_rng(derive_seed(0, "group", 0, g)).integers(5)) for g in range(3)]
+    loop = make(normalize=True, kwargs={"where": "observation", "bad": min(draws)})
+    loop.advance()
+    # What a lost row shows the policy in place of NaN is no observation: two more, all zero, would be counted here.
+    assert float(loop.normalizer.moments[""].count) == loop.step
+
+
 def test_an_environment_of_the_wrong_shape_is_refused():
     config = ReinforceConfig(groups=2, group_size=2, network=SMALL)
     for env in (make_env("CartPole-v1", 3, autoreset=False), make_env("CartPole-v1", 4)):

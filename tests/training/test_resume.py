@@ -33,6 +33,20 @@ CASES = {
     "ring-overwritten": {
         "agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"}, "buffer": {"name": "uniform", "capacity": 70},
     },
+    "distinct": {"agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"}, "buffer": {"name": "distinct"}},
+    "reshuffled": {
+        "agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"}, "num_envs": 3,
+        "buffer": {"name": "reshuffled", "capacity": 150},
+    },
+    "prioritized": {
+        "agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"},
+        "buffer": {"name": "prioritized", "capacity": 150, "anneal_draws": 400},
+    },
+    "lap": {"agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"}, "buffer": {"name": "lap"}},
+    "prioritized-reshuffled": {
+        "agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"}, "num_envs": 3,
+        "buffer": {"name": "prioritized_reshuffled", "capacity": 150, "beta": 0.4},
+    },
     "async-workers": {
         "agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1", "backend": "async"}, "num_envs": 2,
     },
@@ -186,8 +200,7 @@ def test_an_environment_that_cannot_be_saved_follows_the_documented_rule(tmp_pat
     import torch
 
     index = torch.arange(newest, newest + 3)
-    flat = buffer.block.view(-1, buffer.block.shape[-1])
-    _, discount, last = buffer._window(index, flat[index])
+    _, discount, last = buffer._returns(index)
     assert torch.equal(last, index)
     assert torch.allclose(discount, torch.full((3,), 0.99))
     result = run_to_end(trainer)

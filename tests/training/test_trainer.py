@@ -1,7 +1,10 @@
 """The trainer: exact steps, callbacks, guards against non-finite values, failures of the disk."""
 
 import csv
+import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -10,11 +13,16 @@ import torch
 
 from rlopt.state import states_equal
 from rlopt.training import checkpoint as checkpoint_module
+from rlopt.training import trainer as trainer_module
 from rlopt.training.checkpoint import CheckpointFailed, Checkpoints
 from rlopt.training.config import train_config
+from rlopt.training.episodes import EpisodeCounter
+from rlopt.training.evaluate import evaluate_path
+from rlopt.training.loop import Loop
+from rlopt.training.run_folder import RunFolder
 from rlopt.training.setup import make_loop, resume, train
-from rlopt.training.trainer import Callback
-from rlopt.types import RloptError
+from rlopt.training.trainer import Callback, Trainer
+from rlopt.types import Episode, RloptError, Step
 
 SMALL = {"name": "sac", "network": {"hidden": [16]}, "batch_size": 8, "warmup_steps": 20}
 
@@ -43,6 +51,29 @@ def run_to_end(trainer):
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open() as f:
         return list(csv.DictReader(f))
+
+
+@pytest.mark.parametrize(("signum", "usual"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_stop_that_arrives_twice_is_one_and_a_later_one_acts_as_usual(monkeypatch, signum, usual):
+    def leave(*_):
+        raise SystemExit
+
+    now, wishes = [10.0], []
+    monkeypatch.setattr(trainer_module, "monotonic", lambda: now[0])
+    before = signal.getsignal(signum)
+    try:
+        if signum == signal.SIGTERM:
+            signal.signal(signum, leave)
+        with trainer_module._Signals(SimpleNamespace(request_stop=wishes.append)):
+            signal.raise_signal(signum)
+            signal.raise_signal(signum)
+            assert wishes == [signum]
+            now[0] = 11.5
+            with pytest.raises(usual):
+                signal.raise_signal(signum)
+        assert wishes == [signum]
+    finally:
+        signal.signal(signum, before)
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 7])
@@ -115,18 +146,20 @@ def test_callbacks_see_everything_and_can_stop(tmp_path):
 
 
 class Poisoned(gym.Env):
-    """A bounded walk whose reward or observation is not finite at one step of each episode."""
+    """A bounded walk whose reward or observation is not finite at one step of each episode; ``at=0`` is its first."""
 
     observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
 
     def __init__(self, where: str = "reward", at: int = 5) -> None:
-        self.where, self.at = where, at
+        self.where, self.at, self.episodes = where, at, 0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.t = 0
-        return np.zeros(2, np.float32), {}
+        self.episodes += 1
+        poisoned = self.at == 0 and self.episodes % 2 == 0
+        return np.full(2, np.nan if poisoned else 0.0, np.float32), {}
 
     def step(self, action):
         self.t += 1
@@ -171,6 +204,88 @@ def test_skipping_leaves_the_poisoned_rows_out_and_goes_on(tmp_path, where):
     assert agent.clock.updates == 80
 
 
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_a_non_finite_first_observation_is_stored_nowhere(tmp_path, on_nonfinite):
+    """Of every second episode; the observations before it are sound."""
+    env = {"id": "rlopt-tests/Poisoned-v0", "kwargs": {"where": "observation", "at": 0}, "normalize_obs": True}
+    trainer = train(config(tmp_path / "run", env=env, on_nonfinite=on_nonfinite, eval={"every": None, "episodes": 1}))
+    result = run_to_end(trainer)
+    assert (result.status, result.step) == (("nonfinite", 8) if on_nonfinite == "stop" else ("finished", 100))
+    assert result.first_bad == "observation"
+    batch = trainer.loop.buffer.sample(500)
+    assert bool(batch.obs.isfinite().all()) and bool(batch.next_obs.isfinite().all())
+    assert bool(trainer.loop.normalizer.moments[""].mean.isfinite().all())
+
+
+def test_a_part_of_an_episode_is_no_episode():
+    """The second row's first transition was left out, as the surplus of a run's last vector step is."""
+    counter = EpisodeCounter(2)
+    no, yes = torch.zeros(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
+    obs, reward = torch.zeros(2, 1), torch.tensor([1.0, 2.0])
+    assert counter.count(Step(obs, obs, reward, no, no, no, torch.tensor([True, False]), {})) == []
+    resumed = EpisodeCounter(2)
+    resumed.load_state_dict(counter.state_dict())
+    assert resumed.count(Step(obs, obs, reward, no, yes, yes, yes, {})) == [Episode(2.0, 2)]
+    assert resumed.count(Step(obs, obs, reward, no, yes, yes, yes, {})) == [Episode(1.0, 1), Episode(2.0, 1)]
+
+
+def test_a_run_that_stopped_for_a_non_finite_value_says_so_once_and_can_go_on(tmp_path, caplog):
+    class Poison(Callback):
+        def on_step(self, trainer, progress):
+            reward = trainer.loop.buffer.block[:, :, trainer.loop.buffer.slices["reward"]]
+            if trainer.loop.step == 40:
+                self.before = reward.clone()
+                reward.fill_(float("nan"))
+            elif trainer.loop.step == 41:
+                reward.copy_(self.before)
+
+    result = run_to_end(train(config(tmp_path / "run"), callbacks=[Poison()]))
+    assert (result.status, result.step, result.first_bad) == ("nonfinite", 50, "reward")
+    assert caplog.text.count("was not finite") == 1
+    result = run_to_end(resume(tmp_path / "run", {}))
+    assert (result.status, result.step, result.first_bad) == ("finished", 100, None)
+
+
+def test_a_policy_that_a_crash_left_unwritten_is_exported_by_a_resume(tmp_path):
+    result = run_to_end(train(config(tmp_path / "run", total_steps=30)))
+    shutil.rmtree(tmp_path / "run" / "policy")
+    trainer = resume(tmp_path / "run", {})
+    assert run_to_end(trainer).step == 30
+    assert evaluate_path(tmp_path / "run").episodes == result.evaluation
+
+
+def test_what_fails_to_be_built_leaves_no_lock_and_no_environment_behind(tmp_path, monkeypatch):
+    trainer = train(config(tmp_path / "run", total_steps=30))
+    run_to_end(trainer)
+    closed, close = [], Loop.close
+
+    def noted(loop):
+        closed.append(loop)
+        close(loop)
+
+    monkeypatch.setattr(Loop, "close", noted)
+    with monkeypatch.context() as broken:
+        broken.setattr(Trainer, "__init__", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config(tmp_path / "other"))
+        with pytest.raises(ZeroDivisionError):
+            resume(tmp_path / "run", {})
+    with pytest.raises(RloptError, match="lies before"):
+        resume(tmp_path / "run", {"total_steps": 20})
+    assert len(closed) == 3
+    for name in ("other", "run"):
+        RunFolder.open(tmp_path / name).close()
+
+
+def test_closing_a_trainer_lets_the_next_one_write_there(tmp_path):
+    trainer = train(config(tmp_path / "run", total_steps=30))
+    trainer.run()
+    trainer.close()
+    again = resume(tmp_path / "run", {"total_steps": 40})
+    assert again.run().step == 40
+    again.close()
+
+
 def test_a_poisoned_weight_is_caught_by_the_agents_own_guard(tmp_path):
     class Poison(Callback):
         def on_step(self, trainer, progress):
@@ -190,7 +305,7 @@ def test_a_full_disk_is_reported_and_training_goes_on(tmp_path, monkeypatch, cap
     def full_at_second(self, step, *args, **kwargs):
         calls.append(step)
         if len(calls) == 2:
-            raise CheckpointFailed("no space left on device")
+            raise CheckpointFailed("no space left on device; what was saved before is intact")
         return good(self, step, *args, **kwargs)
 
     monkeypatch.setattr(checkpoint_module.Checkpoints, "save", full_at_second)

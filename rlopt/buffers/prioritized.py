@@ -1,0 +1,183 @@
+"""Prioritised replay: proportional PER (Schaul et al. 2016, arXiv 1511.05952) and LAP (Fujimoto et al. 2020, arXiv
+2007.06049)."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rlopt.buffers.samplers import Validity
+from rlopt.buffers.sum_tree import make_masses
+from rlopt.random import generator_state, set_generator_state, torch_generator
+from rlopt.types import RloptError, State
+
+
+class PrioritizedSampler:
+    """Transition i with probability P(i) = m_i / Σ m, where m_i = (max(|δ_i|, floor) + epsilon)^alpha.
+
+    A new transition has the largest mass seen so far (1 at first). ``update_priority`` takes the raw errors δ.
+
+    Args:
+        alpha: how strongly errors count; 0 is uniform.
+        beta: exponent of the importance weights w_i = (m_i / min m)^-beta, the minimum over the minibatch, which is
+            (size · P(i))^-beta scaled to a largest weight of 1; 0 gives no weights.
+        anneal_draws: minibatches over which beta rises linearly to 1; None keeps it.
+        epsilon: added to every |δ|.
+        floor: smallest |δ| told apart.
+        stratified: one transition from each of B equal shares of the mass (Schaul et al., appendix B.2.1), instead of
+            B independent draws.
+
+    Raises:
+        RloptError: where an option is out of range.
+    """
+
+    name: ClassVar[str] = "prioritized"
+    prefetchable: ClassVar[bool] = False
+    excludes_invalid: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        alpha: float = 0.6,
+        beta: float = 0.4,
+        anneal_draws: int | None = 1_000_000,
+        epsilon: float = 1e-6,
+        floor: float = 0.0,
+        stratified: bool = True,
+    ) -> None:
+        if alpha < 0 or not 0 <= beta <= 1:
+            raise RloptError(f"buffer.alpha must be at least 0 and buffer.beta within 0 … 1, not {alpha:g}, {beta:g}")
+        if anneal_draws is not None and anneal_draws < 1:
+            raise RloptError(f"buffer.anneal_draws must be at least 1 (or null: beta stays), not {anneal_draws}")
+        if min(epsilon, floor) < 0 or (epsilon + floor) ** alpha < 1e-30:
+            raise RloptError("(buffer.floor + buffer.epsilon)^alpha must be above 0, or perfect transitions vanish")
+        self.alpha, self.beta, self.anneal_draws = alpha, beta, anneal_draws
+        self.epsilon, self.floor, self.stratified = epsilon, floor, stratified
+
+    def bind(self, slots: int, device: torch.device, seed: int) -> None:
+        self.slots, self.device = slots, device
+        self.generator = torch_generator(seed, "sampler", device=device)
+        self.validity = Validity(slots, device)
+        self.max_mass = torch.ones((), dtype=torch.float64, device=device)
+        self._shares = torch.empty(0)
+        self.draws = 0
+        self.written = 0
+        self._new: list[tuple[int, int, Tensor | None]] = []
+        self._allocate()
+
+    def _allocate(self) -> None:
+        self.masses = make_masses(self.slots, self.device)
+
+    def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
+        # Entered at the next draw, all at once: neither the largest mass nor the counts change before.
+        self.validity.wrote(first, count, valid)
+        self.written = max(self.written, first + count)
+        if valid is not None:
+            self._new.append((first, count, valid.to(self.device, copy=True)))
+            return
+        if self._new:
+            start, length, also = self._new[-1]
+            if also is None and start + length == first:
+                self._new[-1] = (start, length + count, None)
+                return
+        self._new.append((first, count, None))
+
+    def _enter_new(self) -> None:
+        for first, count, valid in self._new:
+            index = torch.arange(first, first + count, device=self.device)
+            mass = self.max_mass.expand(count) if valid is None else self.max_mass * valid
+            self._enter(index, mass.contiguous())
+        self._new.clear()
+
+    def _enter(self, index: Tensor, mass: Tensor) -> None:
+        self.masses.set(index, mass)
+
+    def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
+        self._begin_draw(size)
+        fraction = torch.rand(batch_size, generator=self.generator, device=self.device, dtype=torch.float64)
+        if self.stratified:
+            if self._shares.numel() != batch_size:
+                self._shares = torch.arange(batch_size, dtype=torch.float64, device=self.device)
+            fraction.add_(self._shares).mul_(1.0 / batch_size)
+        index = self.masses.find(fraction)
+        return index, None if self.beta == 0 else self._weight(self.masses.get(index))
+
+    def _begin_draw(self, size: int) -> int:
+        held = self.validity.count(size)
+        if self._new:
+            self._enter_new()
+        self.draws += 1
+        return held
+
+    def _weight(self, mass: Tensor) -> Tensor:
+        """Importance weights (B,) of a minibatch with these masses."""
+        done = 0.0 if self.anneal_draws is None else min(1.0, (self.draws - 1) / self.anneal_draws)
+        beta = self.beta + (1.0 - self.beta) * done
+        return (mass.min() / mass).pow(beta).to(torch.float32)
+
+    def update_priority(self, index: Tensor, priority: Tensor) -> None:
+        """New errors δ (B,) of slots ``index`` (B,). One that is not finite counts as the largest seen, as if the
+        transition were new; slots that hold no transition stay so."""
+        if self._new:
+            self._enter_new()
+        mass = priority.detach().to(self.device, torch.float64).abs()
+        if self.floor > 0:
+            mass.clamp_min_(self.floor)
+        if self.epsilon > 0:
+            mass.add_(self.epsilon)
+        mass.pow_(self.alpha)
+        largest = mass.max()
+        # On the CPU looking is cheaper than computing; a GPU is never waited for.
+        if self.device.type != "cpu" or not math.isfinite(largest):
+            mass = torch.where(mass.isfinite(), mass, self.max_mass)
+            largest = mass.max()
+        self.max_mass = torch.maximum(self.max_mass, largest)
+        self._change(index, mass)
+
+    def _change(self, index: Tensor, mass: Tensor) -> None:
+        if self.validity.invalid:
+            mass = mass * (self.masses.get(index) > 0)
+        self.masses.set(index, mass)
+
+    def state_dict(self) -> State:
+        if self._new:
+            self._enter_new()
+        return {
+            "generator": generator_state(self.generator),
+            "validity": self.validity.state_dict(),
+            "max_mass": float(self.max_mass),
+            "draws": self.draws,
+            "written": self.written,
+            **self._table_state(),
+        }
+
+    def _table_state(self) -> State:
+        return {"mass": self.masses.dump(self.written)}
+
+    def load_state_dict(self, state: State) -> None:
+        set_generator_state(self.generator, state["generator"])
+        self.validity.load_state_dict(state["validity"])
+        self.max_mass.fill_(state["max_mass"])
+        self.draws, self.written = int(state["draws"]), int(state["written"])
+        self._new.clear()
+        self._load_table(state)
+
+    def _load_table(self, state: State) -> None:
+        self.masses.load(state["mass"])
+
+
+class LAPSampler(PrioritizedSampler):
+    """Loss-adjusted prioritisation: m_i = max(|δ_i|, floor)^alpha without importance weights.
+
+    It belongs with a Huber loss whose threshold is ``floor`` (1 with alpha 0.4 for continuous control; 0.01 with 0.6 in
+    the authors' Atari code).
+    """
+
+    name: ClassVar[str] = "lap"
+
+    def __init__(self, alpha: float = 0.4, floor: float = 1.0) -> None:
+        if floor <= 0:
+            raise RloptError(f"buffer.floor must be above 0, not {floor:g}")
+        super().__init__(alpha, beta=0.0, anneal_draws=None, epsilon=0.0, floor=floor, stratified=False)

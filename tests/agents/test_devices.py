@@ -1,0 +1,75 @@
+"""Every tensor of an update is made on its agent's device, checked without a GPU: torch's default device is ``meta``
+meanwhile, so a tensor made without naming a device mixes with none of the others and the update fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from gymnasium import spaces
+
+from rlopt.agents.group import Rollout
+from rlopt.buffers import Batch
+from rlopt.envs import Normalizer
+from rlopt.registry import get_agent
+from rlopt.types import EnvSpec, Step
+
+VECTOR = spaces.Box(-1, 1, (3,), "float32")
+DICT = spaces.Dict({"a": spaces.Discrete(4), "b": VECTOR})
+BOX, DISCRETE = spaces.Box(-1, 1, (2,), "float32"), spaces.Discrete(3)
+B = 6
+
+
+@contextmanager
+def no_default_device() -> Iterator[None]:
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+def observations() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    vector = torch.linspace(-1, 1, 3 * B).view(B, 3)
+    return {"a": torch.arange(B) % 4, "b": vector}, vector
+
+
+@pytest.mark.parametrize("space", [VECTOR, DICT], ids=["vector", "dict"])
+@pytest.mark.parametrize(
+    ("name", "actions", "options"),
+    [("sac", BOX, {"fused": False, "n_step": 3}), ("sac_2018", BOX, {}), ("sac_discrete", DISCRETE, {})],
+)
+def test_off_policy_agents(space: Any, name: str, actions: Any, options: dict[str, Any]) -> None:
+    cls: Any = get_agent(name)
+    agent = cls(space, actions, cls.config_class(batch_size=B, warmup_steps=1, **options))
+    normalizer = Normalizer(EnvSpec("test", space, actions), obs=True, reward=True)
+    obs = observations()[0 if space is DICT else 1]
+    ones, yes = torch.ones(B), torch.ones(B, dtype=torch.bool)
+    with no_default_device():
+        uniform = agent.act(obs).action
+        agent.clock.env_steps = 1
+        action = agent.act(obs).action
+        normalizer.observe(Step(obs, obs, ones, ~yes, ~yes, ~yes, yes, {}))
+        batch = normalizer.normalize_batch(Batch(obs, action, ones, obs, 0 * ones, 0.9 * ones, ones, yes))
+        priority = agent.update(batch).priority
+        agent.load_state_dict(agent.state_dict())
+        assert agent.guard.first_bad() is None
+    assert {t.device.type for t in (uniform, action, priority)} == {"cpu"}
+
+
+@pytest.mark.parametrize("actions", [BOX, DISCRETE], ids=["box", "discrete"])
+def test_reinforce(actions: Any) -> None:
+    cls: Any = get_agent("reinforce")
+    agent = cls(VECTOR, actions, cls.config_class(groups=3, group_size=2, entropy_coefficient=0.1))
+    obs = observations()[1]
+    yes, group = torch.ones(1, B, dtype=torch.bool), torch.arange(3).repeat_interleave(2)
+    with no_default_device():
+        act = agent.act(obs)
+        extras = {name: x.unsqueeze(0) for name, x in act.extras.items()}
+        action, reward = act.action.unsqueeze(0), yes.float().cumsum(1)
+        agent.update(Rollout(obs.unsqueeze(0), action, reward, yes, ~yes, yes, yes[0], group, extras))
+        assert agent.guard.first_bad() is None
+    assert agent.clock.updates == 1
