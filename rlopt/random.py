@@ -38,8 +38,17 @@ def generator_state(generator: torch.Generator) -> Tensor:
 
 
 def set_generator_state(generator: torch.Generator, state: Tensor) -> None:
-    """Put a torch generator where ``generator_state`` found it."""
-    generator.set_state(state.to(device="cpu", dtype=torch.uint8))
+    """Put a torch generator where ``generator_state`` found it.
+
+    A state from another kind of device cannot be continued; it then seeds the generator, and the run goes on
+    reproducibly but not bit for bit.
+    """
+    state = state.to(device="cpu", dtype=torch.uint8)
+    if state.numel() == generator.get_state().numel():
+        generator.set_state(state)
+    else:
+        digest = hashlib.blake2b(state.numpy().tobytes(), digest_size=8).digest()
+        generator.manual_seed(int.from_bytes(digest, "little") % 2**63)
 
 
 def numpy_state(generator: np.random.Generator) -> State:

@@ -23,6 +23,15 @@ try:
 except ImportError:
     njit = None
 
+COMPILED = njit is not None
+"""Whether numba is installed."""
+
+
+def compiled(loop: Any, arrays: Any) -> Any:
+    """``loop`` compiled by numba, or where that is missing ``arrays``, which does the same with NumPy."""
+    return njit(cache=True)(loop) if COMPILED else arrays
+
+
 FAN = 8
 """Children of a node: as many as a cache line holds."""
 
