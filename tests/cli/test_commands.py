@@ -174,9 +174,13 @@ def test_ctrl_c_while_something_is_imported_is_no_error(
             raise ImportError("cannot load module more than once per process") from None
 
     monkeypatch.setattr("rlopt.cli.train.compose", importing)
-    assert main(["train", "env=Pendulum-v1"]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
+    try:
+        assert main(["train", "env=Pendulum-v1"]) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_before_the_first_step_says_how_to_go_on(

@@ -60,10 +60,9 @@ def test_a_stop_that_arrives_twice_is_one_and_a_later_one_acts_as_usual(monkeypa
 
     now, wishes = [10.0], []
     monkeypatch.setattr(trainer_module, "monotonic", lambda: now[0])
-    before = signal.getsignal(signum)
+    # Set in both cases: a background job of a shell begins with SIGINT ignored.
+    before = signal.signal(signum, leave if signum == signal.SIGTERM else signal.default_int_handler)
     try:
-        if signum == signal.SIGTERM:
-            signal.signal(signum, leave)
         with trainer_module._Signals(SimpleNamespace(request_stop=wishes.append)):
             signal.raise_signal(signum)
             signal.raise_signal(signum)
