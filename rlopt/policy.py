@@ -281,6 +281,9 @@ def find_policy(path: Path | str) -> Path:
                 return candidate
     if not whole.exists():
         raise RloptError(f"{path} does not exist; give a policy folder or a run folder")
+    for several in (whole, whole / "policy"):
+        if (several / "run0" / DESCRIPTION).is_file():
+            raise RloptError(f"{path} holds the policies of several runs; name one of them, such as {several / 'run0'}")
     raise RloptError(f"{path} holds no policy; give a folder with {DESCRIPTION} in it, or a run folder with policy/")
 
 

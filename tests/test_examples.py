@@ -30,3 +30,28 @@ def test_the_custom_loop_is_short():
 def test_the_custom_loop_learns():
     returns = load("custom_loop").main(steps=10_000)
     assert sum(returns[-10:]) / 10 > -250
+
+
+def test_stable_baselines_with_reshuffling(capsys):
+    pytest.importorskip("stable_baselines3")
+    assert -2_000 < load("sb3_reshuffled").main(steps=130) < 0
+    assert "mean return" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_stable_baselines_with_reshuffling_learns():
+    pytest.importorskip("stable_baselines3")
+    assert load("sb3_reshuffled").main() > -500
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_torchrl_with_reshuffling(prioritized):
+    pytest.importorskip("torchrl")
+    assert 8 <= load("torchrl_reshuffled").main(steps=700, prioritized=prioritized) <= 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_torchrl_with_reshuffling_learns(prioritized):
+    pytest.importorskip("torchrl")
+    assert load("torchrl_reshuffled").main(prioritized=prioritized) > 80

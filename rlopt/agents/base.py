@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
-from rlopt.nn import Net, NetworkConfig, Optimiser, OptimiserConfig, Schedule
+from rlopt.nn import (
+    PRECISIONS,
+    Net,
+    NetworkConfig,
+    Optimiser,
+    OptimiserConfig,
+    Schedule,
+    build_seeded,
+    hidden_products,
+)
 from rlopt.nn.guard import Guard
 from rlopt.policy import Policy
 from rlopt.random import derive_seed, generator_state, set_generator_state, torch_generator
@@ -64,6 +73,11 @@ class Agent:
     ``build``, ``act``, ``update`` and ``policy``.
 
     ``Agent(spec, config, seed=0, device="cpu")``, or ``Agent(observation_space, action_space, config, …)``.
+
+    With ``runs`` R > 1, where the agent ``supports_runs``, R independent runs with the seeds ``seed … seed + R - 1``
+    learn side by side: parameters, optimisers and noise have a leading run axis, run r's rows of every batch of R·B (or
+    observations of R·N) are the r-th part, and a metric is (R,). ``precision`` is that of the products between hidden
+    layers: ``float32`` or ``bf16``.
     """
 
     name: ClassVar[str]
@@ -81,6 +95,8 @@ class Agent:
         seed: int = 0,
         device: torch.device | str = "cpu",
         config: Any = None,
+        runs: int = 1,
+        precision: str = "float32",
     ) -> None:
         if isinstance(spec, spaces.Space):
             if not args or not isinstance(args[0], spaces.Space):
@@ -94,13 +110,18 @@ class Agent:
             raise RloptError(
                 f"{type(self).__name__} takes a {self.config_class.__name__}, not {type(self.config).__name__}"
             )
-        self.seed = seed
+        if runs > 1 and not self.supports_runs:
+            raise RloptError(f"num_runs={runs}: agent={self.name} trains one run at a time; leave num_runs out")
+        if precision not in PRECISIONS:
+            raise RloptError(f"precision={precision} is unknown; choose one of {', '.join(PRECISIONS)}")
+        self.seed, self.runs, self.precision = seed, runs, precision
         self.device = resolve_device(device)
         self.clock = Clock()
         self._persistent: dict[str, Net | Optimiser | Guard | Tensor | torch.Generator] = {}
-        self.act_generator = self.persist("act_generator", torch_generator(seed, "act", device=self.device))
-        self.update_generator = self.persist("update_generator", torch_generator(seed, "update", device=self.device))
-        self.guard = self.persist("guard", Guard(self.guarded, self.device))
+        self.act_generators = self._generators("act")
+        self.update_generators = self._generators("update")
+        self.act_generator, self.update_generator = self.act_generators[0], self.update_generators[0]
+        self.guard = self.persist("guard", Guard(self.guarded, self.device, runs))
         self.build()
 
     guarded: ClassVar[tuple[str, ...]] = ()
@@ -124,12 +145,41 @@ class Agent:
 
     @property
     def policy(self) -> Policy:
-        """The part one deploys; shares its network with the agent."""
+        """The part one deploys (of several runs the first one's); shares its network with the agent."""
         raise NotImplementedError
 
-    def init_seed(self, name: str) -> int:
-        """The seed of one network's initial weights."""
-        return derive_seed(self.seed, "init", name)
+    @property
+    def policies(self) -> list[Policy]:
+        """The policy of every run."""
+        return [self.policy]
+
+    def net(self, name: str, factory: Callable[[], nn.Module]) -> Net:
+        """A trainable network, one of each run, with initial weights from streams of its own; registered as
+        ``name``."""
+        modules = [build_seeded(factory, derive_seed(self.seed + r, "init", name)) for r in range(self.runs)]
+        return self.persist(name, Net(modules, self.device))
+
+    def noise(self, *shape: int) -> Tensor:
+        """Standard normal numbers for an update: ``shape``, of several runs (R, *shape), each from its own stream."""
+        drawn = [torch.randn(shape, generator=g, device=self.device) for g in self.update_generators]
+        return torch.stack(drawn) if self.runs > 1 else drawn[0]
+
+    def per_run(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        """A loss written for one run, in this agent's precision; of several runs mapped over the leading axis of all
+        its (positional) arguments."""
+        mapped = torch.vmap(loss) if self.runs > 1 else loss
+
+        def evaluated(*args: Any) -> Any:
+            with hidden_products(PRECISIONS[self.precision]):
+                return mapped(*args)
+
+        return evaluated
+
+    def _generators(self, name: str) -> list[torch.Generator]:
+        streams = [torch_generator(self.seed + r, name, device=self.device) for r in range(self.runs)]
+        for r, generator in enumerate(streams):
+            self.persist(f"{name}_generator" if self.runs == 1 else f"{name}_generator_{r}", generator)
+        return streams
 
     def persist(self, name: str, thing: T) -> T:
         """Register something that every checkpoint must hold; returns it."""
@@ -139,12 +189,13 @@ class Agent:
         return thing
 
     def descend(self, optimiser: Optimiser, loss: Tensor, leaves: Sequence[Tensor] | None, factor: float = 1.0) -> None:
-        """One guarded optimiser step down ``loss``: skipped on the device where this update met anything non-finite.
+        """One guarded optimiser step down ``loss``, () or (R,): skipped on the device where this update met anything
+        non-finite.
 
         ``leaves`` are what to differentiate by; None says that the gradient already lies in the optimiser.
         """
         if leaves is not None:
-            optimiser.gather(torch.autograd.grad(loss, leaves))
+            optimiser.gather(torch.autograd.grad(loss.sum(), leaves))  # a run's loss knows only its own leaves
         norm = optimiser.norm()
         optimiser.step(norm, self.guard.passes(loss, norm), factor)
 

@@ -25,7 +25,6 @@ from rlopt.nn import (
     OptimiserConfig,
     Params,
     SquashedGaussianActor,
-    build_seeded,
     network_options,
 )
 from rlopt.nn.distributions import squashed_gaussian
@@ -114,12 +113,11 @@ class Reinforce(Agent):
         c, spec = self.config, self.spec
         kind = CategoricalActor if isinstance(spec.action_space, spaces.Discrete) else SquashedGaussianActor
         options = network_options(c.network)
-        self.actor_module: CategoricalActor | SquashedGaussianActor = build_seeded(
-            lambda: kind(spec.observation_space, spec.action_space, options), self.init_seed("actor")
-        )
+        self.actor = self.net("actor", lambda: kind(spec.observation_space, spec.action_space, options))
+        assert isinstance(self.actor.module, CategoricalActor | SquashedGaussianActor)
+        self.actor_module: CategoricalActor | SquashedGaussianActor = self.actor.module
         if isinstance(self.actor_module, SquashedGaussianActor):
             self.extra_fields = {"before_tanh": ((self.actor_module.action_features,), torch.float32)}
-        self.actor = self.persist("actor", Net(self.actor_module, self.device))
         self.optimiser = self.persist(
             "optimiser", Optimiser(self.actor.flat, c.learning_rate, c.optimiser, c.max_grad_norm)
         )

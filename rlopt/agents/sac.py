@@ -9,6 +9,7 @@ and the temperature moves so that the entropy stays near a target. Log-probabili
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.off_policy import OffPolicyActorCritic
-from rlopt.agents.sac_fused import FusedGradients, applies
+from rlopt.agents.sac_fused import FusedGradients, FusedRuns, applies, fused_gradients
 from rlopt.buffers import Batch
-from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, build_seeded, network_options
+from rlopt.nn import PRECISIONS, Critic, Net, Params, SquashedGaussianActor, network_options
 from rlopt.nn.distributions import squashed_gaussian
 from rlopt.types import Metrics, Obs, Update, option
 
@@ -82,11 +83,6 @@ def actor_loss(
     return loss, {"log_prob": log_prob.detach()}
 
 
-def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
-    """Dual objective of the entropy constraint (eq. 18): J(α) = mean (-α (log π(a|s) + target entropy))."""
-    return -(log_temperature.exp() * (log_prob + target_entropy)).mean()
-
-
 class SAC(OffPolicyActorCritic):
     """Soft actor-critic for bounded Box action spaces."""
 
@@ -102,15 +98,13 @@ class SAC(OffPolicyActorCritic):
     def build(self) -> None:
         c, spec = self.config, self.spec
         options = network_options(c.network)
-        self.actor_module = build_seeded(
-            lambda: SquashedGaussianActor(spec.observation_space, spec.action_space, options), self.init_seed("actor")
+        self.actor = self.net(
+            "actor", lambda: SquashedGaussianActor(spec.observation_space, spec.action_space, options)
         )
+        assert isinstance(self.actor.module, SquashedGaussianActor)
+        self.actor_module = self.actor.module
         self.action_features = self.actor_module.action_features
-        critic_module = build_seeded(
-            lambda: Critic(spec.observation_space, c.network, self.action_features), self.init_seed("critic")
-        )
-        self.actor = self.persist("actor", Net(self.actor_module, self.device))
-        self.critic = self.persist("critic", Net(critic_module, self.device))
+        self.critic = self.net("critic", lambda: Critic(spec.observation_space, c.network, self.action_features))
         self.target = self.persist("target", self.critic.target())
         self.nets = Nets(self.actor, self.critic)
         actor_lr = c.actor_learning_rate or c.learning_rate
@@ -119,43 +113,42 @@ class SAC(OffPolicyActorCritic):
         self.add_temperature(c.temperature, c.initial_temperature, c.temperature_learning_rate or c.learning_rate)
         self.target_entropy = -float(self.action_features) if c.target_entropy is None else c.target_entropy
         self.schedule = c.schedule()
-        self.fused: FusedGradients | None = None
+        self.fused: FusedGradients | FusedRuns | None = None
         if c.fused and applies(spec.observation_space, c.network, self.device):
-            self.fused = FusedGradients(
-                self.actor, self.critic, self.target, self.actor_optimiser, self.critic_optimiser, c.batch_size
-            )
+            nets, optimisers = (self.actor, self.critic, self.target), (self.actor_optimiser, self.critic_optimiser)
+            self.fused = fused_gradients(*nets, *optimisers, c.batch_size, PRECISIONS[self.precision])
 
     def update(self, batch: Batch) -> Update:
         """One step of the critics and targets, and of actor and temperature every ``policy_delay`` updates."""
         c = self.config
         factor = self.schedule.factor(self.clock)
-        batch = batch._replace(action=self.actor_module.normalise(batch.action))
-        noise = torch.randn((2, *batch.action.shape), generator=self.update_generator, device=self.device)
+        batch = self.by_run(batch._replace(action=self.actor_module.normalise(batch.action)))
+        rows = batch.reward.shape[-1]
+        next_noise, noise = self.noise(rows, self.action_features), self.noise(rows, self.action_features)
         temperature = self.temperature
         self.guard.begin(batch.obs, batch.next_obs, batch.reward)
 
         nets, actor, critic, target = self.nets, self.actor.params, self.critic.params, self.target.params
-        fused = self.fused if batch.reward.shape[0] == c.batch_size else None
+        fused = self.fused if rows == c.batch_size else None
 
         if fused is not None:
-            loss, metrics = fused.critic_gradient(temperature, batch, noise)
+            loss, metrics = fused.critic_gradient(temperature, batch, next_noise, noise)
         else:
-            loss, metrics = critic_loss(nets, critic, actor, target, temperature, batch, noise[0])
+            pure = self.per_run(partial(critic_loss, nets))
+            loss, metrics = pure(critic, actor, target, temperature, batch, next_noise)
         self.descend(self.critic_optimiser, loss, None if fused else self.critic.leaves, factor)
-        priority = metrics.pop("td")
+        priority = metrics.pop("td").flatten()
         metrics["critic_loss"] = loss.detach()
 
         if self.clock.updates % c.policy_delay == 0:
             if fused is not None:
-                loss, aux = fused.actor_gradient(temperature, batch)
+                loss, aux = fused.actor_gradient(temperature)
             else:
-                loss, aux = actor_loss(nets, actor, critic, temperature, batch.obs, noise[1])
+                loss, aux = self.per_run(partial(actor_loss, nets))(actor, critic, temperature, batch.obs, noise)
             self.descend(self.actor_optimiser, loss, None if fused else self.actor.leaves, factor)
             metrics["actor_loss"] = loss.detach()
-            metrics["entropy"] = -aux["log_prob"].mean()
-            if self.learns_temperature:
-                loss = temperature_loss(self.log_temperature, aux["log_prob"], self.target_entropy)
-                self.descend(self.temperature_optimiser, loss, [self.log_temperature], factor)
+            metrics["entropy"] = -aux["log_prob"].mean(-1)
+            self.descend_temperature(aux["log_prob"], self.target_entropy, factor)
         metrics["temperature"] = temperature
 
         self.target.follow(self.critic, c.tau)

@@ -13,6 +13,7 @@ kept as an option, on by default.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.off_policy import OffPolicyActorCritic
 from rlopt.buffers import Batch
-from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, build_seeded, network_options
+from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, network_options
 from rlopt.nn.distributions import squashed_gaussian
 from rlopt.types import Metrics, Obs, Update, option
 
@@ -67,7 +68,7 @@ def value_loss(
 
 
 def critic_loss(
-    nets: Nets, params: Params, target: Params, reward_scale: float, batch: Batch
+    nets: Nets, params: Params, target: Params, batch: Batch, reward_scale: float
 ) -> tuple[Tensor, Metrics]:
     """Soft Bellman residual of both critics (eq. 7), with the target of eq. 8.
 
@@ -86,7 +87,7 @@ def critic_loss(
 
 
 def actor_loss(
-    nets: Nets, params: Params, critic: Params, regulariser: float, obs: Obs, noise: Tensor
+    nets: Nets, params: Params, critic: Params, obs: Obs, noise: Tensor, regulariser: float
 ) -> tuple[Tensor, Metrics]:
     """Reparameterised policy objective (eq. 12): J = mean (log π(a|s) - minᵢ Qᵢ(s, a)),  a = f(noise; s).
 
@@ -114,15 +115,12 @@ class SAC2018(OffPolicyActorCritic):
     def build(self) -> None:
         c, space = self.config, self.spec.observation_space
         options = network_options(c.network)
-        self.actor_module = build_seeded(
-            lambda: SquashedGaussianActor(space, self.spec.action_space, options), self.init_seed("actor")
-        )
-        action_features = self.actor_module.action_features
-        critic_module = build_seeded(lambda: Critic(space, c.network, action_features), self.init_seed("critic"))
-        value_module = build_seeded(lambda: Critic(space, c.network, ensemble=1), self.init_seed("value"))
-        self.actor = self.persist("actor", Net(self.actor_module, self.device))
-        self.critic = self.persist("critic", Net(critic_module, self.device))
-        self.value = self.persist("value", Net(value_module, self.device))
+        self.actor = self.net("actor", lambda: SquashedGaussianActor(space, self.spec.action_space, options))
+        assert isinstance(self.actor.module, SquashedGaussianActor)
+        self.actor_module = self.actor.module
+        features = self.actor_module.action_features
+        self.critic = self.net("critic", lambda: Critic(space, c.network, features))
+        self.value = self.net("value", lambda: Critic(space, c.network, ensemble=1))
         self.target = self.persist("target", self.value.target())
         self.nets = Nets(self.actor, self.critic, self.value)
         self.actor_optimiser = self.add_optimiser("actor_optimiser", self.actor.flat, c.learning_rate)
@@ -134,23 +132,25 @@ class SAC2018(OffPolicyActorCritic):
         """One gradient step of the value network, the critics and the actor, and of the target, as in algorithm 1."""
         c = self.config
         factor = self.schedule.factor(self.clock)
-        batch = batch._replace(action=self.actor_module.normalise(batch.action))
-        noise = torch.randn((2, *batch.action.shape), generator=self.update_generator, device=self.device)
+        batch = self.by_run(batch._replace(action=self.actor_module.normalise(batch.action)))
+        value_noise, noise = self.noise(*batch.action.shape[-2:]), self.noise(*batch.action.shape[-2:])
         nets, actor, critic, value = self.nets, self.actor.params, self.critic.params, self.value.params
         self.guard.begin(batch.obs, batch.next_obs, batch.reward)
 
-        loss, metrics = value_loss(nets, value, actor, critic, batch.obs, noise[0])
+        loss, metrics = self.per_run(partial(value_loss, nets))(value, actor, critic, batch.obs, value_noise)
         self.descend(self.value_optimiser, loss, self.value.leaves, factor)
         metrics["value_loss"] = loss.detach()
 
-        loss, aux = critic_loss(nets, critic, self.target.params, c.reward_scale, batch)
+        pure = partial(critic_loss, nets, reward_scale=c.reward_scale)
+        loss, aux = self.per_run(pure)(critic, self.target.params, batch)
         self.descend(self.critic_optimiser, loss, self.critic.leaves, factor)
-        priority = aux["td"]
+        priority = aux["td"].flatten()
         metrics.update(q=aux["q"], critic_loss=loss.detach())
 
-        loss, aux = actor_loss(nets, actor, critic, c.policy_regulariser, batch.obs, noise[1])
+        pure = partial(actor_loss, nets, regulariser=c.policy_regulariser)
+        loss, aux = self.per_run(pure)(actor, critic, batch.obs, noise)
         self.descend(self.actor_optimiser, loss, self.actor.leaves, factor)
-        metrics.update(actor_loss=loss.detach(), entropy=-aux["log_prob"].mean())
+        metrics.update(actor_loss=loss.detach(), entropy=-aux["log_prob"].mean(-1))
 
         self.target.follow(self.value, c.tau)
         self.guard.end()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -17,9 +18,8 @@ from torch import Tensor
 
 from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.off_policy import OffPolicyActorCritic
-from rlopt.agents.sac import temperature_loss
 from rlopt.buffers import Batch
-from rlopt.nn import CategoricalActor, Critic, Net, Params, build_seeded, network_options
+from rlopt.nn import CategoricalActor, Critic, Net, Params, network_options
 from rlopt.types import Metrics, Obs, Update, option
 
 
@@ -113,13 +113,11 @@ class DiscreteSAC(OffPolicyActorCritic):
     def build(self) -> None:
         c, space = self.config, self.spec.observation_space
         options = network_options(c.network)
-        self.actor_module = build_seeded(
-            lambda: CategoricalActor(space, self.spec.action_space, options), self.init_seed("actor")
-        )
+        self.actor = self.net("actor", lambda: CategoricalActor(space, self.spec.action_space, options))
+        assert isinstance(self.actor.module, CategoricalActor)
+        self.actor_module = self.actor.module
         actions = self.actor_module.actions
-        critic_module = build_seeded(lambda: Critic(space, c.network, outputs=actions), self.init_seed("critic"))
-        self.actor = self.persist("actor", Net(self.actor_module, self.device))
-        self.critic = self.persist("critic", Net(critic_module, self.device))
+        self.critic = self.net("critic", lambda: Critic(space, c.network, outputs=actions))
         self.target = self.persist("target", self.critic.target())
         self.nets = Nets(self.actor, self.critic)
         actor_lr = c.actor_learning_rate or c.learning_rate
@@ -133,25 +131,23 @@ class DiscreteSAC(OffPolicyActorCritic):
         """One gradient step of the critics, the actor, the temperature (eq. 11), and of the targets."""
         c = self.config
         factor = self.schedule.factor(self.clock)
-        batch = batch._replace(action=batch.action - self.actor_module.start)
+        batch = self.by_run(batch._replace(action=batch.action - self.actor_module.start))
         temperature = self.temperature
         nets, actor, critic, target = self.nets, self.actor.params, self.critic.params, self.target.params
         self.guard.begin(batch.obs, batch.next_obs, batch.reward)
 
-        loss, metrics = critic_loss(
-            nets, critic, actor, target, temperature, batch, c.average_critics, c.critic_entropy
-        )
+        pure = partial(critic_loss, nets, average=c.average_critics, entropy=c.critic_entropy)
+        loss, metrics = self.per_run(pure)(critic, actor, target, temperature, batch)
         self.descend(self.critic_optimiser, loss, self.critic.leaves, factor)
-        priority = metrics.pop("td")
+        priority = metrics.pop("td").flatten()
         metrics["critic_loss"] = loss.detach()
 
-        loss, aux = actor_loss(nets, actor, critic, temperature, batch.obs, c.average_critics)
+        pure = partial(actor_loss, nets, average=c.average_critics)
+        loss, aux = self.per_run(pure)(actor, critic, temperature, batch.obs)
         self.descend(self.actor_optimiser, loss, self.actor.leaves, factor)
         metrics["actor_loss"] = loss.detach()
-        metrics["entropy"] = -aux["log_prob"].mean()
-        if self.learns_temperature:
-            loss = temperature_loss(self.log_temperature, aux["log_prob"], self.target_entropy)
-            self.descend(self.temperature_optimiser, loss, [self.log_temperature], factor)
+        metrics["entropy"] = -aux["log_prob"].mean(-1)
+        self.descend_temperature(aux["log_prob"], self.target_entropy, factor)
         metrics["temperature"] = temperature
 
         self.target.follow(self.critic, c.tau)

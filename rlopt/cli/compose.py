@@ -117,9 +117,20 @@ def split(overrides: Sequence[str]) -> list[list[str]]:
     jobs = [list(job) for job in itertools.product(*choices.values())]
     if len(choices.get("run_dir", [])) == 1:
         folder = Path(str(parse(choices["run_dir"])[0].value()))
-        jobs = [[f"run_dir={_quote(str(folder / str(i)))}" if t.startswith("run_dir=") else t for t in job]
+        jobs = [[_run_dir(folder / str(i)) if t.startswith("run_dir=") else t for t in job]
                 for i, job in enumerate(jobs)]  # fmt: skip
     return jobs
+
+
+def _run_dir(folder: Path) -> str:
+    """``run_dir=…``, in quotes only where Hydra would read something else without them."""
+    plain = f"run_dir={folder}"
+    try:
+        if parse([plain])[0].value() == str(folder):
+            return plain
+    except RloptError:
+        pass
+    return f"run_dir={_quote(str(folder))}"
 
 
 def _single(overrides: Sequence[str]) -> list[Override]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import shlex
 import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import yaml
 
@@ -43,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     display = Display(config.total_steps)
     try:
-        trainer = train(config, display=display) if request is None else resume(folder, changes, display=display)
+        with _sizes_told(display):
+            trainer = train(config, display=display) if request is None else resume(folder, changes, display=display)
     except BaseException:
         display.close()
         raise
@@ -60,6 +66,25 @@ def run(arguments: argparse.Namespace) -> int:
     return _ended(result, config)
 
 
+@contextlib.contextmanager
+def _sizes_told(display: Display) -> Iterator[None]:
+    """Show the planned size of the replay buffer, which it logs before it allocates anything."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            display.message(record.getMessage())
+
+    logger, handler = logging.getLogger("rlopt.buffers.replay"), Handler(logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
 def _ended(result: Result, config: TrainConfig) -> int:
     """Say how the run ended and what can be done next; returns the exit code."""
     where = shlex.quote(str(result.folder))
@@ -70,7 +95,8 @@ def _ended(result: Result, config: TrainConfig) -> int:
         print(f"go on        rlopt train resume={where}")
     elif result.step == config.total_steps:  # a solver may have found its answer before
         print(f"train on     rlopt train resume={where} total_steps={2 * config.total_steps}")
-    print(f"evaluate     rlopt evaluate {where} --episodes 20")
+    policy = where if config.num_runs == 1 else shlex.quote(str(result.folder / "policy" / "run0"))
+    print(f"evaluate     rlopt evaluate {policy} --episodes 20")
     print(f"draw         rlopt plot {where} --out curve.png")
     if not result.saved:
         print(
@@ -97,30 +123,47 @@ def _multirun(arguments: argparse.Namespace) -> int:
     environment = _child_environment()
     codes = []
     for i, job in enumerate(jobs):
-        print(f"job {i + 1} of {len(jobs)}: {shlex.join(job)}", flush=True)
-        code = _wait(subprocess.Popen([sys.executable, "-m", "rlopt.cli", "train", *flags, *job], env=environment))
+        print(f"job {i + 1} of {len(jobs)}: {_shell(job)}", flush=True)
+        command = [sys.executable, "-m", "rlopt.cli", "train", *flags, *job]
+        code, stop = _wait(subprocess.Popen(command, env=environment))
         codes.append(code)
-        if code >= 128:  # a signal: the user wants all of it to end
+        if stop or code >= 128:  # a signal: the user wants all of it to end
             break
     print(f"\n{len(jobs)} jobs:")
+    shared = Counter(word for job in jobs for word in job)
     for i, job in enumerate(jobs):
         ended = "not started" if i >= len(codes) else "done" if codes[i] == 0 else f"ended with code {codes[i]}"
-        print(f"  {ended:<18} {shlex.join(job)}")
+        own = [word for word in job if shared[word] < len(jobs)] or job
+        print(f"  {ended:<18} {_shell(own)}")
     return max(codes, default=0)
 
 
-def _wait(child: subprocess.Popen[bytes]) -> int:
-    """The exit code of a child, which gets Ctrl-C by itself and SIGTERM from here, and is given the time to save."""
-    previous = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+def _wait(child: subprocess.Popen[bytes]) -> tuple[int, bool]:
+    """The exit code of a child, and whether a signal came meanwhile: it gets Ctrl-C by itself and SIGTERM from here,
+    and is given the time to save; one that was at its last step ends as if nothing had been."""
+    stops: list[int] = []
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        stops.append(signum)
+        child.terminate()
+
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         while True:
             try:
                 code = child.wait()
-                return 128 - code if code < 0 else code
+                return 128 - code if code < 0 else code, bool(stops)
             except KeyboardInterrupt:
-                continue
+                stops.append(signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _shell(words: list[str]) -> str:
+    """``words`` as one would type them: ``shlex.join`` writes a ' inside a word as '"'"'."""
+    return " ".join(
+        f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word) for word in words
+    )
 
 
 def _child_environment() -> dict[str, str]:

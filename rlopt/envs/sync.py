@@ -120,20 +120,30 @@ class SyncVectorEnv:
     ) -> None:
         if not env_fns:
             raise RloptError("a vector environment needs num_envs of at least 1")
-        self.envs = [fn() for fn in env_fns]
+        self.envs: list[Env] = []
+        try:
+            for build in env_fns:
+                self.envs.append(build())
+            self._describe(env_id)
+        except BaseException:
+            for env in self.envs:
+                env.close()
+            raise
         self.num_envs, self.device, self.autoreset = len(self.envs), torch.device(device), autoreset
-        first = self.envs[0]
-        spaces = (first.observation_space, first.action_space)
-        if any((e.observation_space, e.action_space) != spaces for e in self.envs):
-            raise RloptError("the environments of one vector must have equal observation and action spaces")
-        self._observations, self._actions = ObservationCodec(first.observation_space), ActionCodec(first.action_space)
-        self.spec = spec_of(first, self._observations, self._actions, env_id)
         self._first_seeds = [derive_seed(seed, stream, slot) for slot in range(self.num_envs)]
         self._current = self._observations.arrays(self.num_envs)
         self._ended = [False] * self.num_envs
         self._steps = StepBuilder(self.num_envs, self.device)
         self._started = False
         self._closed = False
+
+    def _describe(self, env_id: str | None) -> None:
+        first = self.envs[0]
+        spaces = (first.observation_space, first.action_space)
+        if any((e.observation_space, e.action_space) != spaces for e in self.envs):
+            raise RloptError("the environments of one vector must have equal observation and action spaces")
+        self._observations, self._actions = ObservationCodec(first.observation_space), ActionCodec(first.action_space)
+        self.spec = spec_of(first, self._observations, self._actions, env_id)
 
     def reset(
         self, seeds: Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None

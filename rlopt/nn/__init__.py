@@ -10,10 +10,11 @@ from rlopt.nn.actors import (
     register_actor,
 )
 from rlopt.nn.module import Net, Params, build_seeded
-from rlopt.nn.networks import Critic, NetworkConfig, make_encoder, register_encoder
+from rlopt.nn.networks import PRECISIONS, Critic, NetworkConfig, hidden_products, make_encoder, register_encoder
 from rlopt.nn.optim import Optimiser, OptimiserConfig, Schedule
 
 __all__ = [
+    "PRECISIONS",
     "Actor",
     "CategoricalActor",
     "Critic",
@@ -26,6 +27,7 @@ __all__ = [
     "SquashedGaussianActor",
     "TabularActor",
     "build_seeded",
+    "hidden_products",
     "make_actor",
     "make_encoder",
     "network_options",

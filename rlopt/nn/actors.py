@@ -31,6 +31,16 @@ class Actor(nn.Module):
     @torch.no_grad()
     def act(self, obs: Obs, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Actions (N, A) in environment units, or (N,) int64; random ones draw from ``generator``."""
+        outputs = self(obs)
+        rows = len(outputs[0] if isinstance(outputs, tuple) else outputs)
+        return self.choose(outputs, None if deterministic else self.noise(rows, generator))
+
+    def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
+        """What ``choose`` needs for ``rows`` random actions, (rows, …)."""
+        raise NotImplementedError
+
+    def choose(self, outputs: Any, noise: Tensor | None) -> Tensor:
+        """Actions (N, …) from what the network gave for N observations; without noise the most likely ones."""
         raise NotImplementedError
 
     def uniform(self, rows: int, generator: torch.Generator) -> Tensor:
@@ -75,13 +85,12 @@ class SquashedGaussianActor(Actor):
         """[-1, 1] (B, A) to environment units (B, …)."""
         return torch.addcmul(self.centre, self.half_range, action).view(-1, *self.action_shape)
 
-    @torch.no_grad()
-    def act(self, obs: Obs, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        mean, log_std = self(obs)
-        if not deterministic:
-            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-            mean = torch.addcmul(mean, log_std.exp(), noise)
-        return self.to_env(torch.tanh(mean))
+    def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
+        return torch.randn((rows, self.action_features), generator=generator, device=self.centre.device)
+
+    def choose(self, outputs: tuple[Tensor, Tensor], noise: Tensor | None) -> Tensor:
+        mean, log_std = outputs
+        return self.to_env(torch.tanh(mean if noise is None else torch.addcmul(mean, log_std.exp(), noise)))
 
     def uniform(self, rows: int, generator: torch.Generator) -> Tensor:
         draw = torch.rand((rows, self.action_features), generator=generator, device=self.centre.device)
@@ -111,13 +120,11 @@ class CategoricalActor(Actor):
         logits: Tensor = self.body(self.encoder(obs))
         return logits
 
-    @torch.no_grad()
-    def act(self, obs: Obs, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        logits: Tensor = self(obs)
-        if deterministic:
-            return logits.argmax(-1) + self.start
-        uniform = torch.rand(logits.shape[:-1], generator=generator, device=logits.device)
-        return categorical(logits, uniform) + self.start
+    def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
+        return torch.rand((rows,), generator=generator, device=next(self.body.parameters()).device)
+
+    def choose(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
+        return (outputs.argmax(-1) if noise is None else categorical(outputs, noise)) + self.start
 
     def uniform(self, rows: int, generator: torch.Generator) -> Tensor:
         return torch.randint(self.actions, (rows,), generator=generator, device=generator.device) + self.start
@@ -137,14 +144,17 @@ class TabularActor(Actor):
         n, k = int(observation_space.n), int(action_space.n)
         self.probabilities = nn.Parameter(torch.full((n, k), 1.0 / k, dtype=torch.float64), requires_grad=False)
 
-    @torch.no_grad()
-    def act(self, obs: Obs, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, obs: Obs) -> Tensor:
+        """Probabilities (B, K)."""
         assert isinstance(obs, Tensor)
-        rows = self.probabilities[obs.long() - self.start[0]]
-        if deterministic:
-            return rows.argmax(-1) + self.start[1]
-        uniform = torch.rand(rows.shape[:-1], generator=generator, device=rows.device, dtype=rows.dtype)
-        return categorical(rows.log(), uniform) + self.start[1]
+        return self.probabilities[obs.long() - self.start[0]]
+
+    def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
+        table = self.probabilities
+        return torch.rand((rows,), generator=generator, device=table.device, dtype=table.dtype)
+
+    def choose(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
+        return (outputs.argmax(-1) if noise is None else categorical(outputs.log(), noise)) + self.start[1]
 
 
 ACTORS: dict[str, Callable[[Space, Space, Options], Actor]] = {

@@ -14,17 +14,19 @@ class Guard:
     ``begin`` opens an update, ``passes`` adds quantities and says (0-d boolean) whether everything so far is finite,
     ``end`` remembers the first that was not: a sticky code, 0 for none, which the host reads when it logs. Sums stand
     for their tensors, since a sum is finite only if every element is; one that overflows errs on the safe side.
+    Of several runs each has a flag and a code of its own: quantities and flags are then (R,).
     """
 
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+    def __init__(self, names: tuple[str, ...], device: torch.device, runs: int = 1) -> None:
         self.names = names
-        self.code = torch.zeros((), dtype=torch.int64, device=device)
+        shape = (runs,) if runs > 1 else ()
+        self.code = torch.zeros(shape, dtype=torch.int64, device=device)
         self._values: list[Tensor] = []
-        self._health = torch.zeros((), device=device)
+        self._health = torch.zeros(shape, device=device)
 
     def begin(self, *values: Obs | Tensor) -> None:
         """Open an update with its inputs; integer leaves are finite by nature and pass."""
-        self._values = [_total(v, self.code.device) for v in values]
+        self._values = [_total(v, self.code) for v in values]
         self._health = self._values[0]
         for v in self._values[1:]:
             self._health = self._health + v
@@ -39,12 +41,12 @@ class Guard:
     def end(self) -> None:
         """Remember the first non-finite quantity of this update, if there is none from before."""
         bad = torch.stack(self._values).isfinite().logical_not()
-        first = torch.where(bad.any(), bad.byte().argmax() + 1, 0)
+        first = torch.where(bad.any(0), bad.byte().argmax(0) + 1, 0)
         self.code.copy_(torch.where(self.code == 0, first, self.code))
 
     def first_bad(self) -> str | None:
         """The name of the first non-finite quantity, or None. Waits for the device."""
-        code = int(self.code)
+        code = next((c for c in self.code.flatten().tolist() if c), 0)
         return self.names[code - 1] if code else None
 
     def clear(self) -> None:
@@ -58,7 +60,10 @@ class Guard:
         self.code.copy_(state["code"])
 
 
-def _total(value: Obs, device: torch.device) -> Tensor:
+def _total(value: Obs, like: Tensor) -> Tensor:
+    """The sum of all floating leaves, () or (R,)."""
     leaves = value.values() if isinstance(value, dict) else (value,)
-    sums = [leaf.sum() for leaf in leaves if leaf.is_floating_point()]
-    return torch.stack(sums).sum() if len(sums) > 1 else sums[0] if sums else torch.zeros((), device=device)
+    sums = [leaf.sum(tuple(range(like.dim(), leaf.dim()))) for leaf in leaves if leaf.is_floating_point()]
+    return (
+        torch.stack(sums).sum(0) if len(sums) > 1 else sums[0] if sums else torch.zeros(like.shape, device=like.device)
+    )

@@ -7,7 +7,7 @@ norm. Losses call a network with the parameters as an argument, so they are pure
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -28,24 +28,41 @@ def build_seeded(factory: Callable[[], M], seed: int) -> M:
 
 
 class Net:
-    """A module and its parameters, flattened.
+    """A module and its parameters, flattened; or R modules of one shape, one per run, and theirs.
 
     ``flat`` (P,) holds all parameters; ``params`` names the leaves, each a view into ``flat``. Calling the net with
     its own ``params`` runs the module directly; with any other mapping of the same names it runs
-    ``torch.func.functional_call``.
+    ``torch.func.functional_call``. Of several runs ``flat`` is (R, P) and every leaf (R, …); ``torch.vmap`` over the
+    leaves then calls the net once for all runs. Module r always sees run r's parameters.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu", trainable: bool = True) -> None:
-        self.module = module.to(device)
-        leaves = list(module.parameters())
-        self.flat = torch.cat([p.detach().reshape(-1) for p in leaves])
-        offset = 0
-        for p in leaves:
-            p.data = self.flat[offset : offset + p.numel()].view_as(p)
-            p.requires_grad_(trainable)
-            offset += p.numel()
-        self.params: Params = dict(module.named_parameters())
+    def __init__(
+        self, modules: nn.Module | Sequence[nn.Module], device: torch.device | str = "cpu", trainable: bool = True
+    ) -> None:
+        self.modules = [m.to(device) for m in ([modules] if isinstance(modules, nn.Module) else modules)]
+        self.module = self.modules[0]
+        self.stacked = len(self.modules) > 1
+        rows = torch.stack([torch.cat([p.detach().reshape(-1) for p in m.parameters()]) for m in self.modules])
+        self.flat = rows if self.stacked else rows[0]
+        for module, row in zip(self.modules, rows, strict=True):
+            offset = 0
+            for p in module.parameters():
+                p.data = row[offset : offset + p.numel()].view_as(p)
+                p.requires_grad_(trainable and not self.stacked)
+                offset += p.numel()
+        self.params: Params = dict(self.module.named_parameters())
+        if self.stacked:
+            self.params = {
+                name: leaf.requires_grad_(trainable)
+                for name, leaf in zip(self.params, self.cut(self.flat), strict=True)
+            }
         self.leaves: list[Tensor] = list(self.params.values())
+
+    def cut(self, flat: Tensor) -> list[Tensor]:
+        """A tensor like ``flat``, (P,) or (R, P), as views of the shapes of the leaves of one run, or of all."""
+        shapes = [p.shape for p in self.module.parameters()]
+        pieces = torch.split(flat, [shape.numel() for shape in shapes], -1)
+        return [piece.view(*flat.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def __call__(self, params: Params, *args: Any) -> Any:
         if params is self.params:
@@ -54,15 +71,20 @@ class Net:
 
     def target(self) -> Net:
         """A frozen copy with storage of its own."""
-        return Net(copy.deepcopy(self.module), self.flat.device, trainable=False)
+        return Net(copy.deepcopy(self.modules), self.flat.device, trainable=False)
 
     def follow(self, source: Net, tau: float) -> None:
         """Polyak averaging: every parameter moves a fraction ``tau`` of the way to ``source``'s."""
         self.flat.lerp_(source.flat, tau)
 
     def state_dict(self) -> State:
-        return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+        """Every tensor of the module by name; of several runs stacked, (R, …)."""
+        states = [module.state_dict() for module in self.modules]
+        if not self.stacked:
+            return {name: tensor.detach().clone() for name, tensor in states[0].items()}
+        return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
 
     def load_state_dict(self, state: State) -> None:
         """Copy in place; a missing, surplus or misshapen tensor is an error."""
-        self.module.load_state_dict(state, strict=True)
+        for r, module in enumerate(self.modules):
+            module.load_state_dict({k: v[r] for k, v in state.items()} if self.stacked else state, strict=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,6 +15,23 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlopt.types import Obs, RloptError, Space, obs_leaves, option
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+"""What ``precision=`` may say, and the type of the products between hidden layers."""
+
+_hidden_dtype: ContextVar[torch.dtype] = ContextVar("hidden_dtype", default=torch.float32)
+
+
+@contextmanager
+def hidden_products(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, networks multiply between hidden layers in ``dtype``. What touches an input, an output or a bias stays
+    float32, and so do the parameters: eight bits of mantissa are too few for a value or an observation."""
+    token = _hidden_dtype.set(dtype)
+    try:
+        yield
+    finally:
+        _hidden_dtype.reset(token)
+
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
 
@@ -79,14 +98,15 @@ class PerLeaf(nn.Module):
     def __init__(self, space: Space) -> None:
         super().__init__()
         leaves = obs_leaves(space)
-        self.images = nn.ModuleDict({_safe(k): NatureCNN(s) for k, s in leaves.items() if is_image(s)})
+        # By their order: a name such as a.b or type cannot be a key of nn.ModuleDict.
+        self.images = nn.ModuleList(NatureCNN(s) for s in leaves.values() if is_image(s))
         self.rest = {k: s for k, s in leaves.items() if not is_image(s)}
         self.order = [k for k, s in leaves.items() if is_image(s)]
         self.out_features = 512 * len(self.order) + sum(leaf_features(s, k) for k, s in self.rest.items())
 
     def forward(self, obs: Obs) -> Tensor:
         tree = obs if isinstance(obs, dict) else {"": obs}
-        parts = [self.images[_safe(k)](tree[k]) for k in self.order]
+        parts = [image(tree[k]) for k, image in zip(self.order, self.images, strict=True)]
         parts += [flatten_leaf(s, tree[k]) for k, s in self.rest.items()]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
@@ -142,10 +162,6 @@ def flatten_leaf(space: Space, x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], math.prod(space.shape or ())).float()
 
 
-def _safe(key: str) -> str:
-    return key.replace(".", "_") or "image"
-
-
 class MLP(nn.Module):
     """Hidden layers and a linear output: (B, in_features) to (B, out_features)."""
 
@@ -156,9 +172,17 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
+        for i, layer in enumerate(self.layers[:-1]):
+            x = self.activation(layer(x) if i == 0 else self._hidden(layer, x))
         return self.layers[-1](x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _hidden(layer: nn.Module, x: Tensor) -> Tensor:
+        dtype = _hidden_dtype.get()
+        if dtype == torch.float32:
+            return layer(x)  # type: ignore[no-any-return]
+        assert isinstance(layer, nn.Linear)
+        return F.linear(x.to(dtype), layer.weight.to(dtype)).float() + layer.bias
 
 
 class EnsembleLinear(nn.Module):
@@ -187,9 +211,17 @@ class EnsembleMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 2:
             x = x.expand(self.ensemble, *x.shape)
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
+        for i, layer in enumerate(self.layers[:-1]):
+            x = self.activation(layer(x) if i == 0 else self._hidden(layer, x))
         return self.layers[-1](x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _hidden(layer: nn.Module, x: Tensor) -> Tensor:
+        dtype = _hidden_dtype.get()
+        if dtype == torch.float32:
+            return layer(x)  # type: ignore[no-any-return]
+        assert isinstance(layer, EnsembleLinear)
+        return torch.bmm(x.to(dtype), layer.weight.to(dtype)).float() + layer.bias
 
 
 class Critic(nn.Module):

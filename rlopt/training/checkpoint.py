@@ -29,6 +29,7 @@ from rlopt.files import free_bytes, recover_folder, replace_folder, sync_folder
 from rlopt.state import CorruptCheckpoint, load_state, read_tensors, save_state, state_bytes, write_tensors
 from rlopt.training.manifest import (
     LOG_NAME,
+    MANIFEST,
     SEGMENT_NAME,
     Manifest,
     SavedLog,
@@ -71,13 +72,14 @@ class Checkpoints:
     Args:
         folder: the run's ``checkpoints`` folder; made if need be.
         keep: how many checkpoints stay (2: the last and the previous); the best one is not counted.
+        config: the text of the run's configuration, kept in the manifests.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, config: str | None = None) -> None:
         if keep < 1:
             raise ValueError("keep at least one checkpoint")
         self.folder = folder
-        self.keep = keep
+        self.keep, self.config = keep, config
         self._logs: dict[str, SavedLog] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._tidy()
@@ -131,7 +133,7 @@ class Checkpoints:
             RloptError: if the newest was written by a newer rlopt.
         """
         refused: list[tuple[Path, CorruptCheckpoint]] = []
-        for path in self._steps():
+        for path in _steps(self.folder):
             try:
                 loaded = self._read(path)
             except CorruptCheckpoint as e:
@@ -189,7 +191,7 @@ class Checkpoints:
         try:
             shutil.rmtree(staged, ignore_errors=True)
             files = save_state(staged, state)
-            write_manifest(staged, Manifest(step, kind, files, logs))
+            write_manifest(staged, Manifest(step, kind, files, logs, config=self.config))
             sync_folder(staged)
             replace_folder(staged, target)
         finally:
@@ -244,11 +246,6 @@ class Checkpoints:
                 verify_file(self._segments(name) / segment.file, segment.digest)
         return Loaded(manifest.step, manifest.migrate(load_state(path)), path, manifest.logs)
 
-    def _steps(self) -> list[Path]:
-        """The checkpoint folders, newest first."""
-        found = [(int(m[1]), path) for path in self.folder.iterdir() if (m := _STEP.fullmatch(path.name))]
-        return [path for _, path in sorted(found, reverse=True)]
-
     def _segments(self, name: str) -> Path:
         return self.folder / "segments" / name
 
@@ -274,7 +271,7 @@ class Checkpoints:
         """Delete old checkpoints and the segments that no kept one refers to. Failures are reported, not raised: the
         save has succeeded."""
         try:
-            steps = self._steps()
+            steps = _steps(self.folder)
             kept = [newest, *(path for path in steps if path != newest)][: self.keep]
             for path in steps:
                 if path not in kept:
@@ -285,6 +282,21 @@ class Checkpoints:
                     path.unlink(missing_ok=True)
         except (OSError, RloptError) as e:
             _log.warning("old checkpoints in %s were left where they are: %s", self.folder, e)
+
+
+def saved_config(folder: Path) -> tuple[str, Path] | None:
+    """The configuration in the newest manifest under ``folder`` that is readable and holds one, and where it was."""
+    for path in _steps(folder) if folder.is_dir() else []:
+        with suppress(CorruptCheckpoint):
+            if (config := read_manifest(path).config) is not None:
+                return config, path / MANIFEST
+    return None
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, newest first."""
+    found = [(int(m[1]), path) for path in folder.iterdir() if (m := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def estimate_bytes(state: State, logs: dict[str, RowLog], keep: int = 2) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlopt.config import build, build_call, call_options, join, option_names, refuse, to_dict
+from rlopt.nn import PRECISIONS
 from rlopt.registry import get_agent, get_sampler
 from rlopt.types import RloptError, option
 
@@ -77,7 +78,10 @@ class TrainConfig:
     seed: int = option(0, "every random stream derives from it", low=0)
     total_steps: int = option(1_000_000, "environment steps (or a solver's iterations), reached exactly", low=1)
     num_envs: int = option(1, "environments stepped together", low=1)
+    num_runs: int = option(1, "runs trained side by side, with the seeds seed, seed + 1 …", low=1)
+    overlap: bool = option(False, "step the environments in a thread of their own while the agent learns")
     device: str = option("auto", "auto (the GPU where there is one), cpu, cuda, cuda:1 …")
+    precision: str = option("float32", "of the products between hidden layers in an update", choices=tuple(PRECISIONS))
     threads: int | Literal["auto"] = option("auto", "CPU threads of torch: auto or a number", low=1)
     run_dir: str | None = option(None, "the run folder (null: runs/<agent>-<env>-s<seed>-<time>)")
     experiment: str | None = option(None, "the preset under configs/experiment that this run began from")

@@ -10,26 +10,30 @@ from rlopt.types import Episode, State, Step
 
 
 class EpisodeCounter:
-    """Sums raw rewards per row until the row's episode ends.
+    """Sums raw rewards per row until the row's episode ends. The rows belong to ``runs`` runs, one after the other.
 
     A row that is no transition drops its open episode: a part of it is missing, so its return is not known.
     """
 
-    def __init__(self, num_envs: int) -> None:
+    def __init__(self, num_envs: int, runs: int = 1) -> None:
+        self.each = num_envs // runs
         self.returns = torch.zeros(num_envs, dtype=torch.float64)
         self.lengths = torch.zeros(num_envs, dtype=torch.int64)
 
     def count(self, step: Step) -> list[Episode]:
         """Add one vector step; the episodes that ended with it, in row order."""
-        valid, reset = step.valid.cpu(), step.reset.cpu()
-        self.returns += torch.where(valid, step.reward.cpu(), 0.0)
+        reward, valid, reset = step.reward, step.valid, step.reset
+        if reward.device.type != "cpu":  # one wait for the device, not three
+            packed = torch.stack((reward.double(), valid.double(), reset.double())).cpu()
+            reward, valid, reset = packed[0], packed[1] != 0, packed[2] != 0
+        self.returns += torch.where(valid, reward, 0.0)
         self.lengths += valid
         if not bool(valid.all()):
             self.returns[~valid] = math.nan
         if not bool(reset.any()):
             return []
         done = [i for i in reset.nonzero().flatten().tolist() if not math.isnan(self.returns[i])]
-        episodes = [Episode(float(self.returns[i]), int(self.lengths[i])) for i in done]
+        episodes = [Episode(float(self.returns[i]), int(self.lengths[i]), i // self.each) for i in done]
         self.returns[reset] = 0.0
         self.lengths[reset] = 0
         return episodes

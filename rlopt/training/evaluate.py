@@ -110,12 +110,12 @@ class Evaluator:
         self._env: VectorEnv | None = None
         self._beginning: State | None = None
 
-    def evaluate(self, policy: Policy, episodes: int, deterministic: bool = True) -> list[Episode]:
-        """``run_episodes`` with one slot per episode, up to ``MAX_SLOTS``."""
+    def evaluate(self, policy: Policy, episodes: int, deterministic: bool = True, run: int = 0) -> list[Episode]:
+        """``run_episodes`` with one slot per episode, up to ``MAX_SLOTS``, and the seed of the run-th run."""
         env = self.prepare(episodes)
         if self._beginning is not None:
             env.load_state_dict(self._beginning)
-        return run_episodes(policy, env, episodes, self._seed, deterministic)
+        return run_episodes(policy, env, episodes, self._seed + run, deterministic)
 
     def prepare(self, episodes: int) -> VectorEnv:
         """The environments for an evaluation of ``episodes`` episodes, built if need be."""

@@ -63,6 +63,8 @@ class Loop(ABC):
         normalizer: Normalizer | None = None,
     ) -> None:
         self.agent, self.env, self.evaluator, self.normalizer = agent, env, evaluator, normalizer
+        self.runs = agent.runs
+        """Runs trained side by side; steps and updates are counted for one of them."""
         self.total_steps = total_steps
         """Reached exactly; ``advance`` never goes past it."""
         self.step = 0
@@ -81,13 +83,24 @@ class Loop(ABC):
         """Continue from what ``state_dict`` gave."""
 
     def evaluate(self, episodes: int) -> list[Episode]:
-        """Run evaluation episodes with the deterministic policy; touches nothing that training uses."""
-        return [] if self.evaluator is None else self.evaluator.evaluate(self.policy(), episodes)
+        """Run evaluation episodes with the deterministic policy of every run; touches nothing that training uses."""
+        if self.evaluator is None:
+            return []
+        found: list[Episode] = []
+        for r, policy in enumerate(self.policies()):
+            found += [e._replace(run=r) for e in self.evaluator.evaluate(policy, episodes, run=r)]
+        return found
+
+    def policies(self) -> list[Policy]:
+        """What one deploys of every run, with its observation statistics."""
+        policies = self.agent.policies
+        if self.normalizer is None:
+            return policies
+        return [Policy(policy.spec, policy.actor, self.normalizer) for policy in policies]
 
     def policy(self) -> Policy:
-        """The part one deploys, with its observation statistics."""
-        policy = self.agent.policy
-        return policy if self.normalizer is None else Policy(policy.spec, policy.actor, self.normalizer)
+        """The first run's."""
+        return self.policies()[0]
 
     def counters(self) -> dict[str, float]:
         """Further numbers for each row of ``metrics.csv``, such as replaced workers."""

@@ -66,6 +66,8 @@ class Manifest:
     logs: dict[str, SavedLog]
     format: int = FORMAT
     rlopt: str = ""
+    config: str | None = None
+    """The run's ``config.yaml`` as it was when the process that saved this began."""
 
     def segment_names(self) -> set[tuple[str, str]]:
         """(log, file) of every segment it needs."""
@@ -87,6 +89,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "step": manifest.step,
         "files": {name: digest._asdict() for name, digest in manifest.files.items()},
         "logs": {name: asdict(log) for name, log in manifest.logs.items()},
+        "config": manifest.config,
     }
     content["checksum"] = checksum(content)
     write_file(folder / MANIFEST, [json.dumps(content, indent=1).encode()])
@@ -119,7 +122,10 @@ def read_manifest(folder: Path) -> Manifest:
         if type(content["step"]) is not int:
             raise ValueError("it names no step")
         logs = {name: _saved_log(name, entry) for name, entry in content["logs"].items()}
-        return Manifest(content["step"], str(content["kind"]), files, logs, version, str(content["rlopt"]))
+        config = content.get("config")  # the first checkpoints had none
+        if config is not None and type(config) is not str:
+            raise ValueError("its configuration is no text")
+        return Manifest(content["step"], str(content["kind"]), files, logs, version, str(content["rlopt"]), config)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise CorruptCheckpoint(f"{path} is damaged: {e}") from None
 

@@ -1,4 +1,4 @@
-"""Sums of 0-d tensors that nobody reads before it is time to log."""
+"""Sums of 0-d tensors (of several runs: (R,)) that nobody reads before it is time to log."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def merge(sums: Sums, more: Sums) -> None:
 
 
 def means(sums: Sums) -> dict[str, float]:
-    """Read them: the only place where the host waits for a metric."""
-    return {name: float(total) / count for name, (total, count) in sums.items()}
+    """Read them, averaged over runs: the only place where the host waits for a metric."""
+    return {name: float(total.mean()) / count for name, (total, count) in sums.items()}
 
 
 def sums_state(sums: Sums) -> State:

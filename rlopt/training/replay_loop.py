@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Any
 
@@ -27,6 +28,14 @@ class ReplayLoop(Loop):
 
     One ``advance`` is one vector step and the updates it owes: ``update_ratio = (u, s)`` means u updates for every s
     transitions after ``first_update``, as an exact integer debt that is saved with everything else.
+
+    Where the agent trains R runs side by side, the environment's R·N rows are theirs, run by run; every count of steps
+    and updates is that of one run. A row of one run that is no transition still counts as a step of it, because the
+    runs go on together.
+
+    With ``overlap`` the environments step in a thread of their own while the updates owed so far are made: the
+    transitions of a step are learnt from one step later, and the policy that acts has seen one step's updates less. The
+    last step pays all that is owed.
     """
 
     def __init__(
@@ -39,8 +48,11 @@ class ReplayLoop(Loop):
         normalizer: Normalizer | None = None,
         seed: int = 0,
         skip_nonfinite: bool = False,
+        overlap: bool = False,
     ) -> None:
         assert isinstance(agent.config, ReplayAgentConfig)
+        if env.num_envs % agent.runs:
+            raise ValueError(f"{env.num_envs} environments cannot be shared by {agent.runs} runs")
         super().__init__(agent, total_steps, env, evaluator, normalizer)
         self.env: VectorEnv = env
         self.config: ReplayAgentConfig = agent.config
@@ -48,17 +60,29 @@ class ReplayLoop(Loop):
         self.owed = 0
         self.carry: Any = None
         self.obs: Obs | None = None
-        self.counter = EpisodeCounter(env.num_envs)
+        self.counter = EpisodeCounter(env.num_envs, agent.runs)
+        self.each = env.num_envs // agent.runs
+        """Environments of one run."""
+        self._aside = ThreadPoolExecutor(1, "rlopt-env") if overlap else None
         self._cut = False
         self._all = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
 
     def advance(self) -> Progress:
         begin = perf_counter()
         if self.obs is None:
-            self.obs = self.env.reset()
+            self.obs = self.env.reset(seeds=self._seeds())
         seen = self.obs if self.normalizer is None else self.normalizer.normalize_obs(self.obs)
         act = self.agent.act(seen, self.carry)
-        step = self.env.step(act.action)
+        metrics: Sums = {}
+        updates, aside_seconds = 0, 0.0
+        if self._aside is None:
+            step = self.env.step(act.action)
+        else:
+            stepping = self._aside.submit(self.env.step, act.action)
+            middle = perf_counter()
+            updates = self._learn(metrics)
+            aside_seconds = perf_counter() - middle
+            step = stepping.result()
         step, valid, count = self._accept(step)
         with torch.no_grad():
             self.buffer.add(
@@ -79,22 +103,29 @@ class ReplayLoop(Loop):
         self.carry = self.agent.reset_carry(act.carry, step.reset)
         self.step += count
         self.agent.clock.env_steps = self.step
-        middle = perf_counter()
-
-        metrics: Sums = {}
-        updates = 0
         learning = self.step - max(self.step - count, self.config.first_update)
-        if learning > 0:
-            self.owed += learning * self.config.update_ratio[0]
-            updates, self.owed = divmod(self.owed, self.config.update_ratio[1])
-            for _ in range(updates):
-                batch = self.buffer.sample(self.config.batch_size)
-                if self.normalizer is not None:
-                    batch = self.normalizer.normalize_batch(batch)
-                update = self.agent.update(batch)
-                self.buffer.update_priority(batch.index, update.priority)
-                add_metrics(metrics, update.metrics)
-        return Progress(episodes, metrics, updates, middle - begin, perf_counter() - middle)
+        self.owed += max(learning, 0) * self.config.update_ratio[0]
+        middle = perf_counter()
+        if self._aside is None or self.step >= self.total_steps:
+            updates += self._learn(metrics)
+        learn_seconds = perf_counter() - middle + aside_seconds
+        return Progress(episodes, metrics, updates, middle - begin - aside_seconds, learn_seconds)
+
+    def _learn(self, metrics: Sums) -> int:
+        """Make the updates that are owed; their number."""
+        updates, self.owed = divmod(self.owed, self.config.update_ratio[1])
+        for _ in range(updates):
+            batch = self.buffer.sample(self.config.batch_size * self.runs)
+            if self.normalizer is not None:
+                batch = self.normalizer.normalize_batch(batch)
+            update = self.agent.update(batch)
+            self.buffer.update_priority(batch.index, update.priority)
+            add_metrics(metrics, update.metrics)
+        return updates
+
+    def _seeds(self, *name: str | int) -> list[int]:
+        """A seed for every row: those that each run's environments would have alone."""
+        return [derive_seed(self.seed + r, "env", i, *name) for r in range(self.runs) for i in range(self.each)]
 
     def _accept(self, step: Step) -> tuple[Step, Tensor | None, int]:
         """Which rows are stored: the real and finite ones, and of the last vector step only the remainder.
@@ -104,20 +135,24 @@ class ReplayLoop(Loop):
         assert self.obs is not None
         valid = step.valid
         finite = finite_rows(self.obs) & finite_rows(step.next_obs) & step.reward.isfinite() | ~valid
-        if not bool(finite.all()):
+        remaining = self.total_steps - self.step
+        # On a GPU every look waits for it, so the ordinary step looks once.
+        all_finite, all_valid = torch.stack((finite.all(), valid.all())).tolist()
+        if all_finite and all_valid and self.each <= remaining:
+            return step, None, self.each
+        if not all_finite:
             bad_reward = bool((~step.reward.isfinite() & valid).any())
             self._bad = self._bad or ("reward" if bad_reward else "observation")
             valid = valid & finite
             if self.skip_nonfinite:
                 obs = self.env.reset(mask=~finite)
                 step = step._replace(obs=obs, reset=step.reset | ~finite)
-        remaining = self.total_steps - self.step
-        count = int(valid.sum())
+        by_run = valid.view(self.runs, self.each)
+        count = int(by_run.sum(1).max())
         if count > remaining:
-            valid = valid & (valid.cumsum(0) <= remaining)
+            valid = (by_run & (by_run.cumsum(1) <= remaining)).flatten()
             count = remaining
-        everything = count == self.env.num_envs
-        return step._replace(valid=valid), None if everything else valid, count
+        return step._replace(valid=valid), None if bool(valid.all()) else valid, count
 
     def state_dict(self) -> State:
         return {
@@ -135,7 +170,8 @@ class ReplayLoop(Loop):
     def load_state_dict(self, state: State) -> None:
         """Continue exactly; an environment that could not be saved begins new episodes, and no window crosses the
         cut."""
-        self.step, self.owed, self.carry = int(state["step"]), int(state["owed"]), state["carry"]
+        self.step, self.owed = int(state["step"]), int(state["owed"])
+        self.carry = _moved(state["carry"], self.env.device)
         self.agent.load_state_dict(state["agent"])
         self.buffer.load_state_dict(state["buffer"])
         self.counter.load_state_dict(state["counter"])
@@ -147,10 +183,9 @@ class ReplayLoop(Loop):
             self.obs = self.env.load_state_dict(state["env"])
             return
         log.warning("this environment cannot be saved: new episodes begin here, and the open ones are dropped")
-        n = self.env.num_envs
-        self.obs = self.env.reset(seeds=[derive_seed(self.seed, "env", i, "resume", self.step) for i in range(n)])
+        self.obs = self.env.reset(seeds=self._seeds("resume", self.step))
         self.carry = self.agent.reset_carry(self.carry, self._all)
-        self.counter = EpisodeCounter(n)
+        self.counter = EpisodeCounter(self.env.num_envs, self.runs)
         self._cut = True
 
     def after_logs(self) -> None:
@@ -159,6 +194,22 @@ class ReplayLoop(Loop):
             self.buffer.add_cut()
             self._cut = False
 
+    def close(self) -> None:
+        if self._aside is not None:
+            self._aside.shutdown()
+        super().close()
+
     def row_logs(self) -> dict[str, RowLog]:
         side = {f"replay-frames-{name}": store for name, store in self.buffer.side_stores().items()}
         return {"replay": self.buffer, **side}
+
+
+def _moved(tree: Any, device: torch.device) -> Any:
+    """A loaded carry, whose tensors lie on the CPU, on the device where the agent acts."""
+    if isinstance(tree, Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {key: _moved(child, device) for key, child in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_moved(child, device) for child in tree)
+    return tree

@@ -100,15 +100,16 @@ class RunFolder:
         Raises:
             RloptError: if ``config.yaml`` is missing or cannot be read.
         """
+        return parse_config(self.config_text(), self.config_path)
+
+    def config_text(self) -> str:
+        """The text of ``config.yaml``. Raises as ``config`` does."""
         try:
-            config = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+            return self.config_path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise RloptError(f"{self.path} holds no run (no config.yaml); name the folder that a run printed") from None
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
+        except (OSError, ValueError) as e:
             raise RloptError(f"{self.config_path} cannot be read: {' '.join(str(e).split())}") from None
-        if not isinstance(config, dict):
-            raise RloptError(f"{self.config_path} is no configuration: it should hold keys and values")
-        return config
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Replace the configuration: what a resume may change, it writes.
@@ -158,6 +159,17 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def parse_config(text: str, path: Path) -> dict[str, Any]:
+    """The configuration in ``text``, which was found at ``path``. Raises RloptError where it is none."""
+    try:
+        config = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as e:
+        raise RloptError(f"{path} cannot be read: {' '.join(str(e).split())}") from None
+    if not isinstance(config, dict):
+        raise RloptError(f"{path} is no configuration: it should hold keys and values")
+    return config
 
 
 def default_run_dir(agent: str, env_id: str, seed: int, root: str | Path = "runs") -> Path:

@@ -8,22 +8,31 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from rlopt.buffers import ReplayBuffer
-from rlopt.config import to_dict
+from rlopt.buffers.runs import RunSamplers
+from rlopt.buffers.samplers import Sampler
+from rlopt.config import join, to_dict
 from rlopt.envs import Normalizer, VectorEnv, make_env
 from rlopt.registry import get_agent, get_sampler, load_extensions
 from rlopt.robust import from_toy_text
-from rlopt.training.checkpoint import estimate_bytes
-from rlopt.training.config import TrainConfig, agent_config, buffer_config, sampler_options, train_config
+from rlopt.training.checkpoint import estimate_bytes, saved_config
+from rlopt.training.config import (
+    RESUMABLE,
+    TrainConfig,
+    agent_config,
+    buffer_config,
+    sampler_options,
+    train_config,
+)
 from rlopt.training.evaluate import Evaluator
 from rlopt.training.group_loop import GroupLoop
 from rlopt.training.loop import Loop
 from rlopt.training.replay_loop import ReplayLoop
-from rlopt.training.run_folder import RunFolder, default_run_dir
+from rlopt.training.run_folder import RunFolder, default_run_dir, parse_config
 from rlopt.training.solver_loop import SolverLoop
 from rlopt.training.trainer import Callback, Trainer
 from rlopt.types import RloptError, resolve_device
@@ -57,10 +66,14 @@ def resume(
     """A trainer that goes on exactly where the newest sound checkpoint of ``run`` stood.
 
     ``changes`` are top-level options that may change: ``total_steps``, ``device`` and ``log``.
+
+    Raises RloptError where the configuration is not the one that the checkpoints were saved with, where the buffer no
+    longer fits, or where no checkpoint is sound.
     """
     folder = RunFolder.open(Path(run))
     try:
-        config = train_config({**folder.config(), **changes})
+        config = settle(train_config({**folder.config(), **changes}))
+        _refuse_edits(folder)
         loop = make_loop(config)
         try:
             trainer = make_trainer(config, loop, folder, callbacks, display)
@@ -79,6 +92,31 @@ def resume(
         folder.close()
         raise
     return trainer
+
+
+def _refuse_edits(folder: RunFolder) -> None:
+    """Networks, buffers and streams in a checkpoint are those of the configuration it was saved with."""
+    if (saved := saved_config(folder.checkpoints)) is None:
+        return
+    # Both are completed first: a newer rlopt may have options that the older file lacks.
+    before, now = (_flat(to_dict(train_config(mapping)), "") for mapping in (parse_config(*saved), folder.config()))
+    for name in [*before, *(name for name in now if name not in before)]:
+        old, new = before.get(name), now.get(name)
+        if old != new and name.split(".")[0] not in (*RESUMABLE, "run_dir"):
+            raise RloptError(
+                f"{folder.config_path} was changed: {name} is {new or 'missing'}, but the run was trained "
+                f"{'without it' if old is None else f'with {old}'}; put that back (only total_steps, device and log.… "
+                "may change), or begin a new run"
+            )
+
+
+def _flat(mapping: dict[Any, Any], where: str) -> dict[str, str]:
+    """Every leaf as text, under its dotted name."""
+    found: dict[str, str] = {}
+    for key, value in mapping.items():
+        name = join(where, str(key))
+        found |= _flat(value, name) if isinstance(value, dict) else {name: str(value)}
+    return found
 
 
 def settle(config: TrainConfig) -> TrainConfig:
@@ -121,17 +159,26 @@ def make_loop(config: TrainConfig) -> Loop:
 
 def _replay_loop(config: TrainConfig) -> Loop:
     device = resolve_device(config.device)
-    env = environment(config, config.num_envs, device, "env", autoreset=True)
+    runs, rows = config.num_runs, config.num_runs * config.num_envs
+    if runs > 1 and (config.env.normalize_obs or config.env.normalize_reward):
+        raise RloptError(
+            f"num_runs={runs}: statistics of observations or rewards are kept for one run only; leave num_runs out, or "
+            "env.normalize_obs and env.normalize_reward"
+        )
+    env = environment(config, rows, device, "env", autoreset=True)
     try:
         options = agent_config(config)
-        agent = get_agent(config.agent["name"])(env.spec, options, seed=config.seed, device=device)
+        agent = get_agent(config.agent["name"])(
+            env.spec, options, seed=config.seed, device=device, runs=runs, precision=config.precision
+        )
         buffer_options = buffer_config(config)
+        samplers = [get_sampler(buffer_options.name)(**sampler_options(config)) for _ in range(runs)]
         buffer = ReplayBuffer(
-            buffer_options.capacity,
+            buffer_options.capacity * runs,
             env.spec.observation_space,
             env.spec.action_space,
-            num_envs=config.num_envs,
-            sampler=get_sampler(buffer_options.name)(**sampler_options(config)),
+            num_envs=rows,
+            sampler=samplers[0] if runs == 1 else cast(Sampler, RunSamplers(samplers, rows)),
             n_step=options.n_step,
             gamma=options.gamma,
             extra_fields=agent.extra_fields,
@@ -151,6 +198,7 @@ def _replay_loop(config: TrainConfig) -> Loop:
             normalizer,
             config.seed,
             config.on_nonfinite == "skip",
+            config.overlap,
         )
     except BaseException:
         env.close()
@@ -163,8 +211,17 @@ def _buffer_device(word: str, agent_device: torch.device) -> torch.device | str:
     return word if word == "disk" else resolve_device(word)
 
 
+def _refuse_replay_options(config: TrainConfig) -> None:
+    """``num_runs``, ``overlap`` and ``precision`` belong to agents that learn from a replay buffer."""
+    name, defaults = config.agent["name"], TrainConfig()
+    for option in ("num_runs", "overlap", "precision"):
+        if (value := getattr(config, option)) != getattr(defaults, option):
+            raise RloptError(f"{option}={value}: agent={name} has no such mode; leave {option} out")
+
+
 def _group_loop(config: TrainConfig) -> Loop:
     device = resolve_device(config.device)
+    _refuse_replay_options(config)
     options = agent_config(config)
     rows = options.groups * options.group_size
     if config.num_envs not in (1, rows):
@@ -184,6 +241,7 @@ def _group_loop(config: TrainConfig) -> Loop:
 
 def _solver_loop(config: TrainConfig) -> Loop:
     device = resolve_device(config.device)
+    _refuse_replay_options(config)
     e = config.env
     if config.num_envs != 1:
         name = config.agent["name"]
@@ -242,10 +300,7 @@ def auto_threads() -> int:
 
 
 def describe(trainer: Trainer, config: TrainConfig) -> list[str]:
-    """Lines about what is about to run: sizes of memory and disk."""
-    lines = [f"run folder: {trainer.folder.path}"]
-    if isinstance(trainer.loop, ReplayLoop):
-        lines.append(trainer.loop.buffer.describe())
+    """Lines about what is about to run. The size of the replay buffer is not among them: it was logged before the
+    buffer was made."""
     size = estimate_bytes(trainer.state_dict(), trainer.loop.row_logs(), config.checkpoint.keep)
-    lines.append(f"checkpoints: up to {size / 2**30:.2f} GiB on disk")
-    return lines
+    return [f"run folder: {trainer.folder.path}", f"checkpoints: up to {size / 2**30:.2f} GiB on disk"]

@@ -13,17 +13,20 @@ from time import monotonic, perf_counter
 from types import FrameType
 from typing import Any
 
-from rlopt.policy import save_policy
+from rlopt.policy import Policy, save_policy
 from rlopt.training.checkpoint import CheckpointFailed, Checkpoints
 from rlopt.training.logging import Display, Logger
 from rlopt.training.loop import Loop, Progress
 from rlopt.training.metrics import Sums, load_sums, means, merge, sums_state
 from rlopt.training.run_folder import RunFolder
-from rlopt.types import Episode, State
+from rlopt.types import Episode, RloptError, State
 
 log = logging.getLogger(__name__)
 
 FINISHED, STOPPED, INTERRUPTED, NONFINITE = "finished", "stopped", "interrupted", "nonfinite"
+
+FRUITLESS = 1_000
+"""Advances in a row without one usable transition, after which a run stops even if it skips non-finite values."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Trainer:
         log_every: steps between rows of ``metrics.csv``.
         checkpoint_minutes, checkpoint_every: how often the run is saved, by the clock and by steps; None switches one
         off. keep: checkpoints kept.
-        skip_nonfinite: go on after a non-finite value was kept out of the weights, instead of stopping.
+        skip_nonfinite: go on after a non-finite value was kept out of the weights, instead of stopping, until
+            ``FRUITLESS`` advances in a row gave nothing else.
         policy_meta: plain values written into exported policies, so that ``rlopt evaluate`` can rebuild the
             environment.
     """
@@ -99,15 +103,17 @@ class Trainer:
         self.eval_every, self.eval_episodes, self.log_every = eval_every, eval_episodes, log_every
         self.checkpoint_minutes, self.checkpoint_every = checkpoint_minutes, checkpoint_every
         self.skip_nonfinite, self.policy_meta, self.callbacks = skip_nonfinite, policy_meta or {}, list(callbacks)
-        self.checkpoints = Checkpoints(folder.checkpoints, keep=keep)
+        self.checkpoints = Checkpoints(folder.checkpoints, keep=keep, config=folder.config_text())
         self.tensorboard, self.display = tensorboard, display
         self.logger: Logger | None = None
         self.last_evaluation: list[Episode] = []
         self.best = -math.inf
+        """The best mean return of an evaluation, over all runs where there are several."""
+        self._best_of_runs = [-math.inf] * loop.runs
         self._signal: int | None = None
         self._first_bad: str | None = None
         self._saved_step = self._exported_step = -1
-        self._before = 0
+        self._before = self._fruitless = 0
         # The open window of the next row of metrics.csv; saved, so that a resumed run logs the same row.
         self._sums: Sums = {}
         self._returns: list[float] = []
@@ -129,6 +135,7 @@ class Trainer:
         self._returns = list(state["window"]["returns"])
         self._updates = int(state["window"]["updates"])
         self.best = float(state["best"])
+        self._best_of_runs = [float(best) for best in state["best_of_runs"]]
         self.last_evaluation = [Episode(*entry) for entry in state["last_evaluation"]]
         self._saved_step = self._window_step = self.loop.step
         return True
@@ -137,7 +144,8 @@ class Trainer:
         """Train until ``total_steps``, a callback's wish, a signal, or a non-finite value; always saves before it
         returns."""
         first = self.loop.step
-        self.logger = Logger(self.folder, tensorboard=self.tensorboard, resume_step=first)
+        runs = self.loop.runs
+        self.logger = Logger(self.folder, tensorboard=self.tensorboard, resume_step=first, num_runs=runs)
         for c in self.callbacks:
             c.on_start(self)
         self._window_start, self._window_step = perf_counter(), first
@@ -153,9 +161,8 @@ class Trainer:
                     self._save()
                     saved_at = monotonic()
             saved = self._save()
-        result = Result(
-            status, self.loop.step, self.last_evaluation, self.folder.path, self._signal, self._first_bad, saved
-        )
+        signum = self._signal if status == INTERRUPTED else None
+        result = Result(status, self.loop.step, self.last_evaluation, self.folder.path, signum, self._first_bad, saved)
         for c in self.callbacks:
             c.on_end(self, result)
         return result
@@ -186,16 +193,20 @@ class Trainer:
         step, end = self.loop.step, self.loop.step >= self.loop.total_steps
         self._collect(progress)
         wish = any([c.on_step(self, progress) for c in self.callbacks])
-        stop = self.loop.bad_now() and self._nonfinite()
+        self._fruitless = self._fruitless + 1 if step == before else 0
+        told_now = self._fruitless >= FRUITLESS or (self.loop.bad_now() and not self.skip_nonfinite)
+        stop = told_now and self._nonfinite()
         if stop or end or _crossed(before, step, self.log_every):
             stop = self._log() or stop
         if stop:
             return NONFINITE
         if end or _crossed(before, step, self.eval_every):
             wish = self._evaluate() or wish
+        if end:
+            return FINISHED
         if self._signal is not None:
             return INTERRUPTED
-        return STOPPED if wish and not end else FINISHED
+        return STOPPED if wish else FINISHED
 
     def _checkpoint_due(self, minutes: float) -> bool:
         if self.loop.step >= self.loop.total_steps:
@@ -219,7 +230,7 @@ class Trainer:
         now = perf_counter()
         seconds = max(now - self._window_start, 1e-9)
         values: dict[str, float] = {
-            "steps_per_second": (self.loop.step - self._window_step) / seconds,
+            "steps_per_second": self.loop.runs * (self.loop.step - self._window_step) / seconds,
             "env_seconds": self._env_seconds,
             "learn_seconds": self._learn_seconds,
             "updates": float(self._updates),
@@ -240,13 +251,24 @@ class Trainer:
     def _nonfinite(self) -> bool:
         """Report a non-finite value if there was one; true where it asks for the stop."""
         bad = self.loop.first_bad()
+        hopeless = self._fruitless >= FRUITLESS
         if bad is None:
+            if hopeless:
+                raise RloptError(
+                    f"{FRUITLESS:,} steps in a row gave no transition; look at the warnings about the environment"
+                )
             return False
         self._first_bad = bad
-        what = "skipped; training goes on" if self.skip_nonfinite else "stopping (on_nonfinite=skip would go on)"
+        if not self.skip_nonfinite:
+            what = "stopping (on_nonfinite=skip would go on)"
+        elif hopeless:
+            what = f"stopping, as {FRUITLESS:,} steps in a row gave nothing else; look at the environment"
+        else:
+            what = "skipped; training goes on"
         self._say(f"the {bad} was not finite by step {self.loop.step}; it never reached the weights: {what}")
         self.loop.clear_bad()  # told once; kept, it would stop a resumed run again
-        return not self.skip_nonfinite
+        self._fruitless = 0
+        return hopeless or not self.skip_nonfinite
 
     def _evaluate(self) -> bool:
         assert self.logger is not None
@@ -256,19 +278,38 @@ class Trainer:
             return False
         self.last_evaluation = episodes
         self.logger.evaluation(self.loop.step, episodes)
-        mean = sum(e.total_reward for e in episodes) / len(episodes)
+        returns: list[list[float]] = [[] for _ in self._best_of_runs]
+        for e in episodes:
+            returns[e.run].append(e.total_reward)
+        means_of_runs = [sum(of_run) / len(of_run) for of_run in returns]
+        mean = sum(means_of_runs) / len(means_of_runs)
         if self.display is not None:
             self.display.update(self.loop.step, {"evaluation_return": mean})
-        if self.best < mean < math.inf:
+        better = [r for r, m in enumerate(means_of_runs) if self._best_of_runs[r] < m < math.inf]
+        for r in better:
+            self._best_of_runs[r] = means_of_runs[r]
+        whole = self.best < mean < math.inf
+        if whole:
             self.best = mean
-            self._guarded_save(self._save_best, "the best policy")
+        if better or whole:
+            self._guarded_save(lambda: self._save_best(better, whole), "the best policy")
         self._window_start += perf_counter() - begin  # evaluation is not training time
         return any([c.on_evaluation(self, episodes) for c in self.callbacks])
 
-    def _save_best(self) -> None:
-        self.checkpoints.save_best(self.loop.step, self.loop.agent_state())
-        meta = {**self.policy_meta, "step": self.loop.step, "selected": "best", "evaluation_return": self.best}
-        save_policy(self.loop.policy(), self.folder.policy_best, meta)
+    def _save_best(self, better: list[int], whole: bool) -> None:
+        """The agent where it is ``better`` on the whole, and the policies of the runs that are."""
+        if whole:
+            self.checkpoints.save_best(self.loop.step, self.loop.agent_state())
+        policies = self.loop.policies()
+        for r in better:
+            self._save_policy(r, policies[r], self.folder.policy_best, "best", evaluation_return=self._best_of_runs[r])
+
+    def _save_policy(self, run: int, policy: Policy, folder: Path, selected: str, **more: float) -> None:
+        """Into ``folder``; of several runs into ``folder/run0`` …"""
+        meta = {**self.policy_meta, "step": self.loop.step, "selected": selected, **more}
+        if self.loop.runs > 1:
+            folder, meta["seed"] = folder / f"run{run}", int(meta.get("seed", 0)) + run
+        save_policy(policy, folder, meta)
 
     def _save(self) -> bool:
         """Checkpoint, exported policy and picture; a failure is reported and harms nothing that was there.
@@ -294,8 +335,8 @@ class Trainer:
             c.on_checkpoint(self, path)
 
     def _export(self) -> None:
-        meta = {**self.policy_meta, "step": self.loop.step, "selected": "last"}
-        save_policy(self.loop.policy(), self.folder.policy, meta)
+        for r, policy in enumerate(self.loop.policies()):
+            self._save_policy(r, policy, self.folder.policy, "last")
         self._exported_step = self.loop.step
         self.folder.draw_curve(self.loop.unit)
 
@@ -320,6 +361,7 @@ class Trainer:
                 "updates": self._updates,
             },
             "best": self.best,
+            "best_of_runs": self._best_of_runs,
             "last_evaluation": [list(e) for e in self.last_evaluation],
         }
 

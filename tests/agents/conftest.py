@@ -30,19 +30,21 @@ def one_thread() -> None:
 
 @pytest.fixture
 def make_agent() -> Callable[..., Agent]:
-    """``make_agent(name, seed=0, observation_space=…, action_space=…, **options)``, with networks of 2 x 16."""
+    """``make_agent(name, seed=0, observation_space=…, action_space=…, runs=1, precision=…, **options)``, with networks of 2 x 16."""
 
     def make(
         name: str,
         seed: int = 0,
         observation_space: spaces.Space[Any] = OBSERVATION,
         action_space: spaces.Space[Any] | None = None,
+        runs: int = 1,
+        precision: str = "float32",
         **options: Any,
     ) -> Agent:
         cls = get_agent(name)
         options = {"network": NetworkConfig(hidden=(16, 16)), "batch_size": 8, "warmup_steps": 0, **options}
         space = ACTIONS[name] if action_space is None else action_space
-        return cls(observation_space, space, cls.config_class(**options), seed=seed)
+        return cls(observation_space, space, cls.config_class(**options), seed=seed, runs=runs, precision=precision)
 
     return make
 

@@ -32,14 +32,14 @@ def test_fused_gradients_equal_the_losses(hidden: tuple[int, ...], weighted: boo
         agent.nets, agent.critic.params, agent.actor.params, agent.target.params, temperature, batch, noise[0]
     )
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, agent.critic.leaves)])
-    fused_loss, fused_metrics = agent.fused.critic_gradient(temperature, batch, noise)
+    fused_loss, fused_metrics = agent.fused.critic_gradient(temperature, batch, *noise)
     torch.testing.assert_close(fused_loss, loss.detach())
     torch.testing.assert_close(fused_metrics, metrics)
     torch.testing.assert_close(agent.critic_optimiser.grad, expected, rtol=1e-4, atol=1e-6)
 
     loss, metrics = actor_loss(agent.nets, agent.actor.params, agent.critic.params, temperature, batch.obs, noise[1])
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, agent.actor.leaves)])
-    fused_loss, fused_metrics = agent.fused.actor_gradient(temperature, batch)
+    fused_loss, fused_metrics = agent.fused.actor_gradient(temperature)
     torch.testing.assert_close(fused_loss, loss.detach())
     torch.testing.assert_close(fused_metrics["log_prob"], metrics["log_prob"].detach())
     torch.testing.assert_close(agent.actor_optimiser.grad, expected, rtol=1e-4, atol=1e-6)
@@ -77,3 +77,33 @@ def test_a_batch_of_another_size_takes_the_readable_path(make_agent, make_batch)
 )
 def test_networks_the_formulas_do_not_cover_take_the_readable_path(space, network, make_agent) -> None:
     assert make_agent("sac", observation_space=space, network=network).fused is None
+
+
+@pytest.mark.parametrize("hidden", [(16,), (16, 16), (24, 16, 8)])
+@pytest.mark.parametrize("name", ["critic", "actor"])
+def test_bfloat16_products_agree_with_the_readable_networks(name, hidden, make_agent, make_batch) -> None:
+    options = {"network": NetworkConfig(hidden=hidden), "precision": "bf16"}
+    fused, plain = (make_agent("sac", fused=f, **options) for f in (True, False))
+    exact = make_agent("sac", fused=False, network=NetworkConfig(hidden=hidden))
+    for agent in (fused, plain, exact):
+        agent.update(make_batch(agent, 3))
+    ours, theirs, full = (getattr(a, f"{name}_optimiser").grad for a in (fused, plain, exact))
+    scale = full.abs().max()
+    torch.testing.assert_close(ours / scale, theirs / scale, rtol=0.0, atol=0.02)
+    torch.testing.assert_close(ours / scale, full / scale, rtol=0.0, atol=0.05)
+    # One hidden layer has no product between hidden layers; more have, and then rounding shows.
+    assert torch.allclose(theirs, full, rtol=1e-5, atol=1e-7) == (len(hidden) == 1)
+
+
+def test_two_lanes_compute_the_same_bits_as_one(make_agent, make_batch) -> None:
+    agents = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        agent = make_agent("sac")
+        assert agent.fused.lanes.count == threads
+        for i in range(5):
+            agent.update(make_batch(agent, i))
+        agents.append(agent)
+    torch.set_num_threads(1)
+    for net in ("actor", "critic", "target"):
+        assert torch.equal(getattr(agents[0], net).flat, getattr(agents[1], net).flat)

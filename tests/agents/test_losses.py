@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, distributions
 
 from rlopt.agents import sac, sac_2018, sac_discrete
+from rlopt.agents.off_policy import temperature_loss
 from rlopt.buffers import Batch
 from rlopt.nn import Params
 from rlopt.nn.distributions import squashed_gaussian
@@ -147,7 +148,7 @@ def test_sac_actor_loss_takes_the_smaller_critic_row_by_row() -> None:
 
 def test_temperature_loss_and_its_direction() -> None:
     log_temperature = t(math.log(0.2)).requires_grad_()
-    loss = sac.temperature_loss(log_temperature, t(-1.0, -3.0), target_entropy=-1.0)
+    loss = temperature_loss(log_temperature, t(-1.0, -3.0), target_entropy=-1.0)
     # -0.2·mean(-1 - 1, -3 - 1) = 0.6; d/d log α is the same number. The entropy (2) exceeds the target (-1), so α
     # must fall.
     assert loss.item() == pytest.approx(0.6)
@@ -235,7 +236,7 @@ def test_sac_2018_value_loss() -> None:
 
 def test_sac_2018_critic_loss() -> None:
     params = {"c": t(2.0), "d": t(1.0)}
-    loss, metrics = sac_2018.critic_loss(FIRST, CRITIC, params, 5.0, three_rows(t(1.0, 1.0, 2.0)))
+    loss, metrics = sac_2018.critic_loss(FIRST, CRITIC, params, three_rows(t(1.0, 1.0, 2.0)), 5.0)
     # V̄(s') = 2s' + 1 = (1, 7, 2): y = (5 + 0.9, -5, 12.5 + 0.729·2) = (5.9, -5, 13.958).
     # Residuals of Q₁ = (1, 2, -1): (-4.9, 7, -14.958); of Q₂ = (1, -1, 0): (-4.9, 4, -13.958).
     # J = ½·(24.01 + 49 + 2·223.741764)/3 + ½·(24.01 + 16 + 2·194.825764)/3 = 86.748921 + 71.610255
@@ -246,13 +247,13 @@ def test_sac_2018_critic_loss() -> None:
 def test_sac_2018_actor_loss() -> None:
     params = {"m": t(1.0), "l": t(-1.0)}
     obs, noise = t(0.5, -0.5)[:, None], torch.zeros(2, 1, dtype=D)
-    plain, _ = sac_2018.actor_loss(FIRST, params, TARGET, 0.0, obs, noise)
+    plain, _ = sac_2018.actor_loss(FIRST, params, TARGET, obs, noise, 0.0)
     # log π = 1 - ½log 2π - log det = 0.3212905 for u = ±½. Q = (s + a, 2s - a) with a = ±0.4621172:
     # min (0.9621172, 0.5378828) and min (-0.9621172, -0.5378828).
     log_prob = 1.0 - HALF_LOG_2PI - LOG_DET_HALF
     assert log_prob == pytest.approx(0.3212905, abs=1e-7)
     assert plain.item() == pytest.approx(log_prob - (0.5378828 - 0.9621172) / 2, abs=1e-7)
-    regularised, _ = sac_2018.actor_loss(FIRST, params, TARGET, 0.1, obs, noise)
+    regularised, _ = sac_2018.actor_loss(FIRST, params, TARGET, obs, noise, 0.1)
     # ½ (mean μ² + mean (log σ)²) = ½ (0.25 + 1) = 0.625
     assert (regularised - plain).item() == pytest.approx(0.1 * 0.625)
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from rlopt import registry
+from rlopt.buffers.storage import Storage
 from rlopt.cli import main
 from rlopt.cli.environment import WAIT_POLICY, prepare_environment
 from rlopt.nn.networks import ENCODERS
@@ -40,10 +41,10 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr of a command that ends with code 2 and prints nothing else."""
+    """The one line on stderr of a command that ends with code 2 and prints nothing else, but what it had planned."""
     assert main(argv) == 2
     said = capsys.readouterr()
-    assert said.out == ""
+    assert all(line.startswith("replay buffer: ") for line in said.out.splitlines())
     assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
     return said.err.removeprefix("error: ").rstrip("\n")
@@ -327,22 +328,26 @@ def test_resume_goes_on_and_refuses_what_it_must_keep(tmp_path: Path, capsys: py
     assert "already holds a run" in refused(["train", *SHORT, f"run_dir={folder}"], capsys)
 
 
-def test_a_job_of_a_multirun_equals_the_same_run_alone_whatever_the_others_do(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_size_of_the_buffer_is_told_before_it_is_allocated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sweep" / "0").mkdir(parents=True)
-    (tmp_path / "sweep" / "0" / "config.yaml").write_text("{}\n")  # job 0 finds a run where its own should go
-    assert main(["train", *SHORT, "-m", "seed=3,4", "run_dir=sweep"]) == 2
-    said = capfd.readouterr()
-    assert said.err.startswith("error: sweep/0 already holds a run")
-    assert said.err.count("\n") == 1
-    ends = [line.split("  ")[1] for line in said.out.splitlines() if line.startswith("  ")]
-    assert ends == ["ended with code 2", "done"]
-    assert main(["train", *SHORT, "seed=4", "run_dir=alone"]) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["alone", "sweep"]
-    for name in ("evaluations.csv", "policy/tensors.safetensors"):
-        assert (tmp_path / "sweep" / "1" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    def allocate(self: Storage, *_: object) -> None:
+        raise RloptError(f"allocating after {capsys.readouterr().out!r}")
+
+    monkeypatch.setattr(Storage, "__init__", allocate)
+    assert main(["train", *SHORT, "buffer.capacity=1000", f"run_dir={tmp_path / 'run'}"]) == 2
+    planned = "replay buffer: 1,000 transitions of 44 bytes, 0.00 GiB on cpu"
+    assert f"allocating after '{planned}\\n'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_buffer_that_does_not_fit_names_the_ways_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SHORT, "buffer.capacity=1_000_000_000_000", f"run_dir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("replay buffer: 1,000,000,000,000 transitions of 44 bytes, 40978.19 GiB on cpu")
+    assert said.err.startswith("error: a buffer of 1,000,000,000,000 transitions needs 40978.2 GiB, but cpu has ")
+    assert all(way in said.err for way in ("buffer.capacity", "buffer.frame_stack", "buffer.device=disk"))
+    assert said.err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

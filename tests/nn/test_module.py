@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import nn
 
 from rlopt.agents import SAC, SAC2018, Agent, DiscreteSAC, sac, sac_2018, sac_discrete
+from rlopt.agents.off_policy import temperature_loss
 from rlopt.buffers import Batch
 from rlopt.nn import Critic, Net, NetworkConfig, Params, build_seeded
 
@@ -145,13 +146,13 @@ def losses(cls: type[Agent]) -> tuple[list[Any], Any, Any]:
                 nets, p, d["actor"], d["target"], alpha(d), d["batch"], d["noise"][0]
             ),
             "actor": lambda p, d: sac.actor_loss(nets, p, d["critic"], alpha(d), d["batch"].obs, d["noise"][1]),
-            "log_alpha": lambda p, d: (sac.temperature_loss(p, d["batch"].reward, -2.0), {}),
+            "log_alpha": lambda p, d: (temperature_loss(p, d["batch"].reward, -2.0), {}),
         }
     elif cls is SAC2018:
         functions = {
             "value": lambda p, d: sac_2018.value_loss(nets, p, d["actor"], d["critic"], d["batch"].obs, d["noise"][0]),
-            "critic": lambda p, d: sac_2018.critic_loss(nets, p, d["target"], 5.0, d["batch"]),
-            "actor": lambda p, d: sac_2018.actor_loss(nets, p, d["critic"], 1e-3, d["batch"].obs, d["noise"][1]),
+            "critic": lambda p, d: sac_2018.critic_loss(nets, p, d["target"], d["batch"], 5.0),
+            "actor": lambda p, d: sac_2018.actor_loss(nets, p, d["critic"], d["batch"].obs, d["noise"][1], 1e-3),
         }
     else:
         functions = {

@@ -124,9 +124,24 @@ def test_a_dict_of_image_vector_and_index() -> None:
     features = encoder(obs)
     assert features.shape == (2, 1029)
     assert features[:, 1024:].tolist() == [[1, 2, 1, 0, 0], [3, 4, 0, 0, 1]]
-    images = {key: module for key, module in encoder.images.items()}
-    torch.testing.assert_close(features[:, :512], images["cam_left"](left))
-    torch.testing.assert_close(features[:, 512:1024], images["cam/right"](right))
+    torch.testing.assert_close(features[:, :512], encoder.images[0](left))
+    torch.testing.assert_close(features[:, 512:1024], encoder.images[1](right))
+
+
+def test_any_name_of_an_image_has_a_network_of_its_own() -> None:
+    """Names that look alike, that are attributes of modules, or that no module may have."""
+    names = ["a.b", "a_b", "type", "keys", "forward", "training", "0", ".", "a/b"]
+    space = spaces.Dict({name: spaces.Box(0, 255, (1, 36, 36), "uint8") for name in names})
+    encoder = make_encoder(space)
+    assert isinstance(encoder, PerLeaf) and encoder.out_features == 512 * len(names)
+    obs = {name: torch.randint(256, (2, 1, 36, 36), dtype=torch.uint8) for name in names}
+    features = encoder(obs).split(512, 1)
+    for i, name in enumerate(space.spaces):
+        torch.testing.assert_close(features[i], encoder.images[i](obs[name]))
+        assert all(not torch.equal(features[i], other) for other in features[:i])
+    again = make_encoder(space)
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again(obs), encoder(obs))
 
 
 def test_nature_cnn_reads_both_layouts_and_scales_pixels() -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import screen_env  # noqa: F401 (registers its environment, under one module name here and in processes of their own)
 
 from rlopt.state import states_equal
 from rlopt.training.checkpoint import Checkpoints
@@ -41,6 +42,22 @@ CASES = {
     "prioritized": {
         "agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"},
         "buffer": {"name": "prioritized", "capacity": 150, "anneal_draws": 400},
+    },
+    "single-frames": {
+        "agent": {"name": "sac", **SMALL, "n_step": 2}, "num_envs": 2,
+        "env": {
+            "id": "rlopt-tests/Screen-v0",
+            "wrappers": [{"class": "FrameStackObservation", "kwargs": {"stack_size": 3}}],
+        },
+        "buffer": {"name": "reshuffled", "capacity": 150, "frame_stack": 3},
+    },
+    "three-runs-side-by-side": {
+        "agent": {"name": "sac", **SMALL, "max_grad_norm": 1.0}, "env": {"id": "Pendulum-v1"}, "num_envs": 2,
+        "num_runs": 3, "buffer": {"name": "prioritized_reshuffled", "capacity": 150},
+    },
+    "overlap-bf16": {
+        "agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"}, "num_envs": 2, "overlap": True,
+        "precision": "bf16",
     },
     "lap": {"agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"}, "buffer": {"name": "lap"}},
     "prioritized-reshuffled": {
@@ -189,6 +206,7 @@ def test_an_environment_that_cannot_be_saved_follows_the_documented_rule(tmp_pat
 
     monkeypatch.setattr(SyncVectorEnv, "state_dict", lambda self: None)
     case = "sac-three-envs-normalised-n-step"
+    monkeypatch.setitem(CASES[case]["env"], "backend", "sync")
     run_to_end(train(config(case, tmp_path / "run", total_steps=240)))
     trainer = resume(tmp_path / "run", {"total_steps": 300})
     loop = trainer.loop

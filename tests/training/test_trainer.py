@@ -203,6 +203,45 @@ def test_skipping_leaves_the_poisoned_rows_out_and_goes_on(tmp_path, where):
     assert agent.clock.updates == 80
 
 
+@pytest.mark.parametrize("agent", [SMALL, {"name": "reinforce", "network": {"hidden": [8]}, "groups": 1}])
+def test_skipping_ends_where_nothing_else_ever_comes(tmp_path, monkeypatch, caplog, agent):
+    monkeypatch.setattr(trainer_module, "FRUITLESS", 30)
+    seen = []
+
+    class Count(Callback):
+        def on_step(self, trainer, progress):
+            seen.append(trainer.loop.step)
+
+    env = {"id": "rlopt-tests/Poisoned-v0", "kwargs": {"where": "reward", "at": 1}}
+    trainer = train(config(tmp_path / "run", env=env, on_nonfinite="skip", agent=agent), callbacks=[Count()])
+    result = run_to_end(trainer)
+    assert (result.status, result.step, result.first_bad, result.saved) == ("nonfinite", 0, "reward", True)
+    assert seen == [0] * 30
+    assert caplog.text.count("was not finite") == 1 and "30 steps in a row" in caplog.text
+
+
+def test_workers_that_never_give_a_transition_end_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "FRUITLESS", 30)
+    trainer = train(config(tmp_path / "run"))
+    step = trainer.loop.env.step
+    monkeypatch.setattr(
+        trainer.loop.env, "step", lambda action: (s := step(action))._replace(valid=torch.zeros_like(s.valid))
+    )
+    with pytest.raises(RloptError, match="30 steps in a row gave no transition"):
+        run_to_end(trainer)
+
+
+@pytest.mark.parametrize(("at", "status", "signum"), [(99, "interrupted", signal.SIGTERM), (100, "finished", None)])
+def test_a_signal_on_the_last_step_interrupts_nothing(tmp_path, at, status, signum):
+    class Stop(Callback):
+        def on_step(self, trainer, progress):
+            if trainer.loop.step == at:
+                trainer.request_stop(signal.SIGTERM)
+
+    result = run_to_end(train(config(tmp_path / "run"), callbacks=[Stop()]))
+    assert (result.status, result.step, result.signal) == (status, at, signum)
+
+
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_a_non_finite_first_observation_is_stored_nowhere(tmp_path, on_nonfinite):
     """Of every second episode; the observations before it are sound."""

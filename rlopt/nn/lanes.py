@@ -1,0 +1,83 @@
+"""Independent pieces of one update side by side on a few cores.
+
+Splitting every small matrix product between threads pays for a barrier each time; giving each thread whole products of
+its own, and a handful of meetings per update, is what two cores are good at. Each lane computes with one thread, so
+the numbers do not depend on how many lanes there are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+Job = Callable[[], Any]
+
+
+class Lanes:
+    """``count`` lanes, the calling thread among them. A lane that waits sleeps: a busy machine loses no time to it."""
+
+    def __init__(self, count: int | None = None) -> None:
+        """``count``: None takes torch's number of threads at this moment."""
+        self.count = max(1, torch.get_num_threads() if count is None else count)
+        self._inboxes: list[SimpleQueue[tuple[_Call, int]]] = []
+
+    def run(self, jobs: Sequence[Job]) -> list[Any]:
+        """What each job returns, in order. Job i runs in lane i mod ``count``; the first error is raised again here,
+        once every lane has stopped."""
+        lanes = min(self.count, len(jobs))
+        if lanes <= 1:
+            return [job() for job in jobs]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        while len(self._inboxes) < lanes - 1:
+            self._inboxes.append(_start_lane())
+        call = _Call(jobs, lanes)
+        try:
+            for lane in range(1, lanes):
+                self._inboxes[lane - 1].put((call, lane))
+            call.work(0)
+            for _ in range(1, lanes):
+                call.done.get()
+        finally:
+            torch.set_num_threads(threads)
+        if call.error is not None:
+            raise call.error
+        return call.results
+
+
+class _Call:
+    """One ``run``: what to do and what came of it."""
+
+    def __init__(self, jobs: Sequence[Job], lanes: int) -> None:
+        self.jobs, self.lanes = jobs, lanes
+        self.results: list[Any] = [None] * len(jobs)
+        self.error: BaseException | None = None
+        self.done: SimpleQueue[None] = SimpleQueue()
+        self.grad = torch.is_grad_enabled()  # the mode belongs to a thread, so it has to travel
+
+    def work(self, lane: int) -> None:
+        try:
+            for i in range(lane, len(self.jobs), self.lanes):
+                self.results[i] = self.jobs[i]()
+        except BaseException as e:  # told by the caller's thread
+            self.error = self.error or e
+
+
+def _start_lane() -> SimpleQueue[tuple[_Call, int]]:
+    inbox: SimpleQueue[tuple[_Call, int]] = SimpleQueue()
+
+    def live() -> None:
+        torch.set_num_threads(1)  # a setting of each thread; ``run`` puts the caller's back
+        while True:
+            call, lane = inbox.get()
+            with torch.set_grad_enabled(call.grad):
+                call.work(lane)
+            call.done.put(None)
+            del call
+
+    threading.Thread(target=live, name="rlopt-lane", daemon=True).start()
+    return inbox

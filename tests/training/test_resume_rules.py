@@ -1,0 +1,100 @@
+"""What a resumed run may change, what it refuses, and what it settles."""
+
+import shutil
+
+import pytest
+import torch
+import yaml
+from test_resume import config, run_to_end
+
+from rlopt.training.manifest import read_manifest
+from rlopt.training.replay_loop import _moved
+from rlopt.training.setup import resume, train
+from rlopt.types import RloptError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 60 steps."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    run_to_end(train(config("sac-pendulum", run, total_steps=60)))
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "moved")
+
+
+def edit(run, *path, value):
+    """Change one option of ``config.yaml`` by hand."""
+    file = run / "config.yaml"
+    settings = yaml.safe_load(file.read_text())
+    inner = settings
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    file.write_text(yaml.safe_dump(settings))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (("agent", "gamma"), 0.9, "agent.gamma is 0.9, but the run was trained with 0.99"),
+        (("agent", "network", "hidden"), [16], r"agent.network.hidden is \[16\], but .* with \[16, 16\]"),
+        (("agent", "name"), "sac_2018", "agent.name is sac_2018, but the run was trained with sac"),
+        (("env", "kwargs"), {"g": 9.81}, "env.kwargs.g is 9.81, but the run was trained without it"),
+        (("seed",), 4, "seed is 4, but the run was trained with 3"),
+        (("eval", "every"), None, "eval.every is None, but the run was trained with 100"),
+    ],
+)
+def test_a_configuration_changed_by_hand_is_refused(run, path, value, told):
+    if path == ("agent", "name"):  # whose options are others
+        edit(run, "agent", value={"name": value})
+    else:
+        edit(run, *path, value=value)
+    with pytest.raises(RloptError, match=told) as refused:
+        resume(run, {"total_steps": 80})
+    assert "\n" not in str(refused.value) and str(run / "config.yaml") in str(refused.value)
+
+
+def test_what_may_change_may_change_by_hand_too(run):
+    edit(run, "total_steps", value=70)
+    edit(run, "log", "every", value=10)
+    edit(run, "run_dir", value="elsewhere")
+    assert run_to_end(resume(run, {})).step == 70
+
+
+def test_an_option_that_an_older_file_lacks_is_no_change(run):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    del settings["agent"]["gamma"], settings["eval"]["episodes"]
+    settings["eval"] = {**settings["eval"], "episodes": 2}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    resume(run, {}).close()
+
+
+def test_a_checkpoint_without_a_configuration_is_taken_as_it_is(run, monkeypatch):
+    from rlopt.training import checkpoint
+
+    monkeypatch.setattr(
+        checkpoint, "read_manifest", lambda folder: read_manifest(folder).__class__(
+            **{**read_manifest(folder).__dict__, "config": None}
+        )
+    )  # fmt: skip
+    edit(run, "agent", "gamma", value=0.9)
+    resume(run, {}).close()
+
+
+def test_an_open_device_is_settled_and_written(run):
+    resume(run, {"device": "auto"}).close()
+    written = yaml.safe_load((run / "config.yaml").read_text())["device"]
+    assert written == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_loaded_carry_goes_where_the_agent_acts():
+    """The device ``meta`` stands for a GPU."""
+    carry = {"hidden": [torch.ones(2), (torch.zeros(3, dtype=torch.int64), 7)], "budget": None}
+    moved = _moved(carry, torch.device("meta"))
+    assert moved["hidden"][0].device.type == moved["hidden"][1][0].device.type == "meta"
+    assert moved["hidden"][1][0].dtype == torch.int64 and moved["hidden"][1][0].shape == (3,)
+    assert moved["hidden"][1][1] == 7 and moved["budget"] is None

@@ -1,0 +1,112 @@
+"""Several runs in one process, and environments that step while the agent learns."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlopt.policy import load_policy
+from rlopt.training.config import train_config
+from rlopt.training.evaluate import evaluate_path
+from rlopt.training.setup import make_loop, train
+from rlopt.types import RloptError
+
+AGENT = {"name": "sac", "network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 20}
+
+
+def config(run_dir: Path | None = None, **options):
+    common = {
+        "seed": 4, "total_steps": 30, "device": "cpu", "threads": 1, "env": {"id": "Pendulum-v1"},
+        "buffer": {"name": "reshuffled", "capacity": 1000}, "agent": AGENT,
+        "run_dir": None if run_dir is None else str(run_dir),
+        "eval": {"every": 15, "episodes": 2}, "log": {"every": 10, "tensorboard": False},
+    }  # fmt: skip
+    return train_config({**common, **options})
+
+
+def finish(loop):
+    while loop.step < loop.total_steps:
+        loop.advance()
+    return loop
+
+
+def test_each_run_is_the_single_run_with_its_seed() -> None:
+    """Same initial weights, warm-up actions, episodes, draws and noise: equal until rounding grows (ten updates)."""
+    options = {"num_envs": 2, "total_steps": 29}  # the last vector step stores one row of each run
+    together = finish(make_loop(config(num_runs=3, **options)))
+    assert together.step == 29
+    assert together.agent.clock.updates == 9
+    for r in range(3):
+        alone = finish(make_loop(config(**{**options, "seed": 4 + r})))
+        for net in ("actor", "critic", "target"):
+            stacked, single = getattr(together.agent, net).flat[r], getattr(alone.agent, net).flat
+            torch.testing.assert_close(stacked, single, rtol=1e-3, atol=1e-4)
+        columns = slice(2 * r, 2 * r + 2)
+        rows = together.buffer.read_rows(0, 10)  # the warm-up, where nothing has been learnt
+        for name, values in alone.buffer.read_rows(0, 10).items():
+            assert torch.equal(rows[name][:, columns], values), name
+        alone.close()
+    together.close()
+
+
+def test_a_run_folder_of_several_runs(tmp_path) -> None:
+    trainer = train(config(tmp_path / "run", num_runs=2))
+    result = trainer.run()
+    trainer.close()
+    with (tmp_path / "run" / "evaluations.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert [(row["step"], row["episode"], row["run"]) for row in rows] == [
+        (step, episode, run) for step in ("15", "30") for run in "01" for episode in "01"
+    ]
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 0
+    for r in range(2):
+        policy = load_policy(tmp_path / "run" / "policy" / f"run{r}")
+        assert policy.meta["seed"] == 4 + r
+        again = evaluate_path(tmp_path / "run" / "policy" / f"run{r}", 2)
+        assert again.returns == [e.total_reward for e in result.evaluation if e.run == r]
+        assert (tmp_path / "run" / "policy_best" / f"run{r}").is_dir()
+    with pytest.raises(RloptError, match=r"holds the policies of several runs; name one of them, such as .*run0"):
+        load_policy(tmp_path / "run")
+
+
+def test_statistics_are_not_shared_between_runs() -> None:
+    with pytest.raises(RloptError, match=r"num_runs=2: statistics of observations or rewards are kept for one run only"):
+        make_loop(config(num_runs=2, env={"id": "Pendulum-v1", "normalize_obs": True}))
+
+
+@pytest.mark.parametrize("option", [{"num_runs": 2}, {"overlap": True}, {"precision": "bf16"}])
+def test_modes_of_the_replay_loop_are_refused_elsewhere(option) -> None:
+    name = next(iter(option))
+    with pytest.raises(RloptError, match=f"{name}=.*: agent=value_iteration has no such mode; leave {name} out"):
+        make_loop(config(agent={"name": "value_iteration"}, env={"id": "FrozenLake-v1"}, **option))
+
+
+@pytest.mark.parametrize("ratio", [[1, 1], [3, 2], [1, 4]])
+def test_overlap_makes_every_update_and_only_learns_one_step_later(ratio) -> None:
+    agent = {**AGENT, "update_ratio": ratio}
+    plain = make_loop(config(agent=agent))
+    aside = make_loop(config(agent=agent, overlap=True))
+    behind = []
+    while plain.step < plain.total_steps:
+        plain.advance()
+        aside.advance()
+        assert plain.step == aside.step
+        behind.append(plain.agent.clock.updates - aside.agent.clock.updates)
+    assert plain.agent.clock.updates == aside.agent.clock.updates == math.floor(10 * ratio[0] / ratio[1])
+    assert max(behind) == math.ceil(ratio[0] / ratio[1])
+    assert behind[-1] == 0 and plain.owed == aside.owed
+    plain.close()
+    aside.close()
+
+
+def test_overlap_repeats_itself_bit_for_bit() -> None:
+    loops = [finish(make_loop(config(overlap=True, num_envs=2))) for _ in range(2)]
+    assert torch.equal(loops[0].agent.critic.flat, loops[1].agent.critic.flat)
+    for name, values in loops[0].buffer.read_rows(0, 15).items():
+        assert torch.equal(values, loops[1].buffer.read_rows(0, 15)[name])
+    for loop in loops:
+        loop.close()
