@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -10,6 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from rlopt.agents.td import TD_LOSSES, TDLoss, make_td_loss
 from rlopt.nn import (
     PRECISIONS,
     Net,
@@ -54,12 +56,25 @@ class ReplayAgentConfig(AgentConfig):
     )
     optimiser: OptimiserConfig = option(OptimiserConfig, "optimiser of every network")
     max_grad_norm: float | None = option(None, "clip each network's gradient to this norm (null: never)", above=0.0)
+    td_loss: str = option(
+        "auto", "critics' loss of a residual; auto: huber with buffer=lap, else squared", choices=TD_LOSSES
+    )
+    td_threshold: float = option(1.0, "where huber and pal turn from quadratic (LAP: buffer.floor)", above=0.0)
+    td_alpha: float = option(0.4, "pal's exponent", low=0.0, high=1.0)
     network: NetworkConfig = option(NetworkConfig, "shape of actor and critics")
 
     @property
     def first_update(self) -> int:
         """Environment steps before the first update."""
         return self.warmup_steps if self.learning_starts is None else self.learning_starts
+
+    @property
+    def huber(self) -> float:
+        """Residuals beyond this have a gradient of this size; infinite where nothing is clipped."""
+        return self.td_threshold if self.td_loss == "huber" else math.inf
+
+    def critic_td_loss(self) -> TDLoss:
+        return make_td_loss(self.td_loss, self.td_threshold, self.td_alpha)
 
     def schedule(self) -> Schedule:
         return Schedule(self.lr_schedule, self.schedule_steps, self.final_learning_rate)

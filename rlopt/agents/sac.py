@@ -18,6 +18,7 @@ from torch import Tensor
 from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.off_policy import OffPolicyActorCritic
 from rlopt.agents.sac_fused import FusedGradients, FusedRuns, applies, fused_gradients
+from rlopt.agents.td import TDLoss, squared
 from rlopt.buffers import Batch
 from rlopt.nn import PRECISIONS, Critic, Net, Params, SquashedGaussianActor, network_options
 from rlopt.nn.distributions import squashed_gaussian
@@ -47,11 +48,19 @@ class Nets:
 
 
 def critic_loss(
-    nets: Nets, params: Params, actor: Params, target: Params, temperature: Tensor, batch: Batch, noise: Tensor
+    nets: Nets,
+    params: Params,
+    actor: Params,
+    target: Params,
+    temperature: Tensor,
+    batch: Batch,
+    noise: Tensor,
+    td: TDLoss = squared,
 ) -> tuple[Tensor, Metrics]:
     """Soft Bellman residual of both critics (eq. 5), with the target of eq. 3 and 6.
 
-    y = r + γᵏ (1 - terminated) (minᵢ Q̄ᵢ(s', a') - α log π(a'|s')),  a' = f(noise; s');  J = Σᵢ ½ mean (Qᵢ(s, a) - y)².
+    y = r + γᵏ (1 - terminated) (minᵢ Q̄ᵢ(s', a') - α log π(a'|s')),  a' = f(noise; s');  J = Σᵢ ½ mean (Qᵢ(s, a) - y)²,
+    or what ``td`` makes of the residuals.
 
     ``batch.action`` is normalised (B, A), ``noise`` (B, A). Metrics include ``td`` (B,), the mean absolute residual of
     the two critics, which prioritised samplers use.
@@ -64,9 +73,7 @@ def critic_loss(
         y = batch.reward + batch.discount * (1.0 - batch.terminated) * next_value
     q = nets.critic(params, batch.obs, batch.action)
     residual = q - y
-    squared = residual.square() if batch.weight is None else residual.square() * batch.weight
-    loss = 0.5 * squared.mean(-1).sum()
-    return loss, {"q": q.detach().mean(), "td": residual.detach().abs().mean(0)}
+    return td(residual, batch.weight), {"q": q.detach().mean(), "td": residual.detach().abs().mean(0)}
 
 
 def actor_loss(
@@ -113,10 +120,11 @@ class SAC(OffPolicyActorCritic):
         self.add_temperature(c.temperature, c.initial_temperature, c.temperature_learning_rate or c.learning_rate)
         self.target_entropy = -float(self.action_features) if c.target_entropy is None else c.target_entropy
         self.schedule = c.schedule()
+        self.td = c.critic_td_loss()
         self.fused: FusedGradients | FusedRuns | None = None
-        if c.fused and applies(spec.observation_space, c.network, self.device):
+        if c.fused and c.td_loss != "pal" and applies(spec.observation_space, c.network, self.device):
             nets, optimisers = (self.actor, self.critic, self.target), (self.actor_optimiser, self.critic_optimiser)
-            self.fused = fused_gradients(*nets, *optimisers, c.batch_size, PRECISIONS[self.precision])
+            self.fused = fused_gradients(*nets, *optimisers, c.batch_size, PRECISIONS[self.precision], c.huber)
 
     def update(self, batch: Batch) -> Update:
         """One step of the critics and targets, and of actor and temperature every ``policy_delay`` updates."""
@@ -134,7 +142,7 @@ class SAC(OffPolicyActorCritic):
         if fused is not None:
             loss, metrics = fused.critic_gradient(temperature, batch, next_noise, noise)
         else:
-            pure = self.per_run(partial(critic_loss, nets))
+            pure = self.per_run(partial(critic_loss, nets, td=self.td))
             loss, metrics = pure(critic, actor, target, temperature, batch, next_noise)
         self.descend(self.critic_optimiser, loss, None if fused else self.critic.leaves, factor)
         priority = metrics.pop("td").flatten()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.off_policy import OffPolicyActorCritic
+from rlopt.agents.td import TDLoss, squared
 from rlopt.buffers import Batch
 from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, network_options
 from rlopt.nn.distributions import squashed_gaussian
@@ -68,7 +69,7 @@ def value_loss(
 
 
 def critic_loss(
-    nets: Nets, params: Params, target: Params, batch: Batch, reward_scale: float
+    nets: Nets, params: Params, target: Params, batch: Batch, reward_scale: float, td: TDLoss = squared
 ) -> tuple[Tensor, Metrics]:
     """Soft Bellman residual of both critics (eq. 7), with the target of eq. 8.
 
@@ -81,9 +82,7 @@ def critic_loss(
         y = reward_scale * batch.reward + batch.discount * (1.0 - batch.terminated) * next_value
     q = nets.critic(params, batch.obs, batch.action)
     residual = q - y
-    squared = residual.square() if batch.weight is None else residual.square() * batch.weight
-    loss = 0.5 * squared.mean(-1).sum()
-    return loss, {"q": q.detach().mean(), "td": residual.detach().abs().mean(0)}
+    return td(residual, batch.weight), {"q": q.detach().mean(), "td": residual.detach().abs().mean(0)}
 
 
 def actor_loss(
@@ -126,7 +125,7 @@ class SAC2018(OffPolicyActorCritic):
         self.actor_optimiser = self.add_optimiser("actor_optimiser", self.actor.flat, c.learning_rate)
         self.critic_optimiser = self.add_optimiser("critic_optimiser", self.critic.flat, c.learning_rate)
         self.value_optimiser = self.add_optimiser("value_optimiser", self.value.flat, c.learning_rate)
-        self.schedule = c.schedule()
+        self.schedule, self.td = c.schedule(), c.critic_td_loss()
 
     def update(self, batch: Batch) -> Update:
         """One gradient step of the value network, the critics and the actor, and of the target, as in algorithm 1."""
@@ -141,7 +140,7 @@ class SAC2018(OffPolicyActorCritic):
         self.descend(self.value_optimiser, loss, self.value.leaves, factor)
         metrics["value_loss"] = loss.detach()
 
-        pure = partial(critic_loss, nets, reward_scale=c.reward_scale)
+        pure = partial(critic_loss, nets, reward_scale=c.reward_scale, td=self.td)
         loss, aux = self.per_run(pure)(critic, self.target.params, batch)
         self.descend(self.critic_optimiser, loss, self.critic.leaves, factor)
         priority = aux["td"].flatten()

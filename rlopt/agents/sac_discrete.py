@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.off_policy import OffPolicyActorCritic
+from rlopt.agents.td import TDLoss, squared
 from rlopt.buffers import Batch
 from rlopt.nn import CategoricalActor, Critic, Net, Params, network_options
 from rlopt.types import Metrics, Obs, Update, option
@@ -56,6 +57,7 @@ def critic_loss(
     batch: Batch,
     average: bool = False,
     entropy: bool = True,
+    td: TDLoss = squared,
 ) -> tuple[Tensor, Metrics]:
     """Soft Bellman residual of both critics (eq. 4), with the exact soft value of eq. 10.
 
@@ -73,9 +75,7 @@ def critic_loss(
     every = nets.critic(params, batch.obs)
     q = every.gather(-1, batch.action.expand(every.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     residual = q - y
-    squared = residual.square() if batch.weight is None else residual.square() * batch.weight
-    loss = 0.5 * squared.mean(-1).sum()
-    return loss, {"q": q.detach().mean(), "td": residual.detach().abs().mean(0)}
+    return td(residual, batch.weight), {"q": q.detach().mean(), "td": residual.detach().abs().mean(0)}
 
 
 def actor_loss(
@@ -125,7 +125,7 @@ class DiscreteSAC(OffPolicyActorCritic):
         self.critic_optimiser = self.add_optimiser("critic_optimiser", self.critic.flat, c.learning_rate)
         self.add_temperature(c.temperature, c.initial_temperature, c.temperature_learning_rate or c.learning_rate)
         self.target_entropy = c.target_entropy_ratio * math.log(actions)
-        self.schedule = c.schedule()
+        self.schedule, self.td = c.schedule(), c.critic_td_loss()
 
     def update(self, batch: Batch) -> Update:
         """One gradient step of the critics, the actor, the temperature (eq. 11), and of the targets."""
@@ -136,7 +136,7 @@ class DiscreteSAC(OffPolicyActorCritic):
         nets, actor, critic, target = self.nets, self.actor.params, self.critic.params, self.target.params
         self.guard.begin(batch.obs, batch.next_obs, batch.reward)
 
-        pure = partial(critic_loss, nets, average=c.average_critics, entropy=c.critic_entropy)
+        pure = partial(critic_loss, nets, average=c.average_critics, entropy=c.critic_entropy, td=self.td)
         loss, metrics = self.per_run(pure)(critic, actor, target, temperature, batch)
         self.descend(self.critic_optimiser, loss, self.critic.leaves, factor)
         priority = metrics.pop("td").flatten()

@@ -46,7 +46,7 @@ def squash(raw: Array, bias: Array, noise: Array, action: Array, log_prob: Array
         for j in range(n):
             raw[i, j] += bias[j]
             raw[i, n + j] += bias[n + j]
-            log_std = min(max(raw[i, n + j], LOW), HIGH) if raw[i, n + j] == raw[i, n + j] else raw[i, n + j]
+            log_std = raw[i, n + j] if np.isnan(raw[i, n + j]) else min(max(raw[i, n + j], LOW), HIGH)
             u = raw[i, j] + np.exp(log_std) * noise[i, j]
             size = abs(u)
             e = np.exp(np.float32(-2) * size)
@@ -60,7 +60,7 @@ def squash(raw: Array, bias: Array, noise: Array, action: Array, log_prob: Array
 @compiled
 def td_error(
     next_q: Array, next_log_prob: Array, q: Array, temperature: Array, reward: Array, discount: Array,
-    terminated: Array, weight: Array, dq: Array, td: Array,
+    terminated: Array, weight: Array, huber: np.float32, dq: Array, td: Array,
 ) -> tuple[float, float]:  # fmt: skip
     """Residuals of the critics (E, B): dL/dq, their mean size ``td`` (B,), the loss, and the mean of q."""
     members, rows = q.shape
@@ -74,12 +74,12 @@ def td_error(
         td[i] = np.float32(0)
         for e in range(members):
             residual = q[e, i] - y
-            weighted = residual * weight[i]
-            dq[e, i] = weighted / np.float32(rows)
+            clipped = residual if np.isnan(residual) else min(max(residual, -huber), huber)
+            dq[e, i] = weight[i] * clipped / np.float32(rows)
             td[i] += abs(residual) / np.float32(members)
-            loss += weighted * residual
+            loss += weight[i] * clipped * (residual - np.float32(0.5) * clipped)
             total += q[e, i]
-    return 0.5 * loss / rows, total / (members * rows)
+    return loss / rows, total / (members * rows)
 
 
 @compiled
@@ -164,17 +164,20 @@ def fused_gradients(
     critic_optimiser: Optimiser,
     batch_size: int,
     dtype: torch.dtype,
+    huber: float,
 ) -> FusedGradients | FusedRuns:
-    """The gradients of one run, or of as many as the nets hold."""
+    """The gradients of one run, or of as many as the nets hold. Residuals beyond ``huber`` count linearly."""
 
     def leaves(*rows: Tensor) -> Leaves:
         return Leaves(*(net.cut(row) for net, row in zip((actor, critic, target, actor, critic), rows, strict=True)))
 
     flats = (actor.flat, critic.flat, target.flat, actor_optimiser.grad, critic_optimiser.grad)
     if not actor.stacked:
-        return FusedGradients(leaves(*flats), batch_size, dtype, Lanes())
+        return FusedGradients(leaves(*flats), batch_size, dtype, huber, Lanes())
     alone = Lanes(1)
-    return FusedRuns([FusedGradients(leaves(*rows), batch_size, dtype, alone) for rows in zip(*flats, strict=True)])
+    return FusedRuns(
+        [FusedGradients(leaves(*rows), batch_size, dtype, huber, alone) for rows in zip(*flats, strict=True)]
+    )
 
 
 class FusedGradients:
@@ -183,8 +186,8 @@ class FusedGradients:
     ``dtype`` is that of the products between hidden layers (float32 or bfloat16).
     """
 
-    def __init__(self, leaves: Leaves, batch_size: int, dtype: torch.dtype, lanes: Lanes) -> None:
-        b, self.lanes = batch_size, lanes
+    def __init__(self, leaves: Leaves, batch_size: int, dtype: torch.dtype, huber: float, lanes: Lanes) -> None:
+        b, self.lanes, self.huber = batch_size, lanes, np.float32(huber)
         actor = leaves.actor
         self.critics = ensemble(leaves.critic, leaves.critic_grads, b, dtype)
         self.probes = ensemble(leaves.critic, [], b, dtype, self.critics)
@@ -225,7 +228,7 @@ class FusedGradients:
         loss, mean = td_error(
             array(self.next_q), array(self.next.log_prob), array(self.q), array(temperature.view(1)),
             array(batch.reward), array(batch.discount), array(batch.terminated),
-            self.ones if batch.weight is None else array(batch.weight), array(self.dq), array(td),
+            self.ones if batch.weight is None else array(batch.weight), self.huber, array(self.dq), array(td),
         )  # fmt: skip
 
         def backward(e: int) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gymnasium.envs.registration import load_env_creator
+
 from rlopt.config import build, build_call, call_options, join, option_names, refuse, to_dict
+from rlopt.envs.factory import find_spec
 from rlopt.nn import PRECISIONS
 from rlopt.registry import get_agent, get_sampler
 from rlopt.types import RloptError, option
@@ -112,7 +115,8 @@ def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
             groups = {"agent": agent, "buffer": buffer}
             inner = [join(group, key) for group, options in groups.items() for key in options]
             refuse(str(name), str(name), words, "", [*inner, *(n for n in option_names(TrainConfig) if "." in n)])
-    return build(TrainConfig, {**mapping, "agent": agent, "buffer": buffer}, where="")
+    env = complete_env(mapping.get("env", {}))
+    return build(TrainConfig, {**mapping, "agent": agent, "buffer": buffer, "env": env}, where="")
 
 
 def complete_agent(mapping: Any) -> dict[str, Any]:
@@ -133,6 +137,21 @@ def complete_buffer(mapping: Any) -> dict[str, Any]:
     base = build(BufferConfig, {"name": name, **{k: v for k, v in options.items() if k in own}}, "buffer")
     rest = {k: v for k, v in options.items() if k not in own}
     return {**to_dict(base), **build_call(sampler, rest, "buffer")}
+
+
+def complete_env(mapping: Any) -> Any:
+    """``env`` with the environment's own arguments, such as ``env.states=10``, moved to ``env.kwargs``."""
+    own = EnvConfig.__dataclass_fields__
+    if not isinstance(mapping, Mapping) or not (given := [key for key in mapping if key not in own]):
+        return mapping
+    id = mapping.get("id", EnvConfig().id)
+    entry = find_spec(id).entry_point if isinstance(id, str) else None
+    of_env = call_options(load_env_creator(entry) if isinstance(entry, str) else entry) if entry else {}
+    for key in given:
+        if key not in of_env:
+            refuse(join("env", str(key)), str(key), [*own, *of_env], "env")
+    kwargs = {**(mapping.get("kwargs") or {}), **{key: mapping[key] for key in given}}
+    return {**{key: mapping[key] for key in mapping if key in own}, "kwargs": kwargs}
 
 
 def agent_config(config: TrainConfig) -> Any:

@@ -18,7 +18,6 @@ from rlopt.buffers.samplers import Sampler
 from rlopt.config import join, to_dict
 from rlopt.envs import Normalizer, VectorEnv, make_env
 from rlopt.registry import get_agent, get_sampler, load_extensions
-from rlopt.robust import from_toy_text
 from rlopt.training.checkpoint import estimate_bytes, saved_config
 from rlopt.training.config import (
     RESUMABLE,
@@ -120,11 +119,16 @@ def _flat(mapping: dict[Any, Any], where: str) -> dict[str, str]:
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """Decide once what was left open: threads, device, and the length of a schedule. ``config.yaml`` keeps the
-    answers."""
+    """Decide once what was left open: threads, device, the length of a schedule, the critics' loss. ``config.yaml``
+    keeps the answers."""
     agent = dict(config.agent)
     if agent.get("lr_schedule", "constant") != "constant" and agent.get("schedule_steps") is None:
         agent["schedule_steps"] = config.total_steps
+    if agent.get("td_loss") == "auto":
+        sampler = get_sampler(config.buffer["name"])
+        agent["td_loss"] = getattr(sampler, "td_loss", "squared")
+        if agent["td_loss"] == "huber":
+            agent["td_threshold"] = config.buffer["floor"]
     threads = auto_threads() if config.threads == "auto" else config.threads
     return replace(config, threads=threads, device=str(resolve_device(config.device)), agent=agent)
 
@@ -251,9 +255,8 @@ def _solver_loop(config: TrainConfig) -> Loop:
             f"agent={config.agent['name']} reads the model of the bare environment; leave out env.wrappers, "
             "env.normalize_obs and env.normalize_reward"
         )
-    agent = get_agent(config.agent["name"])(
-        from_toy_text(e.id, e.kwargs), agent_config(config), seed=config.seed, device=device
-    )
+    cls = get_agent(config.agent["name"])
+    agent = cls(cls.model_of(e.id, e.kwargs), agent_config(config), seed=config.seed, device=device)
     return SolverLoop(agent, config.total_steps, evaluator(config, device))
 
 

@@ -30,7 +30,8 @@ def one_thread() -> None:
 
 @pytest.fixture
 def make_agent() -> Callable[..., Agent]:
-    """``make_agent(name, seed=0, observation_space=…, action_space=…, runs=1, precision=…, **options)``, with networks of 2 x 16."""
+    """``make_agent(name, seed=0, observation_space=…, action_space=…, runs=1, precision=…, **options)``,
+    with networks of 2 x 16."""
 
     def make(
         name: str,
