@@ -20,8 +20,8 @@ def squared(residual: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def huber(residual: Tensor, weight: Tensor | None, threshold: float) -> Tensor:
-    """½ δ² up to ``threshold``, linear beyond it. With LAP's priorities it has, in expectation, the gradient of PAL under
-    uniform sampling (Fujimoto et al. 2020, arXiv 2007.06049, theorem 2)."""
+    """½ δ² up to ``threshold``, linear beyond it. With LAP's priorities it has, in expectation, the gradient of PAL
+    under uniform sampling (Fujimoto et al. 2020, arXiv 2007.06049, theorem 2)."""
     clipped = residual.clamp(-threshold, threshold)
     return _total(clipped * (residual - 0.5 * clipped), weight)
 
