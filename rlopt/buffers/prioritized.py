@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from rlopt.buffers.kernels import COMPILED, magnitudes
 from rlopt.buffers.samplers import Validity
-from rlopt.buffers.sum_tree import make_masses
+from rlopt.buffers.sum_tree import Masses, make_masses
 from rlopt.random import generator_state, set_generator_state, torch_generator
 from rlopt.types import RloptError, State
 
@@ -60,15 +60,13 @@ class PrioritizedSampler:
         self.slots, self.device = slots, device
         self.generator = torch_generator(seed, "sampler", device=device)
         self.validity = Validity(slots, device)
-        self.max_mass = torch.ones((), dtype=torch.float64, device=device)
-        self._shares = torch.empty(0)
+        self.masses = self._make_masses()
         self.draws = 0
         self.written = 0
         self._new: list[tuple[int, int, Tensor | None]] = []
-        self._allocate()
 
-    def _allocate(self) -> None:
-        self.masses = make_masses(self.slots, self.device)
+    def _make_masses(self) -> Masses:
+        return make_masses(self.slots, self.device)
 
     def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
         # Entered at the next draw, all at once: neither the largest mass nor the counts change before.
@@ -85,61 +83,41 @@ class PrioritizedSampler:
         self._new.append((first, count, None))
 
     def _enter_new(self) -> None:
-        for first, count, valid in self._new:
-            index = torch.arange(first, first + count, device=self.device)
-            mass = self.max_mass.expand(count) if valid is None else self.max_mass * valid
-            self._enter(index, mass.contiguous())
+        for new in self._new:
+            self.masses.enter(*new)
         self._new.clear()
 
-    def _enter(self, index: Tensor, mass: Tensor) -> None:
-        self.masses.set(index, mass)
-
     def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
-        self._begin_draw(size)
-        fraction = torch.rand(batch_size, generator=self.generator, device=self.device, dtype=torch.float64)
-        if self.stratified:
-            if self._shares.numel() != batch_size:
-                self._shares = torch.arange(batch_size, dtype=torch.float64, device=self.device)
-            fraction.add_(self._shares).mul_(1.0 / batch_size)
-        index = self.masses.find(fraction)
-        return index, None if self.beta == 0 else self._weight(self.masses.get(index))
-
-    def _begin_draw(self, size: int) -> int:
         held = self.validity.count(size)
         if self._new:
             self._enter_new()
+        index, weight = self._draw(batch_size, held)
+        if weight is not None:
+            done = 0.0 if self.anneal_draws is None else min(1.0, self.draws / self.anneal_draws)
+            weight.pow_(self.beta + (1.0 - self.beta) * done)
         self.draws += 1
-        return held
+        return index, weight
 
-    def _weight(self, mass: Tensor) -> Tensor:
-        """Importance weights (B,) of a minibatch with these masses."""
-        done = 0.0 if self.anneal_draws is None else min(1.0, (self.draws - 1) / self.anneal_draws)
-        beta = self.beta + (1.0 - self.beta) * done
-        return (mass.min() / mass).pow(beta).to(torch.float32)
+    def _draw(self, batch_size: int, held: int) -> tuple[Tensor, Tensor | None]:
+        return self.masses.draw(batch_size, self.generator, self.stratified, self.beta > 0)
+
+    @property
+    def max_mass(self) -> float:
+        """The largest mass seen, which new transitions have."""
+        return float(self.masses.largest)
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
         """New errors δ (B,) of slots ``index`` (B,). One that is not finite counts as the largest seen, as if the
         transition were new; slots that hold no transition stay so."""
         if self._new:
             self._enter_new()
-        mass = priority.detach().to(self.device, torch.float64).abs()
-        if self.floor > 0:
-            mass.clamp_min_(self.floor)
-        if self.epsilon > 0:
-            mass.add_(self.epsilon)
-        mass.pow_(self.alpha)
-        largest = mass.max()
-        # On the CPU looking is cheaper than computing; a GPU is never waited for.
-        if self.device.type != "cpu" or not math.isfinite(largest):
-            mass = torch.where(mass.isfinite(), mass, self.max_mass)
-            largest = mass.max()
-        self.max_mass = torch.maximum(self.max_mass, largest)
-        self._change(index, mass)
+        self.masses.change(index, self._mass(priority.detach()))
 
-    def _change(self, index: Tensor, mass: Tensor) -> None:
-        if self.validity.invalid:
-            mass = mass * (self.masses.get(index) > 0)
-        self.masses.set(index, mass)
+    def _mass(self, error: Tensor) -> Tensor:
+        error = error.to(self.device, torch.float64)
+        if self.device.type == "cpu" and COMPILED:  # one short call instead of three
+            return torch.from_numpy(magnitudes(error.numpy(), self.floor, self.epsilon)).pow_(self.alpha)
+        return error.abs().clamp_(min=self.floor).add_(self.epsilon).pow_(self.alpha)
 
     def state_dict(self) -> State:
         if self._new:
@@ -147,25 +125,17 @@ class PrioritizedSampler:
         return {
             "generator": generator_state(self.generator),
             "validity": self.validity.state_dict(),
-            "max_mass": float(self.max_mass),
             "draws": self.draws,
             "written": self.written,
-            **self._table_state(),
+            "masses": self.masses.state_dict(self.written),
         }
-
-    def _table_state(self) -> State:
-        return {"mass": self.masses.dump(self.written)}
 
     def load_state_dict(self, state: State) -> None:
         set_generator_state(self.generator, state["generator"])
         self.validity.load_state_dict(state["validity"])
-        self.max_mass.fill_(state["max_mass"])
         self.draws, self.written = int(state["draws"]), int(state["written"])
         self._new.clear()
-        self._load_table(state)
-
-    def _load_table(self, state: State) -> None:
-        self.masses.load(state["mass"])
+        self.masses.load_state_dict(state["masses"])
 
 
 class LAPSampler(PrioritizedSampler):
@@ -176,6 +146,8 @@ class LAPSampler(PrioritizedSampler):
     """
 
     name: ClassVar[str] = "lap"
+    td_loss: ClassVar[str] = "huber"
+    """What ``agent.td_loss=auto`` becomes."""
 
     def __init__(self, alpha: float = 0.4, floor: float = 1.0) -> None:
         if floor <= 0:

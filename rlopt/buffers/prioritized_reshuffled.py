@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from rlopt.buffers.prioritized import PrioritizedSampler
-from rlopt.buffers.visits import DenseVisits, LazyVisits
-from rlopt.types import State
+from rlopt.buffers.visits import Visits, make_visits
 
 
 class PrioritizedReshuffledSampler(PrioritizedSampler):
@@ -40,35 +39,20 @@ class PrioritizedReshuffledSampler(PrioritizedSampler):
     ) -> None:
         super().__init__(alpha, beta, anneal_draws, epsilon, floor, stratified=False)
 
-    def _allocate(self) -> None:
-        cpu = self.device.type == "cpu"
-        self.visits: LazyVisits | DenseVisits = LazyVisits(self.slots) if cpu else DenseVisits(self.slots, self.device)
+    masses: Visits
 
-    def _enter(self, index: Tensor, mass: Tensor) -> None:
-        self.visits.enter(index, mass)
+    def _make_masses(self) -> Visits:
+        return make_visits(self.slots, self.device)
 
-    def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
-        held = self._begin_draw(size)
+    def _draw(self, batch_size: int, held: int) -> tuple[Tensor, Tensor | None]:
         if batch_size <= held:
-            index = self.visits.draw(batch_size, self.generator)
-        else:
-            counts = [held] * (batch_size // held) + [batch_size % held] * (batch_size % held > 0)
-            index = torch.cat([self.visits.draw(count, self.generator) for count in counts])
-        return index, None if self.beta == 0 else self._weight(self.visits.mass(index))
-
-    def _change(self, index: Tensor, mass: Tensor) -> None:
-        if self.validity.invalid:
-            mass = mass * (self.visits.mass(index) > 0)
-        self.visits.change(index, mass)
+            return super()._draw(batch_size, held)
+        sizes = [held] * (batch_size // held) + [batch_size % held] * (batch_size % held > 0)
+        index = torch.cat([self.masses.draw(size, self.generator, False, False)[0] for size in sizes])
+        return index, self.masses.rarity(index) if self.beta > 0 else None
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """How often each slot's transition was drawn and should have been drawn: (slots,) float64 each."""
         if self._new:
             self._enter_new()
-        return self.visits.counts()
-
-    def _table_state(self) -> State:
-        return {"visits": self.visits.state_dict(self.written)}
-
-    def _load_table(self, state: State) -> None:
-        self.visits.load_state_dict(state["visits"])
+        return self.masses.counts()

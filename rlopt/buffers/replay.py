@@ -116,6 +116,7 @@ class ReplayBuffer:
         self.layout, self.block, self.slices = layout, self.storage.block, layout.slices
         self.sampler.bind(layout.slots, self.device, seed)
         self._powers = gamma ** torch.arange(n_step + 1, dtype=torch.float32, device=self.device)
+        self._discount = self._powers[:0]
         self._following = num_envs * torch.arange(n_step, device=self.device)
 
     def __len__(self) -> int:
@@ -179,21 +180,26 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw a minibatch of ``batch_size`` transitions. Raises RloptError while the buffer holds none."""
-        index, weight = self.draw(batch_size)
-        storage = self.storage
-        pieces = storage.pieces(storage.gather(index))
+        return self.batch(*self.draw(batch_size))
+
+    def batch(self, index: Tensor, weight: Tensor | None = None) -> Batch:
+        """The transitions of the slots ``index`` (B,), which must hold some, with the weights (B,) ``draw`` gave."""
+        storage, batch_size = self.storage, index.numel()
+        packed = storage.gather(index)
         if self.n_step == 1:
-            obs, next_obs = storage.observations(index, pieces, self.rows_written)
-            reward, discount = storage.leaf("reward", pieces, index), self._powers[1].expand(batch_size)
-            terminated = storage.leaf("terminated", pieces, index)
+            obs, next_obs = storage.observations(index, packed, self.rows_written)
+            if self._discount.numel() != batch_size:
+                self._discount = self._powers[1].expand(batch_size)
+            reward, discount = storage.leaf("reward", packed, index), self._discount
+            terminated = storage.leaf("terminated", packed, index)
         else:
             reward, discount, last = self._returns(index)
-            last_pieces = storage.pieces(storage.gather(last))
-            obs = storage.obs("obs", index, pieces, self.rows_written)
-            next_obs = storage.obs("next_obs", last, last_pieces, self.rows_written)
-            terminated = storage.leaf("terminated", last_pieces, last)
-        action = storage.leaf("action", pieces, index)
-        extras = {key: storage.leaf(name, pieces, index) for key, name in self.layout.extras.items()}
+            last_packed = storage.gather(last)
+            obs = storage.obs("obs", index, packed, self.rows_written)
+            next_obs = storage.obs("next_obs", last, last_packed, self.rows_written)
+            terminated = storage.leaf("terminated", last_packed, last)
+        action = storage.leaf("action", packed, index)
+        extras = {key: storage.leaf(name, packed, index) for key, name in self.layout.extras.items()}
         batch = Batch(obs, action, reward, next_obs, terminated, discount, weight, index, extras)
         return batch if self.batch_device == self.device else _to(batch, self.batch_device)
 

@@ -168,10 +168,10 @@ class RolloutBuffer:
 
     def _read(self, index: Tensor) -> Rollout:
         storage = self.storage
-        pieces = storage.pieces(storage.gather(index))
-        obs, next_obs = storage.observations(index, pieces, self.rows_written)
+        packed = storage.gather(index)
+        obs, next_obs = storage.observations(index, packed, self.rows_written)
         action, reward, terminated, reset, valid = (
-            storage.leaf(name, pieces, index) for name in ("action", "reward", "terminated", "reset", "valid")
+            storage.leaf(name, packed, index) for name in ("action", "reward", "terminated", "reset", "valid")
         )
-        extras = {key: storage.leaf(name, pieces, index) for key, name in self.layout.extras.items()}
+        extras = {key: storage.leaf(name, packed, index) for key, name in self.layout.extras.items()}
         return Rollout(obs, action, reward, next_obs, terminated, reset, valid, extras)

@@ -64,7 +64,7 @@ class SequenceSampler:
         slots, inside, _ = buffer.windows(first, self._following)
         # Beyond a slice's end its first transition is read again, so that nothing undefined is ever touched.
         index = torch.where(inside, slots, first[:, None]).flatten()
-        pieces = storage.pieces(storage.gather(index))
+        packed = storage.gather(index)
         inside = inside.to(device)
 
         def shaped(value: Tensor) -> Tensor:
@@ -72,9 +72,9 @@ class SequenceSampler:
             return torch.where(inside.view(*inside.shape, *[1] * (value.ndim - 2)), value, torch.zeros_like(value))
 
         def leaf(name: str) -> Tensor:
-            return shaped(storage.leaf(name, pieces, index))
+            return shaped(storage.leaf(name, packed, index))
 
-        obs, next_obs = storage.observations(index, pieces, buffer.rows_written)
+        obs, next_obs = storage.observations(index, packed, buffer.rows_written)
         return SequenceBatch(
             map_obs(shaped, obs),
             leaf("action"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -139,14 +139,15 @@ class Storage:
             tensors = {name: memory.empty(*spec) for name, spec in plan.items()}
             self.frames[key] = FrameRing(tensors, layout.frame_stack or 1, memory)
         self._flat = self.block.view(-1, layout.width)
-        self._sizes = [s.stop - s.start for s in layout.slices.values()]
         self._given = layout.fields.keys() - {"valid"}
-        self._write = [
-            (name, layout.slices[name], (self.num_envs, math.prod(layout.fields[name][0])))
-            for name in layout.slices
-            if name != "valid"
-        ]
-        self._read = {name: (i, *layout.fields[name]) for i, name in enumerate(layout.slices)}
+        self._write = []
+        for name, where in layout.slices.items():
+            if name != "valid":
+                shape = layout.fields[name][0]
+                column = where if shape else where.start
+                self._write.append((name, column, (self.num_envs, math.prod(shape)) if shape else (self.num_envs,)))
+        self._valid = layout.slices["valid"].start
+        self._read = {name: (s.start, s.stop - s.start, *layout.fields[name]) for name, s in layout.slices.items()}
         # What comes from the CPU is packed by NumPy, into the block itself or on its way to the device.
         on_cpu = self.device.type == "cpu"
         self._staged = None if on_cpu else torch.empty((self.num_envs, layout.width))
@@ -179,7 +180,7 @@ class Storage:
             self.block[row].copy_(self._staged)
         else:
             line = self.block[row]
-            line[:, self.layout.slices["valid"]] = 1.0 if valid is None else valid[:, None].to(line)
+            line[:, self._valid] = 1.0 if valid is None else valid.to(line)
             for name, where, shape in self._write:
                 line[:, where].copy_(values[name].reshape(shape))
         for name, tensor in self.apart.items():
@@ -188,10 +189,12 @@ class Storage:
     def _pack(self, line: np.ndarray, values: Mapping[str, Tensor], valid: Tensor | None) -> None:
         for name, where, shape in self._write:
             value = values[name]
-            if value.requires_grad or value.device.type != "cpu":
-                value = value.detach().cpu()
-            line[:, where] = value.numpy().reshape(shape)
-        line[:, self.layout.slices["valid"]] = 1.0 if valid is None else valid.cpu().numpy()[:, None]
+            try:
+                array = value.numpy()
+            except (RuntimeError, TypeError):  # with a gradient, or on another device
+                array = value.detach().cpu().numpy()
+            line[:, where] = array if array.shape == shape else array.reshape(shape)
+        line[:, self._valid] = 1.0 if valid is None else valid.cpu().numpy()
 
     def write_nothing(self, number: int) -> None:
         """Store a row ``number`` of no transitions."""
@@ -210,39 +213,37 @@ class Storage:
         where = self.layout.slices.get(name)
         return self.apart[name][:rows] if where is None else self.block[:rows, :, where]
 
-    def pieces(self, rows: Tensor) -> Sequence[Tensor]:
-        """What ``gather`` gave, split into fields; for ``leaf``."""
-        return rows.split_with_sizes(self._sizes, 1)
-
-    def leaf(self, name: str, pieces: Sequence[Tensor], index: Tensor) -> Tensor:
-        """Field ``name`` (B, …) of the slots ``index`` (B,), whose packed part is in ``pieces``."""
+    def leaf(self, name: str, packed: Tensor, index: Tensor) -> Tensor:
+        """Field ``name`` (B, …) of the slots ``index`` (B,), whose packed part is ``packed``."""
         found = self._read.get(name)
         if found is None:
             return self.apart[name].flatten(0, 1).index_select(0, index)
-        i, shape, dtype = found
-        piece = pieces[i] if dtype == torch.float32 else pieces[i].to(dtype)
-        return piece if len(shape) == 1 else piece.squeeze(1) if not shape else piece.reshape(-1, *shape)
+        start, size, shape, dtype = found
+        value = packed.narrow(1, start, size) if shape else packed.select(1, start)
+        if dtype != torch.float32:
+            value = value.to(dtype)
+        return value.reshape(-1, *shape) if len(shape) > 1 else value
 
-    def observations(self, index: Tensor, pieces: Sequence[Tensor], written: int) -> tuple[Obs, Obs]:
+    def observations(self, index: Tensor, packed: Tensor, written: int) -> tuple[Obs, Obs]:
         """Observations and next observations (B, …) of one set of slots; ``written`` is the number of rows written."""
         if not self.frames:
-            return self._tree("obs", index, pieces, {}), self._tree("next_obs", index, pieces, {})
+            return self._tree("obs", index, packed, {}), self._tree("next_obs", index, packed, {})
         k = self.layout.frame_stack or 1
         both = {key: ring.read(index, written, 0, k + 1) for key, ring in self.frames.items()}
         obs, next_obs = ({key: t[:, i : i + k].flatten(1, 2) for key, t in both.items()} for i in (0, 1))
-        return self._tree("obs", index, pieces, obs), self._tree("next_obs", index, pieces, next_obs)
+        return self._tree("obs", index, packed, obs), self._tree("next_obs", index, packed, next_obs)
 
-    def obs(self, prefix: str, index: Tensor, pieces: Sequence[Tensor], written: int) -> Obs:
+    def obs(self, prefix: str, index: Tensor, packed: Tensor, written: int) -> Obs:
         """``obs`` or ``next_obs`` (B, …) alone."""
         k, i = self.layout.frame_stack or 1, int(prefix == "next_obs")
         stacks = {key: ring.read(index, written, i, i + k).flatten(1, 2) for key, ring in self.frames.items()}
-        return self._tree(prefix, index, pieces, stacks)
+        return self._tree(prefix, index, packed, stacks)
 
-    def _tree(self, prefix: str, index: Tensor, pieces: Sequence[Tensor], stacks: dict[str, Tensor]) -> Obs:
+    def _tree(self, prefix: str, index: Tensor, packed: Tensor, stacks: dict[str, Tensor]) -> Obs:
         names = self.layout.names[prefix]
         if self.layout.single:
-            return stacks[""] if stacks else self.leaf(names[""], pieces, index)
-        return {key: stacks[key] if key in stacks else self.leaf(n, pieces, index) for key, n in names.items()}
+            return stacks[""] if stacks else self.leaf(names[""], packed, index)
+        return {key: stacks[key] if key in stacks else self.leaf(n, packed, index) for key, n in names.items()}
 
     def _pair(self, values: Mapping[str, Tensor], key: str) -> tuple[Tensor, Tensor]:
         names = self.layout.names

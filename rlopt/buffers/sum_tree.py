@@ -1,71 +1,74 @@
-"""Sums over slots that make a draw in proportion to mass cheap: a tree on the CPU, a two-level scan on a GPU.
+"""Masses of slots that make a draw in proportion to them cheap: a tree on the CPU, a two-level scan on a GPU.
 
 Mass is float64. Every sum is made anew from its terms and never changed by a difference, so errors do not build up: a
 total is within 1e-14 of the true one however long training lasts, where float32 would already miss single slots of a
 million (its spacing at a sum of 1e6 is 0.06).
 
-With numba installed (``pip install "rlopt[fast]"``) the tree is compiled; without it NumPy walks the same levels with
-the same additions in the same order, so both give the same bits.
+With numba installed the tree is compiled (``kernels``); without it NumPy walks the same levels with the same additions
+in the same order, so both give the same bits.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-try:
-    njit: Any = import_module("numba").njit
-except ImportError:
-    njit = None
-
-COMPILED = njit is not None
-"""Whether numba is installed."""
-
-
-def compiled(loop: Any, arrays: Any) -> Any:
-    """``loop`` compiled by numba, or where that is missing ``arrays``, which does the same with NumPy."""
-    return njit(cache=True)(loop) if COMPILED else arrays
-
-
-FAN = 8
-"""Children of a node: as many as a cache line holds."""
+from rlopt.buffers import kernels
+from rlopt.buffers.kernels import COMPILED, FAN
+from rlopt.types import State
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 class Masses(Protocol):
-    """A mass for each of ``slots`` slots, zero at first."""
+    """A mass for each of ``slots`` slots, zero where there is no transition."""
 
-    def get(self, index: Tensor) -> Tensor:
-        """Masses (K,) float64 of slots ``index`` (K,) int64."""
+    @property
+    def largest(self) -> float | Tensor:
+        """The largest mass seen, 1 at first."""
         ...
 
-    def set(self, index: Tensor, mass: Tensor) -> None:
-        """Give slots ``index`` (K,) the masses (K,) float64, finite and >= 0; of several for one slot, one counts."""
+    def enter(self, first: int, count: int, valid: Tensor | None) -> None:
+        """Slots ``first … first + count - 1`` hold new transitions, of the largest mass seen; those not ``valid``
+        (count,) none."""
         ...
 
-    def find(self, fraction: Tensor) -> Tensor:
-        """The slots (K,) in which the fractions (K,) in [0, 1) of the total mass fall; never one without mass."""
+    def change(self, index: Tensor, mass: Tensor) -> None:
+        """New masses (K,) float64 of slots ``index`` (K,), of which those without mass keep none. One that is not
+        finite becomes the largest seen before; of several for one slot, one counts. ``mass`` is used up."""
         ...
 
-    def dump(self, count: int) -> Tensor:
-        """A copy of the masses of the first ``count`` slots, on the CPU."""
+    def draw(
+        self, batch_size: int, generator: torch.Generator, stratified: bool, weighted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Slots (B,) int64 in proportion to mass; ``stratified``: one from each of B equal shares. And where
+        ``weighted``, the smallest of their masses over each, (B,) float32 up to 1."""
         ...
 
-    def load(self, mass: Tensor) -> None:
-        """Give the first slots the masses (K,) and all others none."""
+    def state_dict(self, written: int) -> State:
+        """Everything, where only the first ``written`` slots were ever written."""
         ...
+
+    def load_state_dict(self, state: State) -> None: ...
 
 
 def make_masses(slots: int, device: torch.device) -> Masses:
     """The fastest implementation on ``device``."""
-    return SumTree(slots) if device.type == "cpu" else MassScan(slots, device)
+    return TreeMasses(slots) if device.type == "cpu" else ScanMasses(slots, device)
+
+
+def aligned(shape: Sequence[int]) -> Floats:
+    """Zeros that begin on a cache line, so that a node of the tree lies in one."""
+    count = int(np.prod(shape))
+    room = np.zeros(count + 8)
+    start = -room.ctypes.data // 8 % 8
+    return room[start : start + count].reshape(shape)
 
 
 class SumTree:
@@ -77,79 +80,167 @@ class SumTree:
         while sizes[-1] > FAN:
             sizes.append(-(-sizes[-1] // FAN**2) * FAN)
         self.offsets = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
-        self.nodes: Floats = np.zeros(sum(sizes))
+        self.nodes = aligned([sum(sizes)])
         self.leaves = self.nodes[:slots]
 
-    def get(self, index: Tensor) -> Tensor:
-        return torch.from_numpy(self.leaves[index.numpy()])
-
-    def set(self, index: Tensor, mass: Tensor) -> None:
-        self.put(index.numpy(), mass.numpy())
-
-    def find(self, fraction: Tensor) -> Tensor:
-        return torch.from_numpy(self.search(fraction.numpy()))
-
-    def dump(self, count: int) -> Tensor:
-        return torch.from_numpy(self.leaves[:count].copy())
-
-    def load(self, mass: Tensor) -> None:
-        self.fill(mass.numpy())
-
     def put(self, index: Ints, mass: Floats) -> None:
-        """``set`` on arrays."""
+        """Give slots ``index`` (K,) the masses (K,), finite and >= 0; of several for one slot the last counts."""
         if self.use_numba:
-            _put(self.nodes, self.offsets, index, mass)
+            kernels.put(self.nodes, self.offsets, index, mass)
         else:
-            _put_levels(self.nodes, self.offsets, index, mass)
+            self.nodes[index] = mass
+            blocks = self.nodes.reshape(-1, FAN)
+            for below, above in zip(self.offsets[:-1], self.offsets[1:], strict=True):
+                index = index // FAN
+                self.nodes[above + index] = _halves(blocks[below // FAN + index])[-1][:, 0]
 
-    def search(self, fraction: Floats) -> Ints:
-        """``find`` on arrays."""
-        value = fraction * self.sum()
-        search = _search if self.use_numba else _search_levels
-        found: Ints = search(self.nodes, self.offsets, value)
-        return found
+    def search(self, fraction: Floats, stratified: bool = False) -> Ints:
+        """The slots (K,) in which the fractions (K,) in [0, 1) of the total mass fall, never one without mass.
 
-    def sum(self) -> float:
-        """The sum of all masses."""
-        return float(np.add.accumulate(self.nodes[self.offsets[-1] :])[-1])
+        ``stratified``: the k-th fraction is one of the k-th of K equal shares of the mass.
+        """
+        if self.use_numba:
+            found: Ints = kernels.search(self.nodes, self.offsets, fraction, stratified)
+            return found
+        blocks = self.nodes.reshape(-1, FAN)
+        each = np.arange(len(fraction))
+        share = (fraction + each) * (1.0 / max(len(fraction), 1)) if stratified else fraction
+        value = share * _halves(blocks[-1:])[-1][0, 0]
+        index = np.zeros(len(fraction), dtype=np.int64)
+        for offset in self.offsets[::-1]:
+            child = np.zeros(len(fraction), dtype=np.int64)
+            for sums in _halves(blocks[offset // FAN + index])[-2::-1]:
+                left, rest = sums[each, 2 * child], sums[each, 2 * child + 1]
+                right = (value >= left) & (rest > 0)  # never where there is no mass: rounding may carry past the end
+                value = value - np.where(right, left, 0.0)
+                child = 2 * child + right
+            index = index * FAN + child
+        return index
 
     def fill(self, mass: Floats) -> None:
-        """``load`` on arrays."""
+        """Give the first slots the masses (K,) and all others none."""
         self.leaves[:] = 0.0
         self.leaves[: len(mass)] = mass
-        for level in range(len(self.offsets) - 1):
-            below, above = self.offsets[level], self.offsets[level + 1]
+        for below, above in zip(self.offsets[:-1], self.offsets[1:], strict=True):
             blocks = self.nodes[below:above].reshape(-1, FAN)
-            self.nodes[above : above + len(blocks)] = np.add.accumulate(blocks, axis=1)[:, -1]
+            self.nodes[above : above + len(blocks)] = _halves(blocks)[-1][:, 0]
 
 
-class MassScan:
+def _halves(blocks: Floats) -> list[Floats]:
+    """Terms (K, 8), their sums in pairs (K, 4), the sums of those (K, 2), and of those (K, 1)."""
+    sums = [blocks]
+    while sums[-1].shape[1] > 1:
+        sums.append(sums[-1][:, 0::2] + sums[-1][:, 1::2])
+    return sums
+
+
+def finite(mass: Floats, largest: float) -> tuple[Floats, float]:
+    """``mass`` (K,) with ``largest`` in place of what is not finite, and the largest then."""
+    mass = np.where(np.isfinite(mass), mass, largest)
+    return mass, float(mass.max(initial=largest))
+
+
+def fractions(count: int, generator: torch.Generator) -> Floats:
+    """Uniform numbers (K,) in [0, 1)."""
+    drawn: Floats = torch.rand(count, generator=generator, dtype=torch.float64).numpy()
+    return drawn
+
+
+def rarity(mass: Tensor) -> Tensor:
+    """The smallest of some masses (K,) over each, (K,) float32."""
+    return (mass.min() / mass).float()
+
+
+class TreeMasses:
+    """Masses in a ``SumTree``."""
+
+    def __init__(self, slots: int, use_numba: bool = COMPILED) -> None:
+        self.tree = SumTree(slots, use_numba)
+        self.largest = 1.0
+
+    def enter(self, first: int, count: int, valid: Tensor | None) -> None:
+        mass = np.full(count, self.largest)
+        self.tree.put(np.arange(first, first + count), mass if valid is None else mass * valid.numpy())
+
+    def change(self, index: Tensor, mass: Tensor) -> None:
+        where, new, tree = index.numpy(), mass.numpy(), self.tree
+        if tree.use_numba:
+            self.largest = kernels.change_leaves(tree.nodes, tree.offsets, where, new, self.largest)
+        else:
+            new, self.largest = finite(new, self.largest)
+            tree.put(where, np.where(tree.leaves[where] > 0, new, 0.0))
+
+    def draw(
+        self, batch_size: int, generator: torch.Generator, stratified: bool, weighted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        tree, fraction = self.tree, fractions(batch_size, generator)
+        if weighted and tree.use_numba:
+            found, rare = kernels.search_weighted(tree.nodes, tree.offsets, fraction, stratified)
+            return torch.from_numpy(found), torch.from_numpy(rare)
+        found = tree.search(fraction, stratified)
+        return torch.from_numpy(found), rarity(torch.from_numpy(tree.leaves[found])) if weighted else None
+
+    def state_dict(self, written: int) -> State:
+        return {"mass": torch.from_numpy(self.tree.leaves[:written].copy()), "largest": self.largest}
+
+    def load_state_dict(self, state: State) -> None:
+        self.tree.fill(state["mass"].numpy())
+        self.largest = float(state["largest"])
+
+
+class ScanMasses:
     """Masses in rows of about the square root of the slots, summed at each draw: few launches, no look by the host."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
         width = max(32, 1 << (max(slots - 1, 1).bit_length() + 1) // 2)
         self.rows = torch.zeros((-(-slots // width), width), dtype=torch.float64, device=device)
         self.leaves = self.rows.view(-1)[:slots]
+        self.largest = torch.ones((), dtype=torch.float64, device=device)
 
-    def get(self, index: Tensor) -> Tensor:
-        return self.leaves[index]
+    def enter(self, first: int, count: int, valid: Tensor | None) -> None:
+        self.leaves[first : first + count] = self.largest if valid is None else self.largest * valid
 
-    def set(self, index: Tensor, mass: Tensor) -> None:
-        # The largest of several: an order of writes is not defined on a GPU.
-        self.leaves.scatter_reduce_(0, index, mass, "amax", include_self=False)
+    def change(self, index: Tensor, mass: Tensor) -> None:
+        mass, self.largest = finite_tensor(mass, self.largest)
+        put_largest(self.leaves, index, mass)
+
+    def draw(
+        self, batch_size: int, generator: torch.Generator, stratified: bool, weighted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        device = self.rows.device
+        fraction = torch.rand(batch_size, generator=generator, device=device, dtype=torch.float64)
+        if stratified:
+            shares = torch.arange(batch_size, dtype=torch.float64, device=device)
+            fraction.add_(shares).mul_(1.0 / batch_size)
+        index = self.find(fraction)
+        return index, rarity(self.leaves[index]) if weighted else None
 
     def find(self, fraction: Tensor) -> Tensor:
+        """The slots (K,) in which the fractions (K,) in [0, 1) of the total mass fall, never one without mass."""
         sums = self.rows.sum(1)
         row, value = _choose(sums.expand(len(fraction), -1), fraction * sums.cumsum(0)[-1])
         column, _ = _choose(self.rows[row], value)
         return row * self.rows.shape[1] + column
 
-    def dump(self, count: int) -> Tensor:
-        return self.leaves[:count].to("cpu", copy=True)
+    def state_dict(self, written: int) -> State:
+        return {"mass": self.leaves[:written].to("cpu", copy=True), "largest": float(self.largest)}
 
-    def load(self, mass: Tensor) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.leaves.zero_()
-        self.leaves[: len(mass)] = mass.to(self.leaves.device)
+        self.leaves[: len(state["mass"])] = state["mass"].to(self.leaves.device)
+        self.largest.fill_(state["largest"])
+
+
+def finite_tensor(mass: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """``finite`` on tensors, without a look by the host."""
+    mass = torch.where(mass.isfinite(), mass, largest)
+    return mass, torch.maximum(largest, mass.max())
+
+
+def put_largest(masses: Tensor, index: Tensor, mass: Tensor) -> None:
+    """Give slots ``index`` (K,) of ``masses``, where they have mass, the largest of theirs in ``mass`` (K,): an order
+    of writes is not defined on a GPU."""
+    masses.scatter_reduce_(0, index, mass * (masses[index] > 0), "amax", include_self=False)
 
 
 def _choose(mass: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,83 +252,3 @@ def _choose(mass: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     column = torch.minimum(column, last)
     before = sums.gather(1, column[:, None])[:, 0] - mass.gather(1, column[:, None])[:, 0]
     return column, value - before
-
-
-def _put_levels(nodes: Floats, offsets: Ints, index: Ints, mass: Floats) -> None:
-    nodes[index] = mass
-    blocks = nodes.reshape(-1, FAN)
-    for level in range(len(offsets) - 1):
-        index = index // FAN
-        nodes[offsets[level + 1] + index] = np.add.accumulate(blocks[offsets[level] // FAN + index].T.copy())[-1]
-
-
-def _search_levels(nodes: Floats, offsets: Ints, value: Floats) -> Ints:
-    blocks = nodes.reshape(-1, FAN)
-    index = np.zeros(len(value), dtype=np.int64)
-    each = np.arange(len(value))
-    sums = np.zeros((FAN + 1, len(value)))
-    for offset in offsets[::-1]:
-        mass = blocks[offset // FAN + index].T.copy()
-        np.add.accumulate(mass, out=sums[1:])
-        child = np.count_nonzero(sums[1:] <= value, axis=0)
-        if child.max(initial=0) == FAN:  # rounding carried a value past the end: the last child with mass is meant
-            past = child == FAN
-            child[past] = FAN - 1 - (mass[::-1, past] > 0).argmax(0)
-        value = value - sums[child, each]
-        index = index * FAN + child
-    return index
-
-
-def _put_loop(nodes: Any, offsets: Any, index: Any, mass: Any) -> None:
-    count = len(index)
-    block = np.empty(count, dtype=np.int64)
-    for k in range(count):
-        nodes[index[k]] = mass[k]
-        block[k] = index[k] // FAN
-    # Level by level: the additions of different nodes overlap, and a node touched twice in a row is summed once.
-    for level in range(len(offsets) - 1):
-        last = -1
-        kept = 0
-        for k in range(count):
-            b = block[k]
-            if b == last:
-                continue
-            last = b
-            start = offsets[level] + b * FAN
-            total = nodes[start]
-            for j in range(1, FAN):
-                total += nodes[start + j]
-            nodes[offsets[level + 1] + b] = total
-            block[kept] = b // FAN
-            kept += 1
-        count = kept
-
-
-def _search_loop(nodes: Any, offsets: Any, values: Any) -> Any:
-    found = np.zeros(len(values), dtype=np.int64)
-    value = values.copy()
-    for level in range(len(offsets) - 1, -1, -1):
-        for k in range(len(value)):
-            start = offsets[level] + found[k] * FAN
-            child = 0
-            upto = 0.0
-            before = 0.0
-            for j in range(FAN):  # no early exit: a mispredicted branch costs more than the additions
-                upto += nodes[start + j]
-                passed = upto <= value[k]
-                child += passed
-                before = upto if passed else before
-            if child == FAN:  # rounding carried a value past the end: the last child with mass is meant
-                child = FAN - 1
-                while child > 0 and nodes[start + child] == 0.0:
-                    child -= 1
-                before = 0.0
-                for j in range(child):
-                    before += nodes[start + j]
-            value[k] -= before
-            found[k] = found[k] * FAN + child
-    return found
-
-
-_put = compiled(_put_loop, _put_levels)
-_search = compiled(_search_loop, _search_levels)

@@ -1,33 +1,50 @@
 """How often each slot was drawn and should have been, and distinct draws that keep the two together (RR-M's core).
 
 ``DenseVisits`` touches every slot at every draw, as a GPU likes it. ``LazyVisits``, for the CPU, touches the few slots
-that were drawn, written or are about to become eligible, and gives the same counts.
+that were drawn, written or are about to become eligible, and gives the same counts; ``CompiledVisits`` does the same
+in compiled loops, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlopt.buffers.sum_tree import COMPILED, Floats, Ints, SumTree, compiled
+from rlopt.buffers import kernels, sum_tree
+from rlopt.buffers.kernels import COMPILED, DRAWN, EXPECTED, FULL, HIDDEN, MASS, SINCE
+from rlopt.buffers.sum_tree import Floats, Ints, Masses, SumTree
 from rlopt.types import State
 
-HIDDEN = 1e-8
-"""What is left of the mass of a slot that was drawn too often: drawn only where nothing else remains."""
-
-MASS, DRAWN, EXPECTED, SINCE = range(4)
-"""Columns of ``LazyVisits.slot``."""
-
-LOOKAHEAD = 64
+LOOKAHEAD = 512
 """Minibatches between two looks at the whole queue."""
 
 REFRESH = 4096
 """Minibatches after which the running sum of the masses is made anew."""
+
+
+class Visits(Masses, Protocol):
+    """Masses with counts of draws. A minibatch holds no slot twice, and must be no larger than the slots with mass;
+    ``stratified`` does nothing."""
+
+    def rarity(self, index: Tensor) -> Tensor:
+        """The smallest mass of slots ``index`` (K,) over each, (K,) float32."""
+        ...
+
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """Actual and expected counts (slots,) float64."""
+        ...
+
+
+def make_visits(slots: int, device: torch.device) -> Visits:
+    """The fastest implementation on ``device``."""
+    if device.type != "cpu":
+        return DenseVisits(slots, device)
+    return CompiledVisits(slots) if COMPILED else LazyVisits(slots)
 
 
 class DenseVisits:
@@ -36,43 +53,44 @@ class DenseVisits:
     def __init__(self, slots: int, device: torch.device) -> None:
         self.table = torch.zeros((3, slots), dtype=torch.float64, device=device)
         self.masses, self.drawn, self.expected = self.table
+        self.largest = torch.ones((), dtype=torch.float64, device=device)
 
-    def mass(self, index: Tensor) -> Tensor:
-        """Masses (K,), not masked, of slots ``index`` (K,)."""
-        masses: Tensor = self.masses[index]
-        return masses
-
-    def enter(self, index: Tensor, mass: Tensor) -> None:
-        """Slots ``index`` (K,), all different, now hold new transitions with these masses (K,)."""
-        self.masses[index] = mass
-        self.drawn[index] = 0.0
-        self.expected[index] = 0.0
+    def enter(self, first: int, count: int, valid: Tensor | None) -> None:
+        new = slice(first, first + count)
+        self.masses[new] = self.largest if valid is None else self.largest * valid
+        self.drawn[new] = 0.0
+        self.expected[new] = 0.0
         total = self.expected.sum()
         self.expected.mul_(torch.where(total > 0, self.drawn.sum() / total, 1.0))
 
     def change(self, index: Tensor, mass: Tensor) -> None:
-        """New masses (K,) of slots ``index`` (K,)."""
-        self.masses.scatter_reduce_(0, index, mass, "amax", include_self=False)
+        mass, self.largest = sum_tree.finite_tensor(mass, self.largest)
+        sum_tree.put_largest(self.masses, index, mass)
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """``batch_size`` different slots (B,), no more than have mass, counted."""
+    def draw(
+        self, batch_size: int, generator: torch.Generator, stratified: bool, weighted: bool
+    ) -> tuple[Tensor, Tensor | None]:
         share = self.masses * (batch_size / self.masses.sum())
         clocks = torch.empty_like(share).exponential_(generator=generator)
         clocks /= torch.where(self.drawn > self.expected, HIDDEN * self.masses, self.masses)
         index = clocks.topk(batch_size, largest=False).indices
         self.expected += share
         self.drawn[index] += 1.0
-        return index
+        return index, self.rarity(index) if weighted else None
+
+    def rarity(self, index: Tensor) -> Tensor:
+        return sum_tree.rarity(self.masses[index])
 
     def counts(self) -> tuple[Tensor, Tensor]:
         return self.drawn.clone(), self.expected.clone()
 
     def state_dict(self, written: int) -> State:
-        return {"table": self.table[:, :written].to("cpu", copy=True)}
+        return {"table": self.table[:, :written].to("cpu", copy=True), "largest": float(self.largest)}
 
     def load_state_dict(self, state: State) -> None:
         self.table.zero_()
         self.table[:, : state["table"].shape[1]] = state["table"].to(self.table.device)
+        self.largest.fill_(state["largest"])
 
 
 class LazyVisits:
@@ -89,20 +107,22 @@ class LazyVisits:
     bring a slot, and ``reach`` never falls, no slot is woken late.
     """
 
-    def __init__(self, slots: int, use_numba: bool = COMPILED) -> None:
-        self.tree = SumTree(slots, use_numba)
-        self._look = _look_compiled if use_numba else _look_arrays
-        self._replace = _replace_compiled if use_numba else _replace_arrays
-        self._change = _change_compiled if use_numba else _change_arrays
-        self._behind = _behind_compiled if use_numba else _behind_arrays
-        self.slot: Floats = np.zeros((slots, 4))
+    use_numba = False
+
+    def __init__(self, slots: int) -> None:
+        self.tree = SumTree(slots, self.use_numba)
+        self.slot = sum_tree.aligned([slots, 4])
         self.wake: Floats = np.full(slots, np.inf)
         """The clock at which a hidden slot is looked at again; infinite where a slot is not hidden."""
+        self.largest = 1.0
         self.mass_sum = 0.0
         self.total_drawn = 0.0
         self.time, self.unit = 0.0, 1.0
         self.draws = 0
         self.changed: list[Ints] = []
+        """Slots to be looked at before the next draw."""
+        self.drawn = torch.empty(0, dtype=torch.int64)
+        """The last draw, which is among them."""
         self._restart_queue()
 
     def _restart_queue(self) -> None:
@@ -112,28 +132,38 @@ class LazyVisits:
         self.late: Ints = np.empty(0, dtype=np.int64)
         self.wake[np.isfinite(self.wake)] = 0.0
 
-    def mass(self, index: Tensor) -> Tensor:
-        return torch.from_numpy(self.slot[index.numpy(), MASS])
-
     def counts(self) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(self.slot[:, DRAWN].copy()), torch.from_numpy(self._expected(self.slot) / self.unit)
+
+    def rarity(self, index: Tensor) -> Tensor:
+        return sum_tree.rarity(torch.from_numpy(self.slot[index.numpy(), MASS]))
 
     def _expected(self, rows: Floats) -> Floats:
         """Expected counts in units of ``unit``."""
         now: Floats = rows[:, EXPECTED] + rows[:, MASS] * (self.time - rows[:, SINCE])
         return now
 
-    def enter(self, index: Tensor, mass: Tensor) -> None:
-        where = index.numpy()
-        expected, drawn, rise = self._replace(self.slot, where, mass.numpy(), self.time)
+    def enter(self, first: int, count: int, valid: Tensor | None) -> None:
+        index, mass = np.arange(first, first + count), np.full(count, self.largest)
+        expected, drawn, rise = self._replace(index, mass if valid is None else mass * valid.numpy())
         self.mass_sum += rise
-        self.changed.append(where)
+        self.changed.append(index)
         if expected > 0:
             left = self.total_drawn - expected / self.unit
             self.total_drawn -= drawn
             if left < 1e-6 * self.total_drawn:  # the difference has lost its digits
                 left = float(self._expected(self.slot).sum()) / self.unit
             self._rescale(self.total_drawn / left if left > 0 else 1.0)
+
+    def _replace(self, index: Ints, mass: Floats) -> tuple[float, float, float]:
+        """See ``kernels.replace_rows``."""
+        rows = self.slot[index]
+        columns = np.stack((self._expected(rows), rows[:, DRAWN], mass - rows[:, MASS]))
+        gone, drawn, rise = np.add.accumulate(columns, axis=1)[:, -1].tolist()
+        rows[:] = 0.0
+        rows[:, MASS], rows[:, SINCE] = mass, self.time
+        self.slot[index] = rows
+        return gone, drawn, rise
 
     def _rescale(self, factor: float) -> None:
         """Multiply every expected count."""
@@ -143,53 +173,89 @@ class LazyVisits:
             self.slot[:, SINCE] = 0.0
             self.time, self.unit = 0.0, 1.0
             self._restart_queue()
-        play = min(0.25, 32.0 / max(self.total_drawn, 1.0)) * self.unit
         if self.unit < self.low:
+            play = self._play()
             self.clock += self.reach * (self.low - self.unit + play)
             self.low = self.unit - play
-        elif self.unit > self.low + 3.0 * play:
-            self.low = self.unit - play
+
+    def _play(self) -> float:
+        return min(0.25, 32.0 / max(self.total_drawn, 1.0)) * self.unit
 
     def change(self, index: Tensor, mass: Tensor) -> None:
-        where, new = index.numpy(), mass.numpy()
-        if _repeats(where):
-            where, first = np.unique(where, return_index=True)
-            new = new[first]
-        self.mass_sum += self._change(self.slot, where, new, self.time)
-        if len(self.changed) != 1 or not np.array_equal(self.changed[0], where):  # mostly what was just drawn
-            self.changed.append(where)
+        where = index.numpy()
+        self._change(where, mass.numpy())
+        if index is not self.drawn:
+            self.changed.append(where.copy())
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Tensor:
+    def _change(self, index: Ints, mass: Floats) -> None:
+        if len(np.unique(index)) < len(index):  # seldom; one after the other then
+            rise, largest = kernels.change_rows(self.slot, index, mass, self.time, self.largest)
+            self.mass_sum, self.largest = self.mass_sum + float(rise), float(largest)
+            return
+        mass, self.largest = sum_tree.finite(mass, self.largest)
+        rows = self.slot[index]
+        mass = np.where(rows[:, MASS] > 0, mass, 0.0)
+        self.mass_sum += float(np.add.accumulate(mass - rows[:, MASS])[-1])
+        rows[:, EXPECTED] = self._expected(rows)
+        rows[:, SINCE] = self.time
+        rows[:, MASS] = mass
+        self.slot[index] = rows
+
+    def draw(
+        self, batch_size: int, generator: torch.Generator, stratified: bool, weighted: bool
+    ) -> tuple[Tensor, Tensor | None]:
         if self.draws % REFRESH == 0:
             self.mass_sum = float(self.slot[:, MASS].sum())
         self.draws += 1
+        # Raising it wakes nobody late, and nobody is then looked at in vain for long.
+        if self.unit > self.low + 3.0 * self._play():
+            self.low = self.unit - self._play()
         step = batch_size * self.unit / self.mass_sum
         self.reach = max(self.reach, 4.0 * self.total_drawn / self.mass_sum)
-        self._look_at(np.concatenate((*self.changed, *self._due(step))))
-        parts: list[Ints] = []
-        missing = batch_size
+        self._settle(step)
+        found = self._pick(sum_tree.fractions(batch_size, generator))
+        parts, missing = [found], batch_size - len(found)
         while missing > 0:
-            fraction = torch.rand(missing, generator=generator, dtype=torch.float64).numpy()
-            found = self._eligible(_first_occurrences(self.tree.search(fraction)))
+            self.tree.put(found, np.zeros(len(found)))
+            found = self._pick(sum_tree.fractions(missing, generator))
             parts.append(found)
             missing -= len(found)
-            if missing > 0:
-                self.tree.put(found, np.zeros(len(found)))
         index = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        self.slot[index, DRAWN] += 1.0
         self.total_drawn += batch_size
         self.time += step
         self.clock += step
         self.changed = [index]
-        return torch.from_numpy(index)
+        self.drawn = torch.from_numpy(index)
+        return self.drawn, self.rarity(self.drawn) if weighted else None
+
+    def _settle(self, step: float) -> None:
+        """Look at the slots that were changed and at those whose time has come."""
+        self._look_at(np.concatenate((*self.changed, *self._due(step))))
+
+    def _pick(self, fraction: Floats) -> Ints:
+        """See ``kernels.pick``."""
+        found = self.tree.search(fraction)
+        found = found[np.sort(np.unique(found, return_index=True)[1])]
+        rows = self.slot[found]
+        ahead = (rows[:, DRAWN] * self.unit > self._expected(rows)) & np.isinf(self.wake[found])
+        if ahead.any():
+            self._look_at(found[ahead])
+            found = found[~ahead]
+        self.slot[found, DRAWN] += 1.0
+        return found
 
     def _look_at(self, index: Ints) -> None:
         """Settle which of the slots ``index`` (K,) are hidden, give them their mass in the tree and a place to wait."""
-        mass = self._look(self.slot, self.wake, index, (self.time, self.unit, self.low, self.clock, self.reach))
-        self.tree.put(index, mass)
-        soon = index[self.wake[index] <= self.horizon]
-        if len(soon):
-            self.late = np.concatenate((self.late, soon))
+        rows = self.slot[index]
+        mass, drawn = rows[:, MASS], rows[:, DRAWN]
+        expected = self._expected(rows)
+        hidden = drawn * self.unit > expected
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # A little early, for the rounding of these sums.
+            wait = np.maximum(drawn * self.low - expected, 0.0) / np.maximum(mass, drawn / self.reach) * (1.0 - 1e-9)
+            self.wake[index] = np.where(hidden, (self.clock + wait) * (1.0 - 1e-12), np.inf)
+        self.tree.put(index, mass * np.where(hidden, HIDDEN, 1.0))
+        self.late = np.concatenate((self.late, index[self.wake[index] <= self.horizon]))
 
     def _due(self, step: float) -> tuple[Ints, Ints]:
         """The slots whose time has come."""
@@ -203,27 +269,16 @@ class LazyVisits:
         passed = int(np.searchsorted(self.near_wake, self.clock, side="right"))
         near = self.near[self.passed : passed]
         self.passed = passed
-        late = self.late[:0]
-        if len(self.late):
-            due = self.wake[self.late] <= self.clock
-            late, self.late = self.late[due], self.late[~due]
+        due: NDArray[np.bool_] = self.wake[self.late] <= self.clock
+        late, self.late = self.late[due], self.late[~due]
         return near[self.wake[near] <= self.clock], late
 
-    def _eligible(self, index: Ints) -> Ints:
-        """``index`` (K,) without slots that scaling has pushed behind since they were looked at, which are hidden
-        now."""
-        wrong = self._behind(self.slot, self.wake, index, self.time, self.unit)
-        if not wrong.any():
-            return index
-        self._look_at(index[wrong])
-        return index[~wrong]
-
     def state_dict(self, written: int) -> State:
-        changed = np.concatenate((*self.changed, np.empty(0, dtype=np.int64)))
         return {
             "slot": torch.from_numpy(self.slot[:written].copy()),
             "hidden": torch.from_numpy(np.isfinite(self.wake[:written])),
-            "changed": torch.from_numpy(changed),
+            "changed": torch.from_numpy(np.unique(np.concatenate((*self.changed, np.empty(0, dtype=np.int64))))),
+            "largest": self.largest,
             "mass_sum": self.mass_sum,
             "total_drawn": self.total_drawn,
             "time": self.time,
@@ -238,117 +293,76 @@ class LazyVisits:
         self.wake[:] = np.inf
         self.wake[: len(hidden)][hidden] = 0.0
         self.tree.fill(slot[:, MASS] * np.where(hidden, HIDDEN, 1.0))
-        self.changed = [state["changed"].numpy().copy()]
-        self.mass_sum, self.total_drawn = float(state["mass_sum"]), float(state["total_drawn"])
-        self.time, self.unit, self.draws = float(state["time"]), float(state["unit"]), int(state["draws"])
+        self.changed, self.drawn = [state["changed"].numpy().copy()], torch.empty(0, dtype=torch.int64)
+        self.largest, self.mass_sum = float(state["largest"]), float(state["mass_sum"])
+        self.total_drawn, self.draws = float(state["total_drawn"]), int(state["draws"])
+        self.time, self.unit = float(state["time"]), float(state["unit"])
         self._restart_queue()
 
 
-def _repeats(index: Ints) -> bool:
-    ordered = np.sort(index)
-    return bool((ordered[1:] == ordered[:-1]).any())
+BUCKETS = 4 * LOOKAHEAD
+"""Buckets of the compiled queue, a quarter of a minibatch's time each."""
 
 
-def _first_occurrences(index: Ints) -> Ints:
-    return index[np.sort(np.unique(index, return_index=True)[1])] if _repeats(index) else index
+class Queue(NamedTuple):
+    """The slots that wake before ``horizon``, in buckets of ``width`` from ``origin`` on."""
+
+    origin: float
+    width: float
+    horizon: float
+    near: Ints
+    """Those known when the queue was last filled, by bucket: bucket b's begin at ``starts[b]``."""
+    starts: Ints
+    heads: Ints
+    """Those who came later: the first entry of each bucket, -1 for none."""
+    after: Ints
+    """The entry after each entry."""
+    late: Ints
+    """The slot of each entry."""
+    cursor: Ints
 
 
-def _replace_arrays(slot: Floats, index: Ints, mass: Floats, time: float) -> tuple[float, float, float]:
-    """Begin anew in the slots ``index`` (K,), all different, with masses (K,). Returns the expected (in units of
-    ``unit``) and actual counts that were in them, and by how much the sum of all masses rises."""
-    rows = slot[index]
-    expected = rows[:, EXPECTED] + rows[:, MASS] * (time - rows[:, SINCE])
-    columns = np.stack((expected, rows[:, DRAWN], mass - rows[:, MASS]))
-    gone, drawn, rise = np.add.accumulate(columns, axis=1)[:, -1].tolist()
-    rows[:] = 0.0
-    rows[:, MASS], rows[:, SINCE] = mass, time
-    slot[index] = rows
-    return gone, drawn, rise
+class CompiledVisits(LazyVisits):
+    """``LazyVisits`` in compiled loops, and with a queue that is never sorted."""
 
+    use_numba = True
 
-def _replace_loop(slot: Any, index: Any, mass: Any, time: Any) -> Any:
-    gone = drawn = rise = 0.0
-    for k in range(len(index)):
-        i = index[k]
-        gone += slot[i, EXPECTED] + slot[i, MASS] * (time - slot[i, SINCE])
-        drawn += slot[i, DRAWN]
-        rise += mass[k] - slot[i, MASS]
-        slot[i, MASS], slot[i, DRAWN], slot[i, EXPECTED], slot[i, SINCE] = mass[k], 0.0, 0.0, time
-    return gone, drawn, rise
+    def __init__(self, slots: int) -> None:
+        none = np.empty(0, dtype=np.int64)
+        heads, cursor = np.empty(BUCKETS, dtype=np.int64), np.zeros(4, dtype=np.int64)
+        after, late = np.empty((2, max(4096, slots // 8)), dtype=np.int64)
+        self.queue = Queue(0.0, 1.0, -1.0, none, none, heads, after, late, cursor)
+        self.touched: Ints = np.empty(2 * slots, dtype=np.int64)
+        super().__init__(slots)
 
+    def _replace(self, index: Ints, mass: Floats) -> tuple[float, float, float]:
+        gone, drawn, rise = kernels.replace_rows(self.slot, index, mass, self.time)
+        return gone, drawn, rise
 
-def _change_arrays(slot: Floats, index: Ints, mass: Floats, time: float) -> float:
-    """Give the slots ``index`` (K,), all different, new masses (K,); returns by how much the sum of all rises."""
-    rows = slot[index]
-    rise = np.add.accumulate(mass - rows[:, MASS])[-1]
-    rows[:, EXPECTED] += rows[:, MASS] * (time - rows[:, SINCE])
-    rows[:, SINCE] = time
-    rows[:, MASS] = mass
-    slot[index] = rows
-    return float(rise)
+    def _change(self, index: Ints, mass: Floats) -> None:
+        rise, self.largest = kernels.change_rows(self.slot, index, mass, self.time, self.largest)
+        self.mass_sum += rise
 
+    def _settle(self, step: float) -> None:
+        queue = self.queue
+        if self.clock >= self.horizon or queue.cursor[FULL]:
+            self.horizon = self.clock + LOOKAHEAD * step
+            width = LOOKAHEAD * step / BUCKETS
+            queue = queue._replace(origin=self.clock, width=width, horizon=self.horizon)
+            near, starts = kernels.refill(self.wake, self.touched, queue)
+            self.queue = queue = queue._replace(near=near, starts=starts)
+        changed = self.changed[0] if len(self.changed) == 1 else np.concatenate(self.changed)
+        if len(changed) > len(self.slot):
+            changed = np.unique(changed)
+        kernels.settle(self.slot, self.wake, self._arrays, changed, self.touched, self._clocks(), queue)
 
-def _change_loop(slot: Any, index: Any, mass: Any, time: Any) -> Any:
-    rise = 0.0
-    for k in range(len(index)):
-        i = index[k]
-        rise += mass[k] - slot[i, MASS]
-        slot[i, EXPECTED] += slot[i, MASS] * (time - slot[i, SINCE])
-        slot[i, SINCE] = time
-        slot[i, MASS] = mass[k]
-    return rise
+    def _pick(self, fraction: Floats) -> Ints:
+        found: Ints = kernels.pick(self.slot, self.wake, self._arrays, fraction, self._clocks(), self.queue)
+        return found
 
+    @property
+    def _arrays(self) -> tuple[Floats, Ints]:
+        return self.tree.nodes, self.tree.offsets
 
-def _behind_arrays(slot: Floats, wake: Floats, index: Ints, time: float, unit: float) -> NDArray[np.bool_]:
-    """Which of the slots ``index`` (K,) are drawn too often and yet not hidden."""
-    rows = slot[index]
-    expected = rows[:, EXPECTED] + rows[:, MASS] * (time - rows[:, SINCE])
-    behind: NDArray[np.bool_] = (rows[:, DRAWN] * unit > expected) & np.isinf(wake[index])
-    return behind
-
-
-def _behind_loop(slot: Any, wake: Any, index: Any, time: Any, unit: Any) -> Any:
-    behind = np.empty(len(index), dtype=np.bool_)
-    for k in range(len(index)):
-        i = index[k]
-        expected = slot[i, EXPECTED] + slot[i, MASS] * (time - slot[i, SINCE])
-        behind[k] = slot[i, DRAWN] * unit > expected and wake[i] == np.inf
-    return behind
-
-
-def _look_arrays(slot: Floats, wake: Floats, index: Ints, clocks: tuple[float, float, float, float, float]) -> Floats:
-    """Masses (K,) for the tree of slots ``index`` (K,), and their times to wake, into ``wake``."""
-    time, unit, low, clock, reach = clocks
-    rows = slot[index]
-    mass, drawn = rows[:, MASS], rows[:, DRAWN]
-    expected = rows[:, EXPECTED] + mass * (time - rows[:, SINCE])
-    hidden = drawn * unit > expected
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # A little early, for the rounding of these sums.
-        wait = np.maximum(drawn * low - expected, 0.0) / np.maximum(mass, drawn / reach) * (1.0 - 1e-9)
-        wake[index] = np.where(hidden, (clock + wait) * (1.0 - 1e-12), np.inf)
-    masked: Floats = mass * np.where(hidden, HIDDEN, 1.0)
-    return masked
-
-
-def _look_loop(slot: Any, wake: Any, index: Any, clocks: Any) -> Any:
-    time, unit, low, clock, reach = clocks
-    masked = np.empty(len(index))
-    for k in range(len(index)):
-        i = index[k]
-        mass, drawn = slot[i, MASS], slot[i, DRAWN]
-        expected = slot[i, EXPECTED] + mass * (time - slot[i, SINCE])
-        if drawn * unit > expected:
-            wait = max(drawn * low - expected, 0.0) / max(mass, drawn / reach) * (1.0 - 1e-9)
-            wake[i] = (clock + wait) * (1.0 - 1e-12)
-            masked[k] = mass * HIDDEN
-        else:
-            wake[i] = np.inf
-            masked[k] = mass
-    return masked
-
-
-_look_compiled = compiled(_look_loop, _look_arrays)
-_replace_compiled = compiled(_replace_loop, _replace_arrays)
-_change_compiled = compiled(_change_loop, _change_arrays)
-_behind_compiled = compiled(_behind_loop, _behind_arrays)
+    def _clocks(self) -> tuple[float, float, float, float, float]:
+        return self.time, self.unit, self.low, self.clock, self.reach

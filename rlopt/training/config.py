@@ -85,6 +85,11 @@ class TrainConfig:
     overlap: bool = option(False, "step the environments in a thread of their own while the agent learns")
     device: str = option("auto", "auto (the GPU where there is one), cpu, cuda, cuda:1 …")
     precision: str = option("float32", "of the products between hidden layers in an update", choices=tuple(PRECISIONS))
+    update_mode: str = option(
+        "auto",
+        "eager, captured (one CUDA graph per update), auto (captured where it can be)",
+        choices=("auto", "eager", "captured"),
+    )
     threads: int | Literal["auto"] = option("auto", "CPU threads of torch: auto or a number", low=1)
     run_dir: str | None = option(None, "the run folder (null: runs/<agent>-<env>-s<seed>-<time>)")
     experiment: str | None = option(None, "the preset under configs/experiment that this run began from")

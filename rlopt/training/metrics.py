@@ -16,7 +16,7 @@ def add_metrics(sums: Sums, metrics: dict[str, Tensor]) -> None:
             total, count = sums[name]
             sums[name] = (total + value, count + 1)
         else:
-            sums[name] = (value, 1)
+            sums[name] = (value.clone(), 1)  # whoever measured it may write there again
 
 
 def merge(sums: Sums, more: Sums) -> None:

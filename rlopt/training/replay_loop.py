@@ -14,6 +14,7 @@ from rlopt.agents.base import Agent, ReplayAgentConfig
 from rlopt.buffers import ReplayBuffer
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.random import derive_seed
+from rlopt.training.captured import CapturedUpdate
 from rlopt.training.episodes import EpisodeCounter
 from rlopt.training.evaluate import Evaluator
 from rlopt.training.loop import Loop, Progress, RowLog, finite_rows, normalizer_state
@@ -49,6 +50,7 @@ class ReplayLoop(Loop):
         seed: int = 0,
         skip_nonfinite: bool = False,
         overlap: bool = False,
+        update_mode: str = "eager",
     ) -> None:
         assert isinstance(agent.config, ReplayAgentConfig)
         if env.num_envs % agent.runs:
@@ -63,6 +65,11 @@ class ReplayLoop(Loop):
         self.counter = EpisodeCounter(env.num_envs, agent.runs)
         self.each = env.num_envs // agent.runs
         """Environments of one run."""
+        self.captured: CapturedUpdate | None = None
+        if update_mode == "captured":
+            self.captured = CapturedUpdate(
+                agent, buffer, self.config.batch_size * agent.runs, normalized=normalizer is not None
+            )
         self._aside = ThreadPoolExecutor(1, "rlopt-env") if overlap else None
         self._cut = False
         self._all = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
@@ -115,11 +122,14 @@ class ReplayLoop(Loop):
         """Make the updates that are owed; their number."""
         updates, self.owed = divmod(self.owed, self.config.update_ratio[1])
         for _ in range(updates):
-            batch = self.buffer.sample(self.config.batch_size * self.runs)
-            if self.normalizer is not None:
-                batch = self.normalizer.normalize_batch(batch)
-            update = self.agent.update(batch)
-            self.buffer.update_priority(batch.index, update.priority)
+            if self.captured is not None:
+                update, index = self.captured(), self.captured.index
+            else:
+                batch = self.buffer.sample(self.config.batch_size * self.runs)
+                if self.normalizer is not None:
+                    batch = self.normalizer.normalize_batch(batch)
+                update, index = self.agent.update(batch), batch.index
+            self.buffer.update_priority(index, update.priority)
             add_metrics(metrics, update.metrics)
         return updates
 

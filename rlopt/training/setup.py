@@ -7,17 +7,20 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from rlopt.agents.base import Agent
 from rlopt.buffers import ReplayBuffer
 from rlopt.buffers.runs import RunSamplers
 from rlopt.buffers.samplers import Sampler
 from rlopt.config import join, to_dict
 from rlopt.envs import Normalizer, VectorEnv, make_env
 from rlopt.registry import get_agent, get_sampler, load_extensions
+from rlopt.training.captured import why_not
 from rlopt.training.checkpoint import estimate_bytes, saved_config
 from rlopt.training.config import (
     RESUMABLE,
@@ -31,6 +34,7 @@ from rlopt.training.evaluate import Evaluator
 from rlopt.training.group_loop import GroupLoop
 from rlopt.training.loop import Loop
 from rlopt.training.replay_loop import ReplayLoop
+from rlopt.training.robust_loop import RobustLoop
 from rlopt.training.run_folder import RunFolder, default_run_dir, parse_config
 from rlopt.training.solver_loop import SolverLoop
 from rlopt.training.trainer import Callback, Trainer
@@ -161,7 +165,7 @@ def make_loop(config: TrainConfig) -> Loop:
     return LOOPS[get_agent(config.agent["name"]).loop](config)
 
 
-def _replay_loop(config: TrainConfig) -> Loop:
+def _replay_loop(config: TrainConfig, make: Callable[..., Loop] = ReplayLoop) -> Loop:
     device = resolve_device(config.device)
     runs, rows = config.num_runs, config.num_runs * config.num_envs
     if runs > 1 and (config.env.normalize_obs or config.env.normalize_reward):
@@ -193,7 +197,7 @@ def _replay_loop(config: TrainConfig) -> Loop:
             batch_device=device,
         )
         normalizer = _normalizer(config, env, options.gamma)
-        return ReplayLoop(
+        return make(
             agent,
             env,
             buffer,
@@ -203,10 +207,30 @@ def _replay_loop(config: TrainConfig) -> Loop:
             config.seed,
             config.on_nonfinite == "skip",
             config.overlap,
+            _update_mode(config, agent, buffer, normalizer is not None),
         )
     except BaseException:
         env.close()
         raise
+
+
+def _update_mode(config: TrainConfig, agent: Agent, buffer: ReplayBuffer, normalized: bool) -> str:
+    """``captured`` where it was asked for, or on a GPU where nothing stands against it."""
+    if config.update_mode != "auto":
+        return config.update_mode
+    if agent.device.type != "cuda":
+        return "eager"
+    reason = why_not(agent, buffer, normalized)
+    if reason is not None:
+        log.info("updates are not captured: %s", reason)
+    return "eager" if reason else "captured"
+
+
+def _robust_loop(config: TrainConfig) -> Loop:
+    device = resolve_device(config.device)
+    return _replay_loop(
+        config, partial(RobustLoop, simulate=lambda n: environment(config, n, device, "adversary", autoreset=False))
+    )
 
 
 def _buffer_device(word: str, agent_device: torch.device) -> torch.device | str:
@@ -216,9 +240,9 @@ def _buffer_device(word: str, agent_device: torch.device) -> torch.device | str:
 
 
 def _refuse_replay_options(config: TrainConfig) -> None:
-    """``num_runs``, ``overlap`` and ``precision`` belong to agents that learn from a replay buffer."""
+    """``num_runs``, ``overlap``, ``precision`` and ``update_mode`` belong to agents that learn from a replay buffer."""
     name, defaults = config.agent["name"], TrainConfig()
-    for option in ("num_runs", "overlap", "precision"):
+    for option in ("num_runs", "overlap", "precision", "update_mode"):
         if (value := getattr(config, option)) != getattr(defaults, option):
             raise RloptError(f"{option}={value}: agent={name} has no such mode; leave {option} out")
 
@@ -269,6 +293,7 @@ def _normalizer(config: TrainConfig, env: VectorEnv, gamma: float) -> Normalizer
 
 LOOPS: dict[str, Callable[[TrainConfig], Loop]] = {
     "replay": _replay_loop,
+    "robust": _robust_loop,
     "group": _group_loop,
     "solver": _solver_loop,
 }

@@ -135,7 +135,7 @@ class Trainer:
         self._returns = list(state["window"]["returns"])
         self._updates = int(state["window"]["updates"])
         self.best = float(state["best"])
-        self._best_of_runs = [float(best) for best in state["best_of_runs"]]
+        self._best_of_runs = [float(best) for best in state.get("best_of_runs", [self.best])]
         self.last_evaluation = [Episode(*entry) for entry in state["last_evaluation"]]
         self._saved_step = self._window_step = self.loop.step
         return True

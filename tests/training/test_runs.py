@@ -12,7 +12,7 @@ import torch
 from rlopt.policy import load_policy
 from rlopt.training.config import train_config
 from rlopt.training.evaluate import evaluate_path
-from rlopt.training.setup import make_loop, train
+from rlopt.training.setup import make_loop, settle, train
 from rlopt.types import RloptError
 
 AGENT = {"name": "sac", "network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 20}
@@ -74,15 +74,49 @@ def test_a_run_folder_of_several_runs(tmp_path) -> None:
 
 
 def test_statistics_are_not_shared_between_runs() -> None:
-    with pytest.raises(RloptError, match=r"num_runs=2: statistics of observations or rewards are kept for one run only"):
+    with pytest.raises(RloptError, match=r"num_runs=2: statistics of observations or rewards are kept for one"):
         make_loop(config(num_runs=2, env={"id": "Pendulum-v1", "normalize_obs": True}))
 
 
-@pytest.mark.parametrize("option", [{"num_runs": 2}, {"overlap": True}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "option", [{"num_runs": 2}, {"overlap": True}, {"precision": "bf16"}, {"update_mode": "captured"}]
+)
 def test_modes_of_the_replay_loop_are_refused_elsewhere(option) -> None:
     name = next(iter(option))
     with pytest.raises(RloptError, match=f"{name}=.*: agent=value_iteration has no such mode; leave {name} out"):
         make_loop(config(agent={"name": "value_iteration"}, env={"id": "FrozenLake-v1"}, **option))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"agent": {**AGENT, "policy_delay": 2}},
+        {"num_runs": 2, "buffer": {"name": "prioritized"}},
+        {"overlap": True, "precision": "bf16"},
+    ],
+)
+def test_a_captured_update_is_the_eager_one(options) -> None:
+    """On the CPU the graph is left out; fixed tensors, phases, clock and priorities are the same as on a GPU."""
+    eager, captured = (finish(make_loop(config(update_mode=mode, **options))) for mode in ("eager", "captured"))
+    assert captured.captured is not None and eager.captured is None
+    assert captured.agent.clock.updates == eager.agent.clock.updates == 10
+    for net in ("actor", "critic", "target"):
+        assert torch.equal(getattr(captured.agent, net).flat, getattr(eager.agent, net).flat)
+    for loop in (eager, captured):
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"agent": {**AGENT, "lr_schedule": "linear"}}, "agent.lr_schedule=linear changes a number"),
+        ({"agent": {**AGENT, "n_step": 3}}, "n-step windows"),
+        ({"env": {"id": "Pendulum-v1", "normalize_obs": True}}, "normalisation reads statistics"),
+    ],
+)
+def test_what_cannot_be_captured_is_said(options, words) -> None:
+    with pytest.raises(RloptError, match=f"update_mode=captured cannot be: {words}.*; use update_mode=eager"):
+        make_loop(settle(config(update_mode="captured", **options)))
 
 
 @pytest.mark.parametrize("ratio", [[1, 1], [3, 2], [1, 4]])

@@ -1,0 +1,519 @@
+"""Replay buffers beside each other: minibatches and additions per second, and bytes per transition.
+
+    python benchmarks/replay.py --out results/replay
+
+Transitions of a 17-d observation and a 6-d action in float32, 1,000,000 of them in every buffer, minibatches of 256,
+one process, one thread. Every contender is filled and then measured in short turns, round after round, so that a drift
+of the machine's speed hits all alike; medians over the rounds are quoted, and every ratio is of medians of one run. A
+draw is what the library hands its user for a gradient step (rlopt, Stable-Baselines3 and TorchRL give tensors, cpprb
+and Tianshou arrays), and with priorities it includes the update with new ones for the minibatch drawn. Additions are
+single rows, and blocks of 64 environments; in both, one draw ends each turn, so that work put off until then counts.
+
+``--device cuda`` measures rlopt's buffers on the GPU instead. Libraries that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import importlib.metadata
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+OBS, ACT, ENVS, POOL, BLOCKS = 17, 6, 64, 4096, 64
+METRICS = {
+    "draws/s": "minibatches drawn (with priorities: and updated)",
+    "add 1/s": "single transitions added",
+    "add 64/s": "transitions added, in blocks of 64 environments",
+    "step/s": "one transition added, then one minibatch drawn",
+}
+
+
+class Data:
+    """Random transitions: ``capacity`` of them to fill buffers with, and new priorities for every minibatch."""
+
+    def __init__(self, capacity: int, batch: int) -> None:
+        rng = np.random.default_rng(0)
+        self.capacity, self.batch = capacity, batch
+        self.obs = rng.standard_normal((capacity, OBS), dtype=np.float32)
+        self.next_obs = rng.standard_normal((capacity, OBS), dtype=np.float32)
+        self.action = rng.uniform(-1, 1, (capacity, ACT)).astype(np.float32)
+        self.reward = rng.standard_normal(capacity, dtype=np.float32)
+        self.done = rng.random(capacity) < 0.001
+        self.error = np.abs(rng.standard_normal((POOL, batch), dtype=np.float32))
+
+    def blocks(self, envs: int, make: Callable[[slice], Any]) -> list[Any]:
+        """``BLOCKS`` different additions of ``envs`` transitions, made ready before anything is timed."""
+        return [make(slice(i, i + envs)) for i in range(0, BLOCKS * envs, envs)]
+
+
+class Buffer(NamedTuple):
+    """One full buffer: what is timed."""
+
+    draw: Callable[[int], Any]
+    """The i-th draw, with its update."""
+    add: Callable[[int], Any]
+    """The i-th addition of as many transitions as the buffer has environments."""
+    sync: Callable[[], Any] = lambda: None
+
+
+class Contender(NamedTuple):
+    library: str
+    sampler: str
+    kind: str
+    """Whom it is compared with: ``uniform`` or ``prioritised``."""
+    make: Callable[[Data, int], Buffer]
+    """A full buffer for this many environments."""
+
+
+# --- Stable-Baselines3 ----------------------------------------------------------------------------------------------
+
+
+def make_sb3(data: Data, envs: int) -> Buffer:
+    from gymnasium import spaces
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+    observation, action = spaces.Box(-np.inf, np.inf, (OBS,), np.float32), spaces.Box(-1, 1, (ACT,), np.float32)
+    buffer = ReplayBuffer(data.capacity, observation, action, device="cpu", n_envs=envs)
+    rows = buffer.buffer_size
+    buffer.observations[:] = data.obs[: rows * envs].reshape(rows, envs, OBS)
+    buffer.next_observations[:] = data.next_obs[: rows * envs].reshape(rows, envs, OBS)
+    buffer.actions[:] = data.action[: rows * envs].reshape(rows, envs, ACT)
+    buffer.rewards[:] = data.reward[: rows * envs].reshape(rows, envs)
+    buffer.dones[:], buffer.timeouts[:], buffer.full = 0, 0, True
+    infos: list[dict[str, Any]] = [{} for _ in range(envs)]
+    fields = (data.obs, data.next_obs, data.action, data.reward, data.done)
+    blocks = data.blocks(envs, lambda s: tuple(x[s] for x in fields))
+    return Buffer(lambda i: buffer.sample(data.batch), lambda i: buffer.add(*blocks[i % BLOCKS], infos))
+
+
+# --- cpprb ----------------------------------------------------------------------------------------------------------
+
+
+def make_cpprb(prioritised: bool) -> Callable[[Data, int], Buffer]:
+    def make(data: Data, envs: int) -> Buffer:
+        import cpprb
+
+        fields = {"obs": {"shape": OBS}, "act": {"shape": ACT}, "rew": {}, "next_obs": {"shape": OBS}, "done": {}}
+        buffer = (cpprb.PrioritizedReplayBuffer if prioritised else cpprb.ReplayBuffer)(data.capacity, fields)
+
+        def block(s: slice) -> dict[str, Any]:
+            now = {"obs": data.obs[s], "act": data.action[s], "rew": data.reward[s]}
+            return {**now, "next_obs": data.next_obs[s], "done": data.done[s]}
+
+        buffer.add(**block(slice(0, data.capacity)))
+        blocks = data.blocks(envs, block)
+
+        def add(i: int) -> None:
+            buffer.add(**blocks[i % BLOCKS])
+
+        if not prioritised:
+            return Buffer(lambda i: buffer.sample(data.batch), add)
+        for i in range(data.capacity // data.batch):
+            index = np.arange(i * data.batch, (i + 1) * data.batch)
+            buffer.update_priorities(index, data.error[i % POOL])
+
+        def draw(i: int) -> None:
+            batch = buffer.sample(data.batch, 0.4)
+            buffer.update_priorities(batch["indexes"], data.error[i % POOL])
+
+        return Buffer(draw, add)
+
+    return make
+
+
+# --- TorchRL --------------------------------------------------------------------------------------------------------
+
+
+def make_torchrl(prioritised: bool) -> Callable[[Data, int], Buffer]:
+    def make(data: Data, envs: int) -> Buffer:
+        import torch
+        from tensordict import TensorDict
+        from torchrl.data import LazyTensorStorage, PrioritizedSampler, TensorDictReplayBuffer
+        from torchrl.data.replay_buffers.samplers import RandomSampler
+
+        logging.getLogger("torchrl").setLevel(logging.WARNING)
+        # Raises where TorchRL's compiled sum-tree does not fit this torch.
+        sampler = PrioritizedSampler(data.capacity, 0.6, 0.4) if prioritised else RandomSampler()
+        storage = LazyTensorStorage(data.capacity)
+        buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=data.batch)
+
+        def block(s: slice) -> TensorDict:
+            following = {
+                "observation": torch.from_numpy(data.next_obs[s]),
+                "reward": torch.from_numpy(data.reward[s])[:, None],
+                "done": torch.from_numpy(data.done[s])[:, None],
+                "terminated": torch.from_numpy(data.done[s])[:, None],
+            }
+            now = {"observation": torch.from_numpy(data.obs[s]), "action": torch.from_numpy(data.action[s])}
+            count = len(now["observation"])
+            return TensorDict({**now, "next": TensorDict(following, [count])}, [count])
+
+        for i in range(0, data.capacity, 10_000):
+            buffer.extend(block(slice(i, min(i + 10_000, data.capacity))))
+
+        def draw(i: int) -> None:
+            batch = buffer.sample()
+            if prioritised:
+                buffer.update_priority(batch["index"], torch.from_numpy(data.error[i % POOL]))
+
+        blocks = data.blocks(envs, block)
+        return Buffer(draw, lambda i: buffer.extend(blocks[i % BLOCKS]))
+
+    return make
+
+
+# --- Tianshou -------------------------------------------------------------------------------------------------------
+
+
+def make_tianshou(prioritised: bool) -> Callable[[Data, int], Buffer]:
+    def make(data: Data, envs: int) -> Buffer:
+        from tianshou import data as tianshou
+
+        options = {"alpha": 0.6, "beta": 0.4} if prioritised else {}
+        if envs == 1:
+            name = "PrioritizedReplayBuffer" if prioritised else "ReplayBuffer"
+            buffer: Any = getattr(tianshou, name)(data.capacity, **options)
+        else:
+            name = "PrioritizedVectorReplayBuffer" if prioritised else "VectorReplayBuffer"
+            buffer = getattr(tianshou, name)(data.capacity, envs, **options)
+        never = np.zeros(data.capacity, dtype=bool)
+
+        def block(s: slice) -> Any:
+            names = ("obs", "act", "rew", "obs_next", "terminated", "truncated")
+            fields = (data.obs, data.action, data.reward, data.next_obs, data.done, never)
+            rows = {name: x[s] if envs > 1 else x[s.start] for name, x in zip(names, fields, strict=True)}
+            return tianshou.Batch(**rows)
+
+        blocks = data.blocks(envs, block)
+
+        def add(i: int) -> None:
+            buffer.add(blocks[i % BLOCKS])
+
+        # Row by row would take minutes: the arrays that the first addition makes are filled directly.
+        add(0)
+        stored, held = buffer._meta, buffer.maxsize
+        stored.obs[:], stored.act[:], stored.obs_next[:] = data.obs[:held], data.action[:held], data.next_obs[:held]
+        stored.rew[:], stored.terminated[:], stored.done[:] = data.reward[:held], data.done[:held], data.done[:held]
+        for part in buffer.buffers if envs > 1 else [buffer]:
+            part._size = part.maxsize
+        if envs > 1:
+            buffer._lengths[:] = [part.maxsize for part in buffer.buffers]
+        if not prioritised:
+            return Buffer(lambda i: buffer.sample(data.batch), add)
+        for i in range(data.capacity // data.batch):
+            buffer.update_weight(np.arange(i * data.batch, (i + 1) * data.batch), data.error[i % POOL])
+
+        def draw(i: int) -> None:
+            _, index = buffer.sample(data.batch)
+            buffer.update_weight(index, data.error[i % POOL])
+
+        return Buffer(draw, add)
+
+    return make
+
+
+# --- rlopt ----------------------------------------------------------------------------------------------------------
+
+
+def make_rlopt(sampler: str, device: str) -> Callable[[Data, int], Buffer]:
+    def make(data: Data, envs: int) -> Buffer:
+        import torch
+        from gymnasium import spaces
+
+        import rlopt.buffers
+
+        observation, action = spaces.Box(-np.inf, np.inf, (OBS,), np.float32), spaces.Box(-1, 1, (ACT,), np.float32)
+        chosen = getattr(rlopt.buffers, sampler)()
+        buffer = rlopt.buffers.ReplayBuffer(
+            data.capacity, observation, action, num_envs=envs, sampler=chosen, device=device
+        )
+        obs, next_obs, actions, reward, done = (
+            torch.from_numpy(x).to(device) for x in (data.obs, data.next_obs, data.action, data.reward, data.done)
+        )
+        never = torch.zeros(envs, dtype=torch.bool, device=device)
+        error = torch.from_numpy(data.error).to(device)
+        fields = (obs, actions, reward, next_obs, done)
+        blocks = data.blocks(envs, lambda s: (*(x[s] for x in fields), never))
+
+        def add(i: int) -> None:
+            buffer.add(*blocks[i % BLOCKS])
+
+        # As for the others, the rows are filled directly; the sampler hears of them as of any others.
+        add(0)
+        rows = buffer.storage.held("obs", buffer.capacity_rows).shape[0]
+        packed = buffer.block.view(rows * envs, -1)
+        values = {"obs": obs, "next_obs": next_obs, "action": actions, "reward": reward[:, None]}
+        values |= {name: done[:, None].float() for name in ("terminated", "reset")}
+        for name, value in values.items():
+            packed[:, buffer.slices[name]] = value[: rows * envs]
+        packed[:, buffer.slices["valid"]] = 1.0
+        buffer.rows_written = rows
+        chosen.wrote(0, rows * envs, None)
+        for i in range(data.capacity // data.batch):
+            buffer.update_priority(torch.arange(i * data.batch, (i + 1) * data.batch, device=device), error[i % POOL])
+
+        def draw(i: int) -> None:
+            batch = buffer.sample(data.batch)
+            buffer.update_priority(batch.index, error[i % POOL])
+
+        return Buffer(draw, add, torch.cuda.synchronize if device == "cuda" else lambda: None)
+
+    return make
+
+
+RLOPT = {
+    "uniform": ("UniformSampler", "uniform"),
+    "RR-C": ("ReshuffledSampler", "uniform"),
+    "PER": ("PrioritizedSampler", "prioritised"),
+    "LAP": ("LAPSampler", "prioritised"),
+    "RR-M": ("PrioritizedReshuffledSampler", "prioritised"),
+}
+
+
+def contenders(device: str) -> list[Contender]:
+    own = [Contender("rlopt", name, kind, make_rlopt(s, device)) for name, (s, kind) in RLOPT.items()]
+    if device != "cpu":
+        return own
+    return [
+        Contender("Stable-Baselines3", "uniform", "uniform", make_sb3),
+        Contender("cpprb", "uniform", "uniform", make_cpprb(False)),
+        Contender("TorchRL", "uniform", "uniform", make_torchrl(False)),
+        Contender("Tianshou", "uniform", "uniform", make_tianshou(False)),
+        *own[:2],
+        Contender("cpprb", "PER", "prioritised", make_cpprb(True)),
+        Contender("TorchRL", "PER", "prioritised", make_torchrl(True)),
+        Contender("Tianshou", "PER", "prioritised", make_tianshou(True)),
+        *own[2:],
+    ]
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def allocated(device: str) -> int | None:
+    """Bytes of the device's memory that this process holds; None where the system does not say."""
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.memory_allocated())
+    try:
+        with open("/proc/self/status") as f:
+            return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmRSS"))
+    except (OSError, StopIteration):
+        return None
+
+
+def build(contender: Contender, data: Data, envs: int, device: str) -> tuple[Buffer, float | None] | str:
+    """A full buffer and its bytes per transition, or why it cannot be had."""
+    name = f"{contender.library} {contender.sampler}"
+    try:
+        small = contender.make(Data(4 * BLOCKS * ENVS, data.batch), envs)  # imports and compiles, before memory is read
+        for i in range(2):
+            small.draw(i)
+            small.add(i)
+        del small
+        before = allocated(device)
+        buffer = contender.make(data, envs)
+        for i in range(2):
+            buffer.draw(i)
+            buffer.add(i)
+    except ImportError as e:
+        return f"{name} left out: not installed ({e})"
+    except Exception as e:
+        if contender.library == "rlopt":
+            raise
+        return f"{name} left out: it does not run here ({type(e).__name__}: {str(e).splitlines()[0]})"
+    after = allocated(device)
+    size = None if before is None or after is None else (after - before) / data.capacity
+    return buffer, size
+
+
+def rate(buffer: Buffer, action: Callable[[int], Any], seconds: float, count: int, first: int) -> float:
+    """How many of ``action`` a second go, in a turn of about ``seconds``; one draw ends the turn."""
+    done = 0
+    buffer.sync()
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        for i in range(count):
+            action(first + done + i)
+        done += count
+    if action is buffer.add:
+        buffer.draw(first)
+    buffer.sync()
+    return done / (time.perf_counter() - begin)
+
+
+def measure(
+    entrants: list[Contender], data: Data, args: argparse.Namespace
+) -> tuple[dict[Contender, dict[str, list[float]]], dict[Contender, float | None], list[str]]:
+    """Speeds by metric, one a round; bytes per transition; a line for each contender that had to be left out."""
+    left_out: list[str] = []
+    speeds: dict[Contender, dict[str, list[float]]] = {}
+    sizes: dict[Contender, float | None] = {}
+    for envs in (1, ENVS):
+        buffers: dict[Contender, Buffer] = {}
+        for c in entrants:
+            if envs > 1 and c not in speeds:
+                continue
+            begin = time.perf_counter()
+            built = build(c, data, envs, args.device)
+            if isinstance(built, str):
+                print(built, flush=True)
+                left_out.append(built)
+                continue
+            buffers[c] = built[0]
+            if envs == 1:
+                sizes[c] = built[1]
+                speeds[c] = {metric: [] for metric in METRICS}
+            spent = time.perf_counter() - begin
+            print(f"filled {c.library} {c.sampler}, {envs} environments: {spent:.1f} s", flush=True)
+        for turn in range(args.rounds):
+            for c, b in buffers.items():
+                first = 1_000_003 * turn
+
+                def step(i: int, b: Buffer = b) -> None:
+                    b.add(i)
+                    b.draw(i)
+
+                if envs == 1:
+                    rate(b, b.draw, args.seconds / 4, 20, first)  # what it needs back in the cache
+                    speeds[c]["draws/s"].append(rate(b, b.draw, args.seconds, 20, first))
+                    speeds[c]["step/s"].append(rate(b, step, args.seconds, 20, first))
+                speeds[c]["add 1/s" if envs == 1 else "add 64/s"].append(
+                    envs * rate(b, b.add, args.seconds / 2, 20, first)
+                )
+        buffers.clear()
+    return speeds, sizes, left_out
+
+
+def ratios(medians: dict[Contender, float]) -> list[str]:
+    """One line for each target: what was aimed at, and what came out."""
+    own = {c.sampler: speed for c, speed in medians.items() if c.library == "rlopt"}
+    lines = []
+    best: dict[str, tuple[float, str]] = {}
+    for c, speed in medians.items():
+        if c.library != "rlopt":
+            best[c.kind] = max(best.get(c.kind, (0.0, "")), (speed, c.library))
+    goals = [("uniform", "uniform", 2.0), ("PER", "prioritised", 1.5), ("RR-M", "prioritised", 1.0)]
+    for sampler, kind, goal in goals:
+        if sampler in own and kind in best:
+            speed, library = best[kind]
+            word = "uniform" if kind == "uniform" else "PER"
+            found = own[sampler] / speed
+            lines.append(verdict(f"rlopt {sampler} / fastest peer's {word} ({library})", goal, found))
+    if "uniform" in own and "RR-C" in own:
+        lines.append(verdict("rlopt RR-C / rlopt uniform", 0.85, own["RR-C"] / own["uniform"]))
+    return lines
+
+
+def verdict(what: str, goal: float, found: float) -> str:
+    return f"{what}: {found:.2f} (target at least {goal:g}: {'met' if found >= goal else 'missed'})"
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+def versions() -> str:
+    names = ("torch", "numpy", "numba", "stable-baselines3", "cpprb", "torchrl", "tianshou")
+    found = [f"Python {sys.version.split()[0]}"]
+    for name in names:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{name} none")
+    return ", ".join(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--capacity", type=int, default=1_000_000, help="transitions in every buffer")
+    parser.add_argument("--batch", type=int, default=256, help="transitions per minibatch")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
+    parser.add_argument("--seconds", type=float, default=0.4, help="length of a turn")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where rlopt's buffers lie")
+    parser.add_argument("--contender", action="append", help="only libraries of this name (may be repeated)")
+    parser.add_argument("--hardware", default="", help="a few words on the machine, for the report")
+    parser.add_argument("--out", type=Path, help="folder for table.csv, README.md and replay.png")
+    args = parser.parse_args()
+
+    import torch
+
+    torch.set_num_threads(1)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU that torch can use here; leave --device cuda out")
+    args.capacity = -(-args.capacity // ENVS) * ENVS
+    wanted = {name.lower() for name in args.contender or []}
+    entrants = [c for c in contenders(args.device) if not wanted or c.library.lower() in wanted]
+    if not entrants:
+        raise SystemExit(f"--contender knows {', '.join(sorted({c.library for c in contenders('cpu')}))}")
+    print(versions(), flush=True)
+    speeds, sizes, left_out = measure(entrants, Data(args.capacity, args.batch), args)
+    medians = {c: {m: statistics.median(v) for m, v in found.items()} for c, found in speeds.items()}
+    header = ["library", "sampler", *METRICS, "draws/s min", "draws/s max", "bytes/transition"]
+    rows = []
+    for c, found in medians.items():
+        draws = speeds[c]["draws/s"]
+        numbers = [*(found[m] for m in METRICS), min(draws), max(draws)]
+        size = sizes[c]
+        rows.append([c.library, c.sampler, *(f"{n:,.0f}" for n in numbers), "" if size is None else f"{size:.0f}"])
+    lines = ratios({c: found["draws/s"] for c, found in medians.items()})
+    table = "\n".join(["| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *rows]])
+    lines += left_out
+    print("\n" + table + "\n\n" + "\n".join(lines))
+    if args.out:
+        save(args.out, header, rows, table, lines, medians, args)
+
+
+def save(
+    out: Path,
+    header: list[str],
+    rows: list[list[str]],
+    table: str,
+    lines: list[str],
+    medians: dict[Contender, dict[str, float]],
+    args: argparse.Namespace,
+) -> None:
+    from matplotlib.figure import Figure
+
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "table.csv").open("w", newline="") as f:
+        csv.writer(f).writerows([header, *([cell.replace(",", "") for cell in row] for row in rows)])
+    where = "" if args.device == "cpu" else f" --device {args.device}"
+    command = f"python benchmarks/replay.py --rounds {args.rounds} --seconds {args.seconds:g}{where} --out {out}"
+    about = (
+        f"{args.capacity:,} transitions of a {OBS}-d observation and a {ACT}-d action in every buffer, minibatches of "
+        f"{args.batch}, one process, one thread; medians of {args.rounds} rounds of {args.seconds:g} s in turn. A draw "
+        "with priorities includes the update of the minibatch's. rlopt, Stable-Baselines3 and TorchRL return tensors, "
+        "cpprb and Tianshou NumPy arrays. Bytes per transition are what the process grew by."
+    )
+    columns = "\n".join(f"- `{name}`: {meaning}" for name, meaning in METRICS.items())
+    hardware = f"Hardware: {args.hardware}. " if args.hardware else ""
+    (out / "README.md").write_text(
+        f"# Replay buffers\n\n{about}\n\n    {command}\n\n{hardware}{versions()}.\n\n{table}\n\n{columns}\n\n"
+        + "\n".join(f"- {line}" for line in lines)
+        + "\n"
+    )
+    figure = Figure(figsize=(7, 0.34 * len(medians) + 1.1), layout="constrained")
+    axes = figure.subplots()
+    names = [f"{c.library}, {c.sampler}" for c in medians]
+    colors = [("#0072B2" if c.kind == "uniform" else "#D55E00") if c.library == "rlopt" else "#aaaaaa" for c in medians]
+    bars = axes.barh(names, [found["draws/s"] / 1000 for found in medians.values()], color=colors)
+    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axes.set_xlabel(f"thousand minibatches of {args.batch} per second\n(with priorities: drawn and updated)")
+    axes.margins(x=0.1)
+    axes.invert_yaxis()
+    figure.savefig(out / "replay.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Simulators with parameters: a box of them, many simulated side by side on the same random numbers, a grid of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlopt.envs import VectorEnv, make_env
+from rlopt.policy import Policy
+from rlopt.random import derive_seed
+from rlopt.training.csv_table import CsvTable
+from rlopt.training.evaluate import MAX_LENGTH
+from rlopt.training.trainer import Callback, Result, Trainer
+from rlopt.types import Episode, RloptError
+
+MAX_ROWS = 1024
+"""Episodes that ``evaluate_grid`` simulates side by side."""
+
+Bounds = Mapping[str, tuple[float, float]]
+
+
+class ParametricEnv(VectorEnv, Protocol):
+    """A vector environment whose simulator has parameters, one value per row."""
+
+    parameters: dict[str, Tensor]
+    """(N,) each."""
+
+    def set_parameters(self, **values: float | Tensor) -> None: ...
+
+
+def parametric(env: VectorEnv) -> ParametricEnv:
+    """``env`` itself. Raises RloptError where it has no parameters to set."""
+    if not (hasattr(env, "set_parameters") and hasattr(env, "parameters")):
+        raise RloptError(
+            f"{env.spec.id} has no simulator parameters with this backend; use env.backend=torch (classic control, "
+            "your own TorchEnv) or a MuJoCo task of rlopt.envs.mujoco_parameters"
+        )
+    return cast(ParametricEnv, env)
+
+
+@dataclass(frozen=True)
+class ParameterBox:
+    """Simulator parameters and their bounds. A point in unit coordinates has each parameter in [0, 1]."""
+
+    names: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @classmethod
+    def of(cls, bounds: Bounds) -> ParameterBox:
+        """The box {name: (low, high)}. Raises RloptError where it is empty."""
+        if not bounds:
+            raise RloptError("agent.box is empty; give simulator parameters and bounds, such as agent.box.m=[0.7,1.3]")
+        low, high = zip(*bounds.values(), strict=True)
+        return cls(tuple(bounds), low, high)
+
+    def values(self, points: Tensor) -> dict[str, Tensor]:
+        """Points (P, d) in unit coordinates as {name: (P,)} in the simulator's units."""
+        return {
+            name: low + (high - low) * points[:, i]
+            for i, (name, low, high) in enumerate(zip(self.names, self.low, self.high, strict=True))
+        }
+
+    def nominal(self, env: ParametricEnv) -> Tensor:
+        """(d,) the parameters of a new environment's first row, in unit coordinates.
+
+        Raises:
+            RloptError: a parameter that the environment lacks.
+        """
+        for name in self.names:
+            if name not in env.parameters:
+                raise RloptError(
+                    f"agent.box.{name}: {env.spec.id} has no such parameter; it has {', '.join(env.parameters)}"
+                )
+        found = torch.tensor([float(env.parameters[name][0]) for name in self.names], dtype=torch.float64)
+        low, high = (torch.tensor(side, dtype=torch.float64) for side in (self.low, self.high))
+        return (found - low) / (high - low)
+
+    def grid(self, count: int) -> Tensor:
+        """(count**d, d) in unit coordinates, ends included, the last parameter varying fastest."""
+        axis = torch.linspace(0.0, 1.0, count, dtype=torch.float64)
+        return torch.cartesian_prod(*[axis] * len(self.names)).view(-1, len(self.names))
+
+
+class Simulator:
+    """Whole episodes of a policy at many points of a box, with common random numbers: episode e of every point begins
+    from the same seed, and the policy acts deterministically.
+
+    Args:
+        env: built with ``autoreset=False``; its rows are shared by ``num_envs // episodes`` points at a time.
+        episodes: E, of each point.
+    """
+
+    def __init__(self, env: VectorEnv, box: ParameterBox, episodes: int) -> None:
+        if env.autoreset:
+            raise ValueError("simulating whole episodes needs an environment built with autoreset=False")
+        self.env, self.box, self.episodes = parametric(env), box, episodes
+        self.width = env.num_envs // episodes
+        if self.width < 1:
+            raise ValueError(f"{env.num_envs} rows are too few for {episodes} episodes side by side")
+        self.env.reset()
+        self._beginning = env.state_dict()
+        self.steps = 0
+        """Transitions simulated so far."""
+
+    def returns(self, policy: Policy, points: Tensor, seed: int) -> Tensor:
+        """(P, E) undiscounted returns (float64) at ``points`` (P, d); episode e begins from
+        ``derive_seed(seed, "episode", e)``."""
+        seeds = [derive_seed(seed, "episode", e) for e in range(self.episodes)]
+        found = []
+        for wave in points.split(self.width):
+            # Always as many rows, so that rounding does not depend on how many points are left.
+            padded = torch.cat((wave, wave[-1:].expand(self.width - len(wave), -1)))
+            found.append(self._wave(policy, padded, seeds)[: len(wave)])
+        return torch.cat(found)
+
+    def _wave(self, policy: Policy, points: Tensor, seeds: Sequence[int]) -> Tensor:
+        env, spare = self.env, self.env.num_envs - self.width * self.episodes
+        rows = torch.cat((points.repeat_interleave(self.episodes, 0), points[-1:].expand(spare, -1)))
+        if self._beginning is not None:  # nothing that survives a reset may make one wave depend on another
+            env.load_state_dict(self._beginning)
+        env.set_parameters(**self.box.values(rows))
+        obs = env.reset(seeds=[*seeds] * self.width + [seeds[-1]] * spare)
+        returns = torch.zeros(env.num_envs, dtype=torch.float64)
+        alive = torch.ones(env.num_envs, dtype=torch.bool)
+        carry: Any = None
+        for _ in range(env.spec.episode_limit or MAX_LENGTH):
+            act = policy.act(obs, carry)
+            step = env.step(act.action)
+            obs, carry = step.obs, act.carry
+            returns += torch.where(alive, step.reward.cpu().double(), 0.0)
+            self.steps += int(alive.sum())
+            alive &= ~(step.terminated | step.truncated).cpu()
+            if not bool(alive.any()):
+                break
+        return returns[: env.num_envs - spare].view(self.width, self.episodes)
+
+    def close(self) -> None:
+        self.env.close()
+
+
+@dataclass(frozen=True)
+class GridEvaluation:
+    """Returns of a policy over a grid of parameters."""
+
+    box: ParameterBox
+    count: int
+    """Grid points per parameter."""
+    returns: np.ndarray[Any, np.dtype[np.float64]]
+    """(count**d, E), the last parameter varying fastest."""
+
+    @property
+    def points(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """(count**d, d) in the simulator's units."""
+        return torch.stack([*self.box.values(self.box.grid(self.count)).values()], 1).numpy()
+
+    @property
+    def means(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """(count, …, count) mean returns, an axis per parameter."""
+        return self.returns.mean(1).reshape((self.count,) * len(self.box.names))
+
+    @property
+    def worst(self) -> float:
+        """The least mean return of a grid point: the figure that robust control is about."""
+        return float(self.means.min())
+
+    @property
+    def mean(self) -> float:
+        """The mean over the grid."""
+        return float(self.means.mean())
+
+    def append_to(self, table: CsvTable, **first: Any) -> None:
+        """A row per grid point: what is in ``first``, the parameters, mean and least return."""
+        for point, returns in zip(self.points, self.returns, strict=True):
+            named = dict(zip(self.box.names, point.tolist(), strict=True))
+            table.append({**first, **named, "return": returns.mean(), "least_return": returns.min()})
+
+
+def evaluate_grid(
+    policy: Policy,
+    env_id: str,
+    bounds: Bounds,
+    *,
+    count: int = 10,
+    episodes: int = 4,
+    seed: int = 0,
+    backend: str = "torch",
+    kwargs: Mapping[str, Any] | None = None,
+) -> GridEvaluation:
+    """Evaluate ``policy`` on a grid of simulator parameters, with the same ``episodes`` starts at every point.
+
+    Args:
+        bounds: {name: (low, high)}.
+        count: grid points per parameter, both ends among them.
+
+    Raises:
+        RloptError: an environment without these parameters.
+    """
+    box = ParameterBox.of(bounds)
+    rows = min(count ** len(bounds) * episodes, max(MAX_ROWS, episodes))
+    env = make_env(env_id, rows, seed, backend, policy.device, autoreset=False, kwargs=kwargs, stream="grid")
+    try:
+        box.nominal(parametric(env))
+        returns = Simulator(env, box, episodes).returns(policy, box.grid(count), derive_seed(seed, "grid"))
+    finally:
+        env.close()
+    return GridEvaluation(box, count, returns.numpy())
+
+
+class GridCallback(Callback):
+    """Evaluates the policy on the grid whenever the trainer evaluates, into the run's ``robust_evaluations.csv``.
+
+    Arguments are those of ``evaluate_grid``.
+    """
+
+    def __init__(self, env_id: str, bounds: Bounds, **options: Any) -> None:
+        self.env_id, self.bounds, self.options = env_id, bounds, options
+        self.evaluations: dict[int, GridEvaluation] = {}
+        """Those of this process, by step."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        path = Path(trainer.folder.path) / "robust_evaluations.csv"
+        self._table = CsvTable(path, ["step", *self.bounds, "return", "least_return"])
+        self._table.truncate_after(trainer.loop.step)
+
+    def on_evaluation(self, trainer: Trainer, episodes: list[Episode]) -> None:
+        found = evaluate_grid(trainer.loop.policy(), self.env_id, self.bounds, **self.options)
+        self.evaluations[trainer.loop.step] = found
+        found.append_to(self._table, step=trainer.loop.step)
+        self._table.flush()
+
+    def on_end(self, trainer: Trainer, result: Result) -> None:
+        self._table.close()
