@@ -24,6 +24,13 @@ AGENTS: dict[str, Target] = {
     "sac_discrete": "rlopt.agents.sac_discrete:DiscreteSAC",
     "reinforce": "rlopt.agents.reinforce:Reinforce",
     "value_iteration": "rlopt.agents.value_iteration:ValueIteration",
+    "drpg": "rlopt.agents.drpg:DRPG",
+    "drpg_deep": "rlopt.agents.drpg_deep:DeepDRPG",
+    "drpg_deep_discrete": "rlopt.agents.drpg_deep:DiscreteDeepDRPG",
+    "robust_value_iteration": "rlopt.agents.drpg:RobustValueIteration",
+    "robust_modified_policy_iteration": "rlopt.agents.drpg:RobustModifiedPolicyIteration",
+    "partial_policy_iteration": "rlopt.agents.drpg:PartialPolicyIteration",
+    "robust_mirror_descent": "rlopt.agents.drpg:RobustMirrorDescent",
 }
 SAMPLERS: dict[str, Target] = {
     "uniform": "rlopt.buffers.samplers:UniformSampler",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from rlopt.agents.base import Agent
-from rlopt.robust import TabularMDP
-from rlopt.types import RloptError, Update
+from rlopt.robust import TabularMDP, from_toy_text
+from rlopt.types import RloptError, Update, resolve_device
 
 
 class SolverAgent(Agent):
@@ -19,17 +20,23 @@ class SolverAgent(Agent):
     """
 
     loop: ClassVar[str] = "solver"
+    models: ClassVar[tuple[type, ...]] = (TabularMDP,)
+    """Kinds of model it solves; each has a ``spec`` and can be moved ``to`` a device."""
 
     def __init__(
-        self, model: TabularMDP, *args: Any, seed: int = 0, device: torch.device | str = "cpu", config: Any = None
+        self, model: Any, *args: Any, seed: int = 0, device: torch.device | str = "cpu", config: Any = None
     ) -> None:
-        if not isinstance(model, TabularMDP):
-            raise RloptError(
-                f"{type(self).__name__} solves a TabularMDP, not a {type(model).__name__}; see from_toy_text"
-            )
-        self.model = model
-        super().__init__(model.spec, *args, seed=seed, device=device, config=config)
-        self.model = model.to(self.device)
+        if not isinstance(model, self.models):
+            names = " or ".join(kind.__name__ for kind in self.models)
+            raise RloptError(f"{type(self).__name__} solves a {names}, not a {type(model).__name__}; see from_toy_text")
+        found: Any = model  # of one of ``models``, which mypy cannot read
+        self.model = found.to(resolve_device(device))
+        super().__init__(found.spec, *args, seed=seed, device=device, config=config)
+
+    @classmethod
+    def model_of(cls, env_id: str, kwargs: Mapping[str, Any]) -> Any:
+        """The model of an environment, as this agent takes it; RloptError where that shows none."""
+        return from_toy_text(env_id, kwargs)
 
     def update(self, batch: None = None) -> Update:
         """One iteration; there is no batch."""

@@ -33,12 +33,18 @@ def draw_run(run_folder: str | Path, out: str | Path, unit: str = "environment s
     """Draw the learning curve of one run folder to the image ``out``.
 
     Evaluations are their mean with Student's 95 % interval over episodes (over seeds where the folder holds several),
-    training episodes lie faintly behind, and published curves beside them where the environment has any.
+    training episodes lie faintly behind, and published curves beside them where the environment has any. The run of a
+    solver with certified bounds is drawn as those bounds and their gap.
 
     Raises:
         RloptError: the folder is no run folder, or holds neither evaluations nor finished training episodes.
     """
     run = load_run(run_folder)
+    from rlopt.analysis.robust_plots import certified, draw_bounds
+
+    if (bounds := certified(run.folder)) is not None:
+        draw_bounds(bounds, out, f"{run.agent} on {run.env_id}")
+        return
     training = _training_returns(run.folder)
     if not run.evaluations and training is None:
         raise RloptError(f"{run.folder} has no evaluation and no finished episode yet; train it further, then draw it")

@@ -1,5 +1,10 @@
-"""Tabular Markov decision processes."""
+"""Tabular Markov decision processes, ordinary and robust."""
 
+from rlopt.robust.ambiguity import Ambiguity, Nominal
+from rlopt.robust.divergence import KL, ChiSquared
+from rlopt.robust.interval import Contamination, Interval, LInf
+from rlopt.robust.kernel import Kernel
+from rlopt.robust.l1 import L1, StateL1
 from rlopt.robust.mdp import (
     TabularMDP,
     action_values,
@@ -9,13 +14,29 @@ from rlopt.robust.mdp import (
     greedy,
     policy_value,
 )
+from rlopt.robust.model import RobustMDP
+from rlopt.robust.solve import Solution, make_solver, solve
 
 __all__ = [
+    "KL",
+    "L1",
+    "Ambiguity",
+    "ChiSquared",
+    "Contamination",
+    "Interval",
+    "Kernel",
+    "LInf",
+    "Nominal",
+    "RobustMDP",
+    "Solution",
+    "StateL1",
     "TabularMDP",
     "action_values",
     "bellman_policy",
     "discounted_bounds",
     "from_toy_text",
     "greedy",
+    "make_solver",
     "policy_value",
+    "solve",
 ]

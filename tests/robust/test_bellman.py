@@ -1,0 +1,236 @@
+"""Gradients = finite differences, flow identities, the adversary, and the inequalities of research page 1.5."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from rlopt.robust import KL, L1, ChiSquared, Contamination, LInf, Nominal, StateL1
+from rlopt.robust.bellman import (
+    action_values,
+    ascend,
+    best_response,
+    kernel_gradient,
+    objective,
+    occupancy,
+    policy_gradient,
+    policy_value,
+    robust_step,
+    worst_case,
+)
+from rlopt.robust.simplex import project_simplex
+
+GAMMA = 0.9
+
+
+@pytest.fixture
+def small(random_mdp):
+    return random_mdp(lambda r: L1(0.6 * r(2, 5, 3)))
+
+
+def random_policy(rand, shape=(2, 5, 3)):
+    x = rand(*shape) + 0.05
+    return x / x.sum(-1, keepdim=True)
+
+
+def random_rows(m, rand):
+    return m.ambiguity.project(m.kernel.probabilities + 0.5 * rand(*m.kernel.probabilities.shape) * m.kernel.mask)
+
+
+def cost_of(m, policy, rows):
+    return objective(m, policy_value(m, policy, rows))
+
+
+def test_gradients_equal_finite_differences(small):
+    """Along the extension of J off the simplex by its linear solve, central steps of 1e-6."""
+    m, rand = small
+    policy, rows = random_policy(rand), random_rows(m, rand)
+    value = policy_value(m, policy, rows)
+    h = 1e-6
+    for x, gradient, other in [
+        (policy, policy_gradient(m, policy, rows, value), lambda x: cost_of(m, x, rows)),
+        (rows, kernel_gradient(m, policy, rows, value), lambda x: cost_of(m, policy, x)),
+    ]:
+        for _ in range(5):
+            d = (rand(*x.shape) - 0.5) * (m.kernel.mask if x is rows else 1.0)
+            slope = (other(x + h * d) - other(x - h * d)) / (2 * h)
+            torch.testing.assert_close((gradient * d).flatten(1).sum(1), slope, rtol=1e-6, atol=1e-7)
+
+
+def test_flow_identities(small):
+    m, rand = small
+    policy, rows = random_policy(rand), random_rows(m, rand)
+    d, value = occupancy(m, policy, rows), policy_value(m, policy, rows)
+    torch.testing.assert_close(d.sum(-1), torch.ones(2, dtype=torch.float64))
+    assert bool((d >= (1.0 - GAMMA) * m.initial - 1e-12).all())
+    expected = (d * (policy * (rows * m.cost).sum(-1)).sum(-1)).sum(-1) / (1.0 - GAMMA)
+    torch.testing.assert_close(objective(m, value), expected)
+    torch.testing.assert_close((policy * action_values(m, rows, value)).sum(-1), value)
+
+
+SETS = [L1(0.4), StateL1(0.7), LInf(0.15), KL(0.1), ChiSquared(0.2), Contamination(0.2)]
+
+
+@pytest.mark.parametrize("ambiguity", SETS, ids=lambda s: type(s).__name__)
+def test_the_adversary_is_exact_and_its_bound_true(random_mdp, ambiguity):
+    """Policy iteration, projected ascent and a plain fixed-point iteration agree; no random kernel does better."""
+    m, rand = random_mdp(lambda r: ambiguity)
+    policy = random_policy(rand)
+    exact = worst_case(m, policy, m.kernel.probabilities)
+    value = torch.zeros(2, 5, dtype=torch.float64)
+    for _ in range(400):
+        value = robust_step(m, policy, value)[0]
+    torch.testing.assert_close(exact.value, value, rtol=0, atol=1e-8)
+    torch.testing.assert_close(exact.upper, value, rtol=0, atol=1e-8)
+    torch.testing.assert_close(policy_value(m, policy, exact.rows), exact.value)
+    assert float(m.ambiguity.excess(exact.rows).max()) < 1e-9
+    for _ in range(20):
+        assert bool((policy_value(m, policy, random_rows(m, rand)) <= exact.value + 1e-7).all())
+    for tolerance in (1.0,) if isinstance(ambiguity, KL) else (1.0, 0.1):
+        found = ascend(m, policy, m.kernel.probabilities, tolerance, 0.1, 500)
+        gap = objective(m, exact.value) - objective(m, found.value)
+        assert bool((gap <= tolerance).all()) and bool(
+            (objective(m, found.upper) >= objective(m, exact.value) - 1e-9).all()
+        )
+        assert bool((objective(m, found.upper) - objective(m, found.value) <= tolerance + 1e-9).all())
+        rough = worst_case(m, policy, m.kernel.probabilities, tolerance)
+        assert bool((objective(m, exact.value) - objective(m, rough.value) <= tolerance).all())
+        assert bool((rough.steps <= exact.steps).all())
+    again = worst_case(m, policy, exact.rows)
+    assert int(again.steps.max()) <= 1  # a warm start at the answer
+
+
+def test_the_bellman_operator_contracts_and_bounds_its_fixed_point(small):
+    m, rand = small
+    for _ in range(10):
+        v, w = 20.0 * rand(2, 5), 20.0 * rand(2, 5)
+        change = (m.backup(v).value - m.backup(w).value).abs().amax(-1)
+        assert bool((change <= GAMMA * (v - w).abs().amax(-1) + 1e-12).all())
+    fixed = v
+    for _ in range(600):
+        fixed = m.backup(fixed).value
+    residual = (m.backup(v).value - v).abs().amax(-1)
+    assert bool(((fixed - v).abs().amax(-1) <= residual / (1.0 - GAMMA) + 1e-9).all())
+
+
+def test_best_response_is_the_ordinary_optimum_and_bounds_the_robust_one(small):
+    m, rand = small
+    rows = random_rows(m, rand)
+    _, lower = best_response(m, rows)
+    each = torch.stack([
+        cost_of(m, torch.nn.functional.one_hot(torch.tensor(actions), 3).double().expand(2, 5, 3), rows)
+        for actions in itertools.product(range(3), repeat=5)
+    ])  # fmt: skip
+    torch.testing.assert_close(lower, each.amin(0))
+    robust = torch.zeros(2, 5, dtype=torch.float64)
+    for _ in range(400):
+        robust = m.backup(robust).value
+    assert bool((lower <= objective(m, robust) + 1e-9).all())
+
+
+def test_danskin(small):
+    """With a unique worst kernel the directional derivative of Φ is ⟨∇_π J(π, p*), h⟩; it is never less."""
+    m, rand = small
+    policy, h = random_policy(rand), 1e-6
+    found = worst_case(m, policy, m.kernel.probabilities)
+    gradient = policy_gradient(m, policy, found.rows, found.value)
+
+    def robust(x):
+        return objective(m, worst_case(m, x, found.rows).value)
+
+    for _ in range(5):
+        d = random_policy(rand) - policy
+        slope = (robust(policy + h * d) - robust(policy)) / h
+        inner = (gradient * d).flatten(1).sum(1)
+        torch.testing.assert_close(slope, inner, rtol=1e-4, atol=1e-4)
+        assert bool((robust(policy + 0.3 * d) >= robust(policy) - 1e9).all())
+
+
+def unit_model(random_mdp):
+    """Costs in [0, 1], where the constants of research page 1.5 are stated."""
+    m, rand = random_mdp(lambda r: StateL1(0.8 * r(2, 5)))
+    m.cost = m.cost / 5.0
+    return m, rand
+
+
+def test_lipschitz_smoothness_and_weak_convexity(random_mdp):
+    m, rand = unit_model(random_mdp)
+    states, actions = 5, 3
+    lipschitz = math.sqrt(actions) / (1 - GAMMA) ** 2
+    smooth = 2 * GAMMA * actions / (1 - GAMMA) ** 3
+    lipschitz_p, smooth_p = math.sqrt(states) / (1 - GAMMA) ** 2, 2 * GAMMA * states / (1 - GAMMA) ** 3
+
+    def robust(x):
+        return objective(m, worst_case(m, x, m.kernel.probabilities).value)
+
+    for _ in range(10):
+        x, y = random_policy(rand), random_policy(rand)
+        p, q = random_rows(m, rand), random_rows(m, rand)
+        apart = (x - y).flatten(1).norm(dim=1)
+        assert bool(((robust(x) - robust(y)).abs() <= lipschitz * apart).all())
+        assert bool((robust(0.5 * (x + y)) <= 0.5 * (robust(x) + robust(y)) + smooth / 8 * apart**2).all())
+        gradients = [policy_gradient(m, z, p, policy_value(m, z, p)) for z in (x, y)]
+        assert bool(((gradients[0] - gradients[1]).flatten(1).norm(dim=1) <= smooth * apart).all())
+        between = (p - q).flatten(1).norm(dim=1)
+        assert bool(((cost_of(m, x, p) - cost_of(m, x, q)).abs() <= lipschitz_p * between + 1e-12).all())
+        gradients = [kernel_gradient(m, x, z, policy_value(m, x, z)) for z in (p, q)]
+        assert bool(((gradients[0] - gradients[1]).flatten(1).norm(dim=1) <= smooth_p * between + 1e-12).all())
+
+
+def test_gradient_dominance(random_mdp):
+    """Φ(π) - Φ* ≤ Σ d(s) r(s)/(1-γ) ≤ D/(1-γ) max ⟨∇J(π, p), π - π'⟩ for s-rectangular sets (page 1.5)."""
+    m, rand = unit_model(random_mdp)
+    value = torch.zeros(2, 5, dtype=torch.float64)
+    for _ in range(400):
+        value = m.backup(value).value
+    best = objective(m, value)
+    mismatch = 1.0 / m.initial.amin(-1)
+    for _ in range(15):
+        policy = random_policy(rand)
+        found = worst_case(m, policy, m.kernel.probabilities)
+        gradient = policy_gradient(m, policy, found.rows, found.value)
+        widest = ((policy * gradient).sum(-1) - gradient.amin(-1)).sum(-1)
+        gap = objective(m, found.value) - best
+        assert bool((gap >= -1e-9).all()) and bool((gap <= mismatch / (1 - GAMMA) * widest + 1e-9).all())
+
+
+def test_one_step_inequality_of_the_outer_loop(random_mdp):
+    """φ(π⁺) ≤ φ(π) + 2lα(ε - ‖∇φ‖²/(4l)) + lα²L² for the Moreau envelope φ, with the measured ε (page 1.5).
+
+    The proximal point is found by projected subgradients of Φ(x) + l‖x - π‖², which is strongly convex.
+    """
+    m, rand = unit_model(random_mdp)
+    lipschitz, smooth = math.sqrt(3) / (1 - GAMMA) ** 2, 2 * GAMMA * 3 / (1 - GAMMA) ** 3
+
+    def envelope(centre):
+        x, best, kept = centre.clone(), torch.full((2,), torch.inf, dtype=torch.float64), centre.clone()
+        for i in range(120):
+            found = worst_case(m, x, m.kernel.probabilities)
+            now = objective(m, found.upper) + smooth * ((x - centre) ** 2).flatten(1).sum(1)
+            kept = torch.where((now < best)[:, None, None], x, kept)
+            best = torch.minimum(best, now)
+            g = policy_gradient(m, x, found.rows, found.value) + 2 * smooth * (x - centre)
+            x = project_simplex(x - g / (smooth * (i + 2)))
+        return best, kept
+
+    policy = random_policy(rand)
+    for alpha, tolerance in [(1e-4, 0.0), (1e-3, 0.3), (1e-2, 0.05)]:
+        rough = worst_case(m, policy, m.kernel.probabilities, tolerance)
+        error = objective(m, worst_case(m, policy, rough.rows).upper) - objective(m, rough.value)
+        step = project_simplex(policy - alpha * policy_gradient(m, policy, rough.rows, rough.value))
+        before, proximal = envelope(policy)
+        slope = 2 * smooth * (policy - proximal).flatten(1).norm(dim=1)
+        bound = before + 2 * smooth * alpha * (error - slope**2 / (4 * smooth)) + smooth * alpha**2 * lipschitz**2
+        assert bool((envelope(step)[0] <= bound + 1e-6).all())
+        policy = step
+
+
+def test_nominal_set_is_the_ordinary_mdp(random_mdp):
+    m, rand = random_mdp(lambda r: Nominal())
+    policy = random_policy(rand)
+    found = worst_case(m, policy, m.kernel.probabilities)
+    torch.testing.assert_close(found.value, policy_value(m, policy, m.kernel.probabilities))
+    assert int(found.steps.max()) == 0
