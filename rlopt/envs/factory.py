@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymSpec
 
+from rlopt.envs.torch_env import class_spec
 from rlopt.types import RloptError
 
 Env = gymnasium.Env[Any, Any]
@@ -35,7 +36,8 @@ def _nearest(env_id: str) -> str:
 
 
 def find_spec(env_id: str) -> GymSpec:
-    """Gymnasium's registration of ``env_id`` (``Name-v0``, ``ALE/Name-v5`` or ``module:Name-v0``).
+    """Gymnasium's registration of ``env_id`` (``Name-v0``, ``ALE/Name-v5`` or ``module:Name-v0``), or what stands for
+    one where it is ``module:Class`` with a ``TorchEnv``.
 
     Raises:
         RloptError: unknown id (with the nearest known one), a module that cannot be imported, or a missing extra.
@@ -46,6 +48,8 @@ def find_spec(env_id: str) -> GymSpec:
             importlib.import_module(module)
         except ModuleNotFoundError as e:
             raise RloptError(f"env={env_id}: no module named {e.name}; install it or put it on PYTHONPATH") from e
+        if (own := class_spec(env_id)) is not None:
+            return own
     if name.startswith("ALE/"):
         try:
             gymnasium.register_envs(importlib.import_module("ale_py"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 from rlopt.envs.adapter import VectorAdapter
 from rlopt.envs.factory import EnvFactory, Wrapper, find_spec
 from rlopt.envs.sync import SyncVectorEnv
+from rlopt.envs.torch_env import own_class
 from rlopt.envs.vector import VectorEnv
 from rlopt.envs.workers import AsyncVectorEnv
 from rlopt.types import RloptError, resolve_device
@@ -83,7 +85,17 @@ def _vector(request: EnvRequest) -> VectorEnv:
     return VectorAdapter(env, **_common(request))
 
 
-_BACKENDS: dict[str, Backend] = {"sync": _sync, "async": _async, "vector": _vector}
+_BACKENDS: dict[str, Backend | str] = {
+    "sync": _sync,
+    "gymnasium": _sync,
+    "async": _async,
+    "vector": _vector,
+    # imported when asked for: each needs a package that is no dependency, or takes long to import
+    "native": "rlopt.envs.native:build",
+    "envpool": "rlopt.envs.envpool:build",
+    "torch": "rlopt.envs.torch_env:build",
+    "warp": "rlopt.envs.warp:build",
+}
 
 
 def register_backend(name: str, backend: Backend) -> None:
@@ -97,9 +109,45 @@ def register_backend(name: str, backend: Backend) -> None:
     _BACKENDS[name] = backend
 
 
+def _find_backend(name: str) -> Backend:
+    found = _BACKENDS[name]
+    if not isinstance(found, str):
+        return found
+    module, _, function = found.partition(":")
+    backend: Backend = getattr(importlib.import_module(module), function)
+    return backend
+
+
 def backend_names() -> list[str]:
     """What ``backend=`` accepts."""
     return ["auto", *_BACKENDS]
+
+
+def resolve_backend(
+    id: str, backend: str = "auto", *, kwargs: Mapping[str, Any] | None = None, wrappers: Sequence[Wrapper] = ()
+) -> str:
+    """The backend that ``make_env`` uses: ``auto`` is ``torch`` for a ``TorchEnv`` of the user's, ``native`` where that
+    is exact, else ``sync``.
+
+    A saved environment continues only with the backend that saved it, so a run writes down this name, not ``auto``.
+
+    Raises:
+        RloptError: an unknown backend, or with ``auto`` an unknown id.
+    """
+    if backend == "auto":
+        from rlopt.envs.native import refusal
+
+        spec = find_spec(id)
+        if own_class(spec) is not None:
+            return "torch"
+        return "sync" if refusal(EnvFactory(spec, dict(kwargs or {}), tuple(wrappers))) else "native"
+    if backend not in _BACKENDS:
+        near = difflib.get_close_matches(backend, backend_names(), n=1)
+        raise RloptError(
+            f"backend={backend!r} is unknown; choose one of {', '.join(backend_names())}"
+            + (f" (nearest: {near[0]})" if near else "")
+        )
+    return backend
 
 
 def make_env(
@@ -118,11 +166,14 @@ def make_env(
     """N copies of the environment ``id`` behind the one contract (``rlopt.envs.vector.VectorEnv``).
 
     Args:
-        id: a registered Gymnasium id, ``ALE/Name-v5``, or ``module:Name-v0`` (the module is imported and registers it).
+        id: a registered Gymnasium id, ``ALE/Name-v5``, ``module:Name-v0`` (the module is imported and registers it), or
+            ``module:Class`` where that is a ``TorchEnv``.
         num_envs: N.
         seed: the run's seed; slot i's first reset uses ``derive_seed(seed, stream, i)``.
-        backend: ``sync`` (this process), ``async`` (worker processes, replaced when they die or stall), ``vector`` (the
-            environment's own vector version), a registered name, or ``auto``, which is ``sync``.
+        backend: ``auto`` (``torch`` for a ``TorchEnv``, ``native`` where that equals Gymnasium exactly, else ``sync``),
+            ``sync`` or ``gymnasium`` (Gymnasium's environments in this process), ``async`` (worker processes, replaced
+            when they die or stall), ``vector`` (the environment's own vector version), ``native`` (Gymnasium's MuJoCo
+            tasks on MuJoCo's thread pool), ``envpool``, ``torch`` and ``warp`` (on the device), or a registered name.
         device: where the tensors that it returns live; ``auto`` is CUDA where there is one.
         autoreset: whether ended rows are reset inside ``step`` (training) or wait for ``reset`` (evaluation).
         kwargs: keywords of the environment's constructor, or of ``gymnasium.make`` (``max_episode_steps``,
@@ -142,13 +193,7 @@ def make_env(
     """
     if num_envs < 1:
         raise RloptError(f"num_envs={num_envs} must be at least 1")
-    chosen = "sync" if backend == "auto" else backend
-    if chosen not in _BACKENDS:
-        near = difflib.get_close_matches(backend, backend_names(), n=1)
-        raise RloptError(
-            f"backend={backend!r} is unknown; choose one of {', '.join(backend_names())}"
-            + (f" (nearest: {near[0]})" if near else "")
-        )
+    chosen = resolve_backend(id, backend, kwargs=kwargs, wrappers=wrappers)
     factory = EnvFactory(find_spec(id), dict(kwargs or {}), tuple(wrappers))
     request = EnvRequest(id, factory, num_envs, seed, stream, resolve_device(device), autoreset, timeout)
-    return _BACKENDS[chosen](request)
+    return _find_backend(chosen)(request)

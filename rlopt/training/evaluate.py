@@ -281,7 +281,7 @@ def _environment(policy: Policy, settings: Mapping[str, Any], env_id: str | None
     if not trusted:
         _refuse_modules(env, env_id)
     if env_id is not None and env_id != env.id:
-        env = replace(env, id=env_id, kwargs={})
+        env = replace(env, id=env_id, kwargs={}, backend="auto")  # the other one's backend may not know it
     return env
 
 

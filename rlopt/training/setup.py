@@ -19,6 +19,7 @@ from rlopt.buffers.runs import RunSamplers
 from rlopt.buffers.samplers import Sampler
 from rlopt.config import join, to_dict
 from rlopt.envs import Normalizer, VectorEnv, make_env
+from rlopt.envs.make import resolve_backend
 from rlopt.registry import get_agent, get_sampler, load_extensions
 from rlopt.training.captured import why_not
 from rlopt.training.checkpoint import estimate_bytes, saved_config
@@ -123,8 +124,8 @@ def _flat(mapping: dict[Any, Any], where: str) -> dict[str, str]:
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """Decide once what was left open: threads, device, the length of a schedule, the critics' loss. ``config.yaml``
-    keeps the answers."""
+    """Decide once what was left open: threads, device, the environment's backend, the length of a schedule, the loss of
+    the critics. ``config.yaml`` keeps the answers."""
     agent = dict(config.agent)
     if agent.get("lr_schedule", "constant") != "constant" and agent.get("schedule_steps") is None:
         agent["schedule_steps"] = config.total_steps
@@ -134,7 +135,10 @@ def settle(config: TrainConfig) -> TrainConfig:
         if agent["td_loss"] == "huber":
             agent["td_threshold"] = config.buffer["floor"]
     threads = auto_threads() if config.threads == "auto" else config.threads
-    return replace(config, threads=threads, device=str(resolve_device(config.device)), agent=agent)
+    env = config.env
+    if get_agent(config.agent["name"]).loop != "solver":  # a solver reads a model and steps nothing
+        env = replace(env, backend=resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers))
+    return replace(config, threads=threads, device=str(resolve_device(config.device)), agent=agent, env=env)
 
 
 def make_trainer(

@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from rlopt.envs import AsyncVectorEnv, SyncVectorEnv, VectorAdapter, VectorEnv
 from rlopt.envs.counting import CountEnv
 from rlopt.envs.factory import EnvFactory, find_spec
+from rlopt.envs.native import NativeVectorEnv
+from rlopt.envs.native.tasks import Task
 from rlopt.types import RloptError
 
 SLOTS: list[dict[str, Any]] = [
@@ -70,12 +74,76 @@ def _gym_async(mode: AutoresetMode, shared_memory: bool) -> Callable[[bool], Vec
     return build
 
 
+MODEL = """<mujoco><option timestep="1" gravity="0 0 0"/><worldbody><body>
+<joint name="count" type="slide"/><joint name="episode" type="slide"/><joint name="slot" type="slide"/>
+<geom size="1" mass="1" contype="0"/></body></worldbody></mujoco>"""
+
+
+class _MujocoCount(gymnasium.Env[Any, Any]):
+    """A body that slides one unit per step; where it began, beside its path, says which episode and slot it is."""
+
+    observation_space = spaces.Box(0.0, np.inf, (2,), np.float64)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    frame_skip, dt = 1, 1.0
+    init_qpos, init_qvel = np.zeros(3), np.array([1.0, 0.0, 0.0])
+
+    def __init__(self) -> None:
+        import mujoco
+
+        self.model = mujoco.MjModel.from_xml_string(MODEL)
+
+
+class _CountTask(Task):
+    """The terminations of ``SLOTS``. Slots are told apart by their generators, which are first drawn from in turn."""
+
+    def __init__(self, env: Any, version: int) -> None:
+        super().__init__(env, version)
+        self.episodes: dict[Any, int] = {}
+
+    def observe(self, d: Any) -> Any:
+        return d["qpos"][..., :2].copy()
+
+    def outcome(self, d: Any, action: Any, before: Any, after: Any) -> Any:
+        assert action.shape == (3, 1)
+        rows = d["qpos"].astype(int).tolist()
+        return after.copy(), np.array(
+            [(slot, count) in ((0, 3), (2, 1)) and not (slot and e % 2) for count, e, slot in rows]
+        )
+
+    def draw(self, generator: Any) -> Any:
+        episode = self.episodes[generator] = self.episodes.get(generator, -1) + 1
+        return np.array([0.0, episode, list(self.episodes).index(generator)]), self.init_qvel
+
+
+class _ThreadedCountTask(_CountTask):
+    contact_forces = True
+
+
+class _NativeCount(NativeVectorEnv):
+    """The time limits of ``SLOTS``, which differ from slot to slot and from episode to episode."""
+
+    def _look_ahead(self) -> None:
+        super()._look_ahead()
+        third = 4 if list(self._task.episodes.values())[2] % 2 else 1  # type: ignore[attr-defined]
+        self._limit, self._next_limit = np.array([np.inf, 2, third]), 0  # type: ignore[assignment]
+
+
+def _native(task: type[Task]) -> Callable[[bool], VectorEnv]:
+    def build(autoreset: bool) -> VectorEnv:
+        pytest.importorskip("mujoco.batch")
+        return _NativeCount(_MujocoCount(), lambda env: task(env, 5), 3, autoreset=autoreset, threads=2)
+
+    return build
+
+
 BACKENDS: dict[str, Callable[[bool], VectorEnv]] = {
     "sync": lambda autoreset: SyncVectorEnv(_factories(), autoreset=autoreset),
     "async": lambda autoreset: AsyncVectorEnv(_factories(), autoreset=autoreset),
     "gym-sync-next-step": _gym_sync(AutoresetMode.NEXT_STEP),
     "gym-sync-same-step": _gym_sync(AutoresetMode.SAME_STEP),
     "gym-sync-disabled": _gym_sync(AutoresetMode.DISABLED),
+    "native": _native(_CountTask),
+    "native-threads": _native(_ThreadedCountTask),
     "gym-async-next-step-pipes": _gym_async(AutoresetMode.NEXT_STEP, shared_memory=False),
 }
 
@@ -163,6 +231,7 @@ def test_without_autoreset_ended_rows_wait_for_their_reset(build: Any) -> None:
     assert _pairs(seen[2].obs) == _pairs(seen[2].next_obs) == [(3, 0), (2, 0), (1, 0)]
     idle = env.step(ACTION)
     assert idle.valid.tolist() == [NO, NO, NO]
+    assert idle.reward.tolist() == [0, 0, 0]
     assert _pairs(idle.obs) == [(3, 0), (2, 0), (1, 0)]
 
     counts = [c for c, _ in _pairs(env.reset(mask=torch.tensor([NO, YES, NO])))]
@@ -194,7 +263,7 @@ def test_a_masked_reset_in_mid_episode_leaves_the_other_rows_alone(build: Any) -
     assert _pairs(step.next_obs)[0][0] == 1
 
 
-@pytest.mark.parametrize("name", ["sync", "gym-sync-same-step"])
+@pytest.mark.parametrize("name", ["sync", "native", "gym-sync-same-step"])
 def test_mistakes_of_the_caller_are_named(name: str) -> None:
     env = BACKENDS[name](True)
     with pytest.raises(RloptError, match="before reset"):

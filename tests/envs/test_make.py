@@ -26,7 +26,7 @@ from rlopt.types import RloptError
         ({"id": "CartPole"}, "env=CartPole lacks its version; did you mean CartPole-v1?"),
         ({"id": "no_such_module:X-v0"}, "no module named no_such_module"),
         ({"id": "HalfCheetah-v3"}, "env=HalfCheetah-v3 cannot be built: "),
-        ({"id": "Pendulum-v1", "backend": "asink"}, "choose one of auto, sync, async, vector (nearest: async)"),
+        ({"id": "Pendulum-v1", "backend": "asink"}, "choose one of auto, sync, gymnasium, async, vector, native, "),
         ({"id": "Pendulum-v1", "num_envs": 0}, "num_envs=0 must be at least 1"),
         ({"id": "Pendulum-v1", "backend": "async", "timeout": 0.0}, "timeout=0.0 must be above 0"),
         ({"id": "Pendulum-v1", "kwargs": {"gravity": 1}}, "cannot be built with env.kwargs={'gravity': 1}"),
@@ -123,6 +123,43 @@ def test_slots_start_from_seeds_derived_from_run_stream_and_slot() -> None:
     assert not torch.equal(first, make_env("Pendulum-v1", 2, seed=3, stream="evaluation").reset())
     assert env.spec.episode_limit == 200
     assert make_env("Pendulum-v1", kwargs={"max_episode_steps": 7}).spec.episode_limit == 7
+
+
+def test_envpools_own_tasks() -> None:
+    pytest.importorskip("envpool")
+    kwargs = {"max_episode_steps": 25}
+    env, same = (make_env("Hopper-v5", 3, seed=1, backend="envpool", kwargs=kwargs) for _ in range(2))
+    assert env.spec.episode_limit == 25
+    assert env.spec.action_space.dtype == np.float32
+    first: Any = env.reset()
+    assert torch.equal(first, same.reset())  # type: ignore[arg-type]
+    assert torch.equal(same.reset(seeds=[4, 5, 6]), same.reset(seeds=[4, 5, 6]))  # type: ignore[arg-type]
+    actions = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (60, 3, 3)).astype(np.float32))
+    ended = torch.zeros(3, dtype=torch.bool)
+    for action in actions:
+        step = env.step(action)
+        assert torch.equal(step.valid, ~ended)  # the row after an end, and no other, is no transition
+        ended = step.terminated | step.truncated
+    assert env.state_dict() is None
+    mask, before = torch.tensor([True, False, False]), env.reset(mask=torch.zeros(3, dtype=torch.bool))
+    after = env.reset(mask=mask)
+    assert (after == before).all(-1).tolist() == [False, True, True]  # type: ignore[union-attr]
+    with pytest.raises(RloptError, match="seed all rows"):
+        env.reset(seeds=[1, 2, 3], mask=mask)
+    waiting = make_env("Hopper-v5", 2, backend="envpool", autoreset=False, kwargs={"max_episode_steps": 3})
+    waiting.reset(seeds=[7, 8])
+    assert [waiting.step(actions[k, :2]).valid.tolist() for k in range(4)] == [[True, True]] * 3 + [[False, False]]
+    again: Any = waiting.reset(seeds=[9, 8], mask=torch.tensor([True, False]))
+    other: Any = make_env("Hopper-v5", 2, backend="envpool").reset(seeds=[9, 8])
+    assert torch.equal(again[0], other[0])
+    with pytest.raises(RloptError, match=r"cannot be built by EnvPool with env.kwargs="):
+        make_env("Hopper-v5", backend="envpool", kwargs={"nope": 1})
+
+
+def test_a_missing_envpool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(RloptError, match=r'backend=envpool needs .*pip install "rlopt\[envpool\]"'):
+        make_env("Pendulum-v1", backend="envpool")
 
 
 def test_a_backend_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:

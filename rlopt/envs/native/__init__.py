@@ -1,0 +1,93 @@
+"""``backend=native``: Gymnasium's MuJoCo tasks on MuJoCo's own thread pool, bit for bit what Gymnasium returns.
+
+``backend=auto`` chooses it wherever ``refusal`` has nothing to say against it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from rlopt.envs.factory import EnvFactory
+from rlopt.envs.native import tasks
+from rlopt.envs.native.env import NativeVectorEnv
+from rlopt.envs.native.parameters import ParametricNativeEnv
+from rlopt.envs.native.tasks import Task
+from rlopt.types import RloptError
+
+if TYPE_CHECKING:
+    from rlopt.envs.make import EnvRequest
+
+__all__ = ["NativeVectorEnv", "build", "make_native", "refusal"]
+
+_TASKS: dict[str, type[Task]] = {
+    "ant": tasks.Ant,
+    "half_cheetah": tasks.HalfCheetah,
+    "hopper": tasks.Hopper,
+    "humanoid": tasks.Humanoid,
+    "humanoidstandup": tasks.HumanoidStandup,
+    "inverted_double_pendulum": tasks.InvertedDoublePendulum,
+    "inverted_pendulum": tasks.InvertedPendulum,
+    "pusher": tasks.Pusher,
+    "reacher": tasks.Reacher,
+    "swimmer": tasks.Swimmer,
+    "walker2d": tasks.Walker2d,
+}
+"""By the name of Gymnasium's module."""
+
+_ENTRY_POINT = re.compile(r"gymnasium\.envs\.mujoco\.(\w+)_v([45]):\w+")
+
+
+def _find(factory: EnvFactory) -> tuple[type[Task], int] | None:
+    entry_point = factory.spec.entry_point
+    match = _ENTRY_POINT.fullmatch(entry_point) if isinstance(entry_point, str) else None
+    return (_TASKS[match[1]], int(match[2])) if match and match[1] in _TASKS else None
+
+
+def refusal(factory: EnvFactory) -> str | None:
+    """Why this environment does not run natively, or None where it does."""
+    kwargs = {**factory.spec.kwargs, **factory.kwargs}
+    if _find(factory) is None:
+        return "it is not one of Gymnasium's MuJoCo tasks of version 4 or 5"
+    if factory.wrappers or factory.spec.additional_wrappers:
+        return "wrappers wrap single environments"
+    if kwargs.get("render_mode") is not None:
+        return "it does not render"
+    try:
+        import mujoco
+        import mujoco.batch
+    except ImportError:
+        return "it needs mujoco 3.17 or newer"
+    if "xml_file" in kwargs:
+        env = factory()
+        model = env.unwrapped.model  # type: ignore[attr-defined]
+        env.close()
+        if model.nplugin or model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
+            return "the model uses plugins or sleeping, whose state cannot be saved"
+    return None
+
+
+def make_native(factory: EnvFactory, num_envs: int, **options: Any) -> NativeVectorEnv:
+    """``num_envs`` copies of what ``factory`` builds; ``options`` are those of ``NativeVectorEnv``.
+
+    Raises:
+        RloptError: the environment does not run natively; the line says why.
+    """
+    reason, found = refusal(factory), _find(factory)
+    if reason is not None or found is None:
+        raise RloptError(f"env={factory.spec.id} with backend=native: {reason}; use backend=sync")
+    task, version = found
+    return ParametricNativeEnv(factory(), lambda env: task(env, version), num_envs, **options)
+
+
+def build(request: EnvRequest) -> NativeVectorEnv:
+    """The backend ``native``; raises as ``make_native``."""
+    return make_native(
+        request.factory,
+        request.num_envs,
+        seed=request.seed,
+        device=request.device,
+        autoreset=request.autoreset,
+        env_id=request.id,
+        stream=request.stream,
+    )

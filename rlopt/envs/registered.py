@@ -1,0 +1,17 @@
+"""The environments that come with rlopt, by name; Gymnasium imports one when it is made."""
+
+from __future__ import annotations
+
+import gymnasium
+
+OWN = {
+    "Garnet-v0": "rlopt.robust.environments:GarnetEnv",
+    "MachineReplacement-v0": "rlopt.robust.environments:MachineReplacementEnv",
+    "RiverSwim-v0": "rlopt.robust.environments:RiverSwimEnv",
+    "GridWorld-v0": "rlopt.robust.environments:GridWorldEnv",
+    "Inventory-v0": "rlopt.robust.environments:InventoryEnv",
+}
+
+for _id, _entry_point in OWN.items():
+    if _id not in gymnasium.registry:
+        gymnasium.register(_id, entry_point=_entry_point)

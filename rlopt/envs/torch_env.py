@@ -1,0 +1,371 @@
+"""Environments written in torch: N copies are one batch of tensors, on any device (``backend=torch``)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec as GymSpec
+from torch import Tensor
+
+from rlopt.envs.spaces import ActionCodec, ObservationCodec
+from rlopt.envs.streams import RowStreams
+from rlopt.random import derive_seed
+from rlopt.types import EnvSpec, Obs, RloptError, Space, State, Step, map_obs, map_obs2, obs_leaves
+
+if TYPE_CHECKING:
+    from rlopt.envs.make import EnvRequest
+
+
+class Outcome(NamedTuple):
+    """What ``TorchEnv.dynamics`` returns; a plain tuple will do, with what comes last left out."""
+
+    state: Any
+    """The next state, like ``TorchEnv.initial``'s."""
+    reward: Tensor
+    """(N,)."""
+    terminated: Tensor
+    """(N,) bool."""
+    truncated: Tensor | None = None
+    """(N,) bool, where the environment has limits of its own besides ``episode_limit``."""
+    broken: Tensor | None = None
+    """(N,) bool, where the simulation of a row may fail: that row is no transition (``valid`` is false) and begins
+    anew."""
+
+
+class TorchEnv:
+    """Base class of environments written in torch; a subclass is a vector environment (``VectorEnv``) of N rows.
+
+    A subclass says what its spaces are and defines three functions of *all* rows at once; resets, time limits, frozen
+    rows, seeds, saving and restoring are done here::
+
+        class Drift(TorchEnv):
+            observation_space = spaces.Box(-2.0, 2.0, (1,), np.float32)
+            action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+            episode_limit = 50
+            defaults = {"wind": 0.1}
+
+            def initial(self, streams):
+                return streams.uniform(-1.0, 1.0)                                # (N,)
+
+            def dynamics(self, state, action):
+                state = state + 0.1 * action[:, 0] + self.parameters["wind"]
+                return state, -state.abs(), state.abs() > 2.0                     # state, reward, terminated
+
+            def observe(self, state):
+                return state[:, None]
+
+    The three functions must not look into a tensor (``.item()``, ``if tensor:``, a boolean mask as an index, tensors
+    made from Python lists): choose with ``torch.where``. Then a step never makes a GPU wait for the host, and may be
+    captured in a CUDA graph. What belongs to an episode goes into the state, which is saved; an attribute does not.
+
+    Train in it with ``env=module:Drift``, or register it with Gymnasium (``entry_point="module:Drift"``) for an id.
+
+    Args:
+        num_envs: N.
+        seed: the run's seed; row i's first reset draws from the stream of ``derive_seed(seed, stream, i)``.
+        device: where everything is computed.
+        autoreset: see ``VectorEnv``.
+        env_id: the name reported in ``spec``.
+        stream: the name of the random stream.
+        max_episode_steps: replaces ``episode_limit``; -1 for no limit.
+        **parameters: values of simulator parameters other than their defaults.
+
+    Raises:
+        RloptError: an unknown parameter, or a space without translation.
+    """
+
+    observation_space: Space
+    """Box, Discrete, MultiDiscrete or MultiBinary, or a flat Dict of these, of one row."""
+    action_space: Space
+    """Box, Discrete or MultiDiscrete, of one row."""
+    episode_limit: int | None = None
+    """Steps after which an episode is truncated."""
+    defaults: dict[str, float] = {}
+    """Simulator parameters by name, and their values until ``set_parameters``."""
+    dtype: ClassVar[torch.dtype] = torch.float64
+    """Of parameters and random numbers."""
+
+    state: Any
+    """The rows' present state, made by the first ``reset`` and then written in place."""
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        autoreset: bool = True,
+        env_id: str | None = None,
+        stream: str = "env",
+        max_episode_steps: int | None = None,
+        **parameters: float,
+    ) -> None:
+        self.num_envs, self.device, self.autoreset = num_envs, torch.device(device), autoreset
+        if max_episode_steps is not None:
+            self.episode_limit = max_episode_steps if max_episode_steps > 0 else None
+        for name in ("observation_space", "action_space"):
+            if not hasattr(self, name):
+                raise RloptError(f"{type(self).__name__} has no {name}; give the class one")
+        self.spec = EnvSpec(
+            id=env_id or type(self).__name__,
+            observation_space=ObservationCodec(self.observation_space).space,
+            action_space=ActionCodec(self.action_space).space,
+            episode_limit=self.episode_limit,
+        )
+        self.parameters: dict[str, Tensor] = {
+            name: torch.full((num_envs,), float(value), dtype=self.dtype, device=self.device)
+            for name, value in self.defaults.items()
+        }
+        """Simulator parameters, (N,) each, written in place by ``set_parameters``."""
+        self.set_parameters(**parameters)
+        self._streams = RowStreams(num_envs, self.device, self.dtype)
+        self._streams.seed([derive_seed(seed, stream, slot) for slot in range(num_envs)])
+        self._elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._dtypes = {key: _tensor_dtype(s) for key, s in obs_leaves(self.spec.observation_space).items()}
+        shape = self.spec.action_space.shape
+        assert shape is not None
+        self._action_shape = (num_envs, *shape)
+        self._started = False
+
+    # What a subclass defines
+
+    def initial(self, streams: RowStreams) -> Any:
+        """States in which episodes begin, drawn for all N rows: a tensor (N, …), or a flat dict of them."""
+        raise NotImplementedError
+
+    def dynamics(self, state: Any, action: Tensor) -> tuple[Any, ...]:
+        """An ``Outcome``: the next state, the reward (N,) and whether the episode terminates (N,), for all rows.
+
+        ``action`` is (N, A) in environment units (not clipped) or (N,) int64; random numbers come from
+        ``self.streams``.
+        """
+        raise NotImplementedError
+
+    def observe(self, state: Any) -> Obs:
+        """The observations (N, …) of these states; they are cast to what the space says."""
+        raise NotImplementedError
+
+    # The contract
+
+    @property
+    def streams(self) -> RowStreams:
+        """One random stream per row."""
+        return self._streams
+
+    @torch.no_grad()
+    def reset(
+        self, seeds: Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+    ) -> Obs:
+        """Begin new episodes; see ``VectorEnv.reset``. The first reset begins all rows.
+
+        Raises:
+            RloptError: the number of seeds or the mask's shape is wrong, or ``options`` are given.
+        """
+        n = self.num_envs
+        if options:
+            raise RloptError(f"{self.spec.id} on backend=torch takes no reset options; use backend=sync for them")
+        if seeds is not None and len(seeds) != n:
+            raise RloptError(f"reset got {len(seeds)} seeds for {n} environments; give one seed per environment")
+        if mask is not None and mask.shape != (n,):
+            raise RloptError(f"reset's mask has shape {tuple(mask.shape)}; it must be ({n},)")
+        if mask is None or not self._started:
+            mask = torch.ones(n, dtype=torch.bool, device=self.device)
+        else:
+            mask = mask.to(self.device, torch.bool)
+        if seeds is not None:
+            self._streams.seed(seeds, mask)
+        first = self.initial(self._streams)
+        if not self._started:
+            self.state, self._started = map_obs(torch.clone, first), True
+        self._begin(mask, first)
+        return self._observe()
+
+    @torch.no_grad()
+    def step(self, action: Tensor) -> Step:
+        """Step all rows; see ``VectorEnv.step``. Never waits for the device."""
+        if not self._started:
+            raise RloptError("step was called before reset; call reset() once after building the environment")
+        outcome = Outcome(*self.dynamics(self.state, self._check(action)))
+        live = ~self._ended
+        broken = None if outcome.broken is None else outcome.broken & live
+        valid = live if broken is None else live & ~broken
+        self._streams.commit(live)
+        self._elapsed.add_(valid)
+        terminated, truncated = outcome.terminated & valid, outcome.truncated
+        if self.episode_limit is not None:
+            late = self._elapsed >= self.episode_limit
+            truncated = late if truncated is None else truncated | late
+        truncated = torch.zeros_like(valid) if truncated is None else truncated & valid
+        ended = terminated | truncated
+        reward = torch.where(valid, outcome.reward, 0.0).to(torch.float32)
+
+        self._write(outcome.state if self.autoreset else _select(live, outcome.state, self.state))
+        if not self.autoreset:
+            self._ended.logical_or_(ended)
+            if broken is not None:
+                self._begin(broken, self.initial(self._streams))
+            obs = self._observe()
+            return Step(obs, obs, reward, terminated, truncated, torch.zeros_like(ended), valid, {})
+        first = self.initial(self._streams)
+        if broken is not None:  # the row's new episode is all that there is to see
+            self._write(_select(broken, first, self.state))
+        next_obs = self._observe()
+        reset = ended if broken is None else ended | broken
+        self._begin(reset, first)
+        return Step(self._observe(), next_obs, reward, terminated, truncated, reset, valid, {})
+
+    def _begin(self, mask: Tensor, first: Any) -> None:
+        """New episodes in the rows where ``mask`` is true, from the states ``first`` just drawn."""
+        self._streams.commit(mask)
+        self._write(_select(mask, first, self.state))
+        self._elapsed.masked_fill_(mask, 0)
+        self._ended.masked_fill_(mask, False)
+
+    def set_parameters(self, **values: float | Tensor) -> None:
+        """Give simulator parameters new values, one number for all rows or (N,); they last until the next call.
+
+        Raises:
+            RloptError: a parameter that this environment lacks, or a tensor of another shape.
+        """
+        for name, value in values.items():
+            if name not in self.parameters:
+                near = difflib.get_close_matches(name, self.parameters, n=1, cutoff=0.3)
+                known = f"did you mean {near[0]}?" if near else f"it has {', '.join(self.parameters) or 'none'}"
+                raise RloptError(f"{type(self).__name__} has no parameter {name!r}; {known}")
+            if isinstance(value, Tensor) and value.shape not in ((), (self.num_envs,)):
+                raise RloptError(
+                    f"parameter {name} has shape {tuple(value.shape)}; it must be one number or ({self.num_envs},)"
+                )
+            self.parameters[name].copy_(value) if isinstance(value, Tensor) else self.parameters[name].fill_(value)
+
+    def state_dict(self) -> State | None:
+        """State, clocks, random streams and parameters; None before the first ``reset``."""
+        if not self._started:
+            return None
+        return {
+            "state": map_obs(torch.clone, self.state),
+            "elapsed": self._elapsed.clone(),
+            "ended": self._ended.clone(),
+            "streams": self._streams.state_dict(),
+            "parameters": {name: value.clone() for name, value in self.parameters.items()},
+        }
+
+    def load_state_dict(self, state: State) -> Obs:
+        """Continue bit for bit where ``state_dict`` stood; returns the observations to act on.
+
+        Raises:
+            RloptError: the state is of another number of environments, or of another environment.
+        """
+        saved = state["elapsed"].shape[0]
+        if saved != self.num_envs:
+            raise RloptError(f"the saved state holds {saved} environments, but num_envs is {self.num_envs}")
+        if set(state["parameters"]) != set(self.parameters):
+            raise RloptError(f"the saved state is not of {self.spec.id}: its parameters have other names")
+        if not self._started:
+            self.state, self._started = map_obs(lambda t: t.to(self.device, copy=True), state["state"]), True
+        self._write(state["state"])
+        self._elapsed.copy_(state["elapsed"])
+        self._ended.copy_(state["ended"])
+        self._streams.load_state_dict(state["streams"])
+        self.set_parameters(**state["parameters"])
+        return self._observe()
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _check(self, action: Tensor) -> Tensor:
+        if action.shape != self._action_shape:
+            raise RloptError(
+                f"actions have shape {tuple(action.shape)}, but {self.num_envs} environments of {self.action_space} "
+                f"want {self._action_shape}"
+            )
+        return action.to(self.device)
+
+    def _write(self, state: Any) -> None:
+        """In place, because a captured graph reads the state where it was captured."""
+        if not isinstance(self.state, dict):
+            self.state.copy_(state)
+            return
+        # A leaf may be another one's old value (``{"now": …, "before": state["now"]}``), which would be overwritten.
+        old = {value.untyped_storage().data_ptr() for value in self.state.values()}
+        new = {k: v.clone() if v.untyped_storage().data_ptr() in old else v for k, v in state.items()}
+        for key, value in self.state.items():
+            value.copy_(new[key])
+
+    def _observe(self) -> Obs:
+        """A copy in the contract's types: an observation may be the state itself, which changes in place."""
+        obs = self.observe(self.state)
+        if isinstance(obs, dict):
+            return {key: value.to(self._dtypes[key], copy=True) for key, value in obs.items()}
+        return obs.to(self._dtypes[""], copy=True)
+
+
+def _select(mask: Tensor, new: Any, old: Any) -> Any:
+    """Row by row the new state where ``mask`` (N,) is true, else the old one."""
+    return map_obs2(lambda a, b: torch.where(mask.view(-1, *[1] * (b.dim() - 1)), a, b), new, old)
+
+
+def _tensor_dtype(space: Space) -> torch.dtype:
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return torch.int64
+    return torch.uint8 if str(space.dtype) == "uint8" else torch.float32
+
+
+def own_class(spec: GymSpec) -> type[TorchEnv] | None:
+    """The ``TorchEnv`` that is a registered environment's entry point, where it is one and has been imported."""
+    entry: Any = spec.entry_point
+    if isinstance(entry, str):
+        module, _, name = entry.partition(":")
+        entry = getattr(sys.modules.get(module), name, None)
+    return entry if isinstance(entry, type) and issubclass(entry, TorchEnv) else None
+
+
+def class_spec(env_id: str) -> GymSpec | None:
+    """For ``module:Class`` that names a ``TorchEnv`` of an imported module, what registering it would say."""
+    module, _, name = env_id.rpartition(":")
+    cls = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(cls, type) and issubclass(cls, TorchEnv)):
+        return None
+    return GymSpec(name, entry_point=env_id, max_episode_steps=cls.episode_limit)
+
+
+def build(request: EnvRequest) -> TorchEnv:
+    """The backend ``torch``.
+
+    Raises:
+        RloptError: no torch version of this environment, or wrappers.
+    """
+    from rlopt.envs.classic import CLASSIC
+
+    spec = request.factory.spec
+    cls = CLASSIC.get(spec.id) or own_class(spec)
+    if cls is None:
+        raise RloptError(
+            f"env={request.id} has no version in torch (there are {', '.join(CLASSIC)}); "
+            "write one as a rlopt.envs.TorchEnv, or use env.backend=auto"
+        )
+    if request.factory.wrappers:
+        raise RloptError("env.wrappers wrap single environments; env.backend=torch has none: use env.backend=sync")
+    kwargs = {**spec.kwargs, **request.factory.kwargs}
+    if kwargs.pop("render_mode", None) is not None:
+        raise RloptError(f"env={request.id} draws no pictures on env.backend=torch; use env.backend=sync")
+    limit = kwargs.pop("max_episode_steps", spec.max_episode_steps)
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in kwargs.values()):
+        raise RloptError(f"env={request.id} on env.backend=torch takes numbers, not env.kwargs={kwargs}")
+    return cls(
+        request.num_envs,
+        seed=request.seed,
+        device=request.device,
+        autoreset=request.autoreset,
+        env_id=request.id,
+        stream=request.stream,
+        max_episode_steps=limit,
+        **kwargs,
+    )
