@@ -1,54 +1,16 @@
-"""The inner loops of prioritised replay, compiled by numba (``pip install "rlopt[fast]"``).
+"""The inner loops of prioritised replay, compiled by numba.
 
-Each has a NumPy twin beside its caller that adds in the same order, so both give the same bits. Loops run level by
-level or stage by stage over the whole minibatch: the cache misses of its slots then overlap, and they are most of what
-a draw from a million slots costs.
+They run level by level or stage by stage over the whole minibatch: the cache misses of its slots then overlap, and they
+are most of what a draw from a million slots costs.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-try:
-    _njit: Any = import_module("numba").njit(cache=True, error_model="numpy")
-except ImportError:
-    _njit = None
-
-COMPILED = _njit is not None
-"""Whether numba is installed. Without it the loops are plain Python, and only used where they are short."""
-
-
-def _compiled(loop: Any) -> Any:
-    return _njit(loop) if COMPILED else loop
-
-
-def _prefetch(array: Any, i: Any) -> None:
-    """Ask for the cache line of element ``i`` of a flat array: no wait, and no harm where it is not used."""
-
-
-def _compiled_prefetch() -> Any:
-    types, ir = import_module("numba").types, import_module("llvmlite.ir")
-
-    def prefetch(typing_context: Any, array: Any, i: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            data = context.make_array(array)(context, builder, arguments[0]).data
-            address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
-            number = ir.IntType(32)
-            takes = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
-            call = builder.module.declare_intrinsic("llvm.prefetch", [address.type], takes)
-            builder.call(call, [address, number(0), number(3), number(1)])  # to be read, to be kept, data
-            return context.get_dummy_value()
-
-        return types.void(array, i), code
-
-    return import_module("numba.extending").intrinsic(prefetch)
-
-
-prefetch = _compiled_prefetch() if COMPILED else _prefetch
-
+from rlopt.buffers.compiled import compiled, prefetch
 
 FAN = 8
 """Children of a node of the sum-tree: as many as a cache line holds."""
@@ -67,14 +29,14 @@ comers is used, and whether it was not enough."""
 # --- the sum-tree ---------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def block_sum(nodes: Any, start: Any) -> Any:
     """The sum of the ``FAN`` children from ``start`` on, in pairs, as the search splits them."""
     left = (nodes[start] + nodes[start + 1]) + (nodes[start + 2] + nodes[start + 3])
     return left + ((nodes[start + 4] + nodes[start + 5]) + (nodes[start + 6] + nodes[start + 7]))
 
 
-@_compiled
+@compiled
 def put_sums(nodes: Any, offsets: Any, block: Any, count: Any) -> None:
     """Make anew every sum above the leaves in ``block`` (its first ``count``), which is used up."""
     for k in range(count):
@@ -100,7 +62,7 @@ def put_sums(nodes: Any, offsets: Any, block: Any, count: Any) -> None:
         count = kept
 
 
-@_compiled
+@compiled
 def put(nodes: Any, offsets: Any, index: Any, mass: Any) -> None:
     """Give the leaves ``index`` (K,) these masses (K,)."""
     for k in range(len(index)):
@@ -108,7 +70,7 @@ def put(nodes: Any, offsets: Any, index: Any, mass: Any) -> None:
     put_sums(nodes, offsets, index.copy(), len(index))
 
 
-@_compiled
+@compiled
 def clean(mass: Any, largest: Any) -> Any:
     """Replace masses that are not finite by ``largest``, and return the largest then."""
     top = largest
@@ -119,7 +81,7 @@ def clean(mass: Any, largest: Any) -> Any:
     return top
 
 
-@_compiled
+@compiled
 def magnitudes(error: Any, floor: Any, epsilon: Any) -> Any:
     """max(|error|, floor) + epsilon of errors (K,), in float64."""
     out = np.empty(len(error), dtype=np.float64)
@@ -129,7 +91,7 @@ def magnitudes(error: Any, floor: Any, epsilon: Any) -> Any:
     return out
 
 
-@_compiled
+@compiled
 def change_leaves(nodes: Any, offsets: Any, index: Any, mass: Any, largest: Any) -> Any:
     """New masses for those of the leaves ``index`` (K,) that have mass; returns the largest mass seen."""
     largest = clean(mass, largest)
@@ -140,7 +102,7 @@ def change_leaves(nodes: Any, offsets: Any, index: Any, mass: Any, largest: Any)
     return largest
 
 
-@_compiled
+@compiled
 def search(nodes: Any, offsets: Any, fraction: Any, stratified: Any) -> Any:
     """The leaves (K,) in which the fractions (K,) of all mass fall; ``stratified`` puts the k-th into the k-th of K
     equal shares."""
@@ -181,30 +143,23 @@ def search(nodes: Any, offsets: Any, fraction: Any, stratified: Any) -> Any:
     return found
 
 
-@_compiled
-def rarity(mass: Any, stride: Any, index: Any) -> Any:
-    """The smallest mass of slots ``index`` (K,) over each, (K,) float32; slot i's is in place ``i * stride`` of
-    ``mass``."""
-    least = np.inf
-    for k in range(len(index)):
-        least = min(least, mass[index[k] * stride])
-    out = np.empty(len(index), dtype=np.float32)
-    for k in range(len(index)):
-        out[k] = least / mass[index[k] * stride]
-    return out
-
-
-@_compiled
+@compiled
 def search_weighted(nodes: Any, offsets: Any, fraction: Any, stratified: Any) -> Any:
-    """``search`` and the ``rarity`` of what it finds."""
+    """``search``, and the smallest mass of what it finds over each, (K,) float32."""
     found = search(nodes, offsets, fraction, stratified)
-    return found, rarity(nodes, 1, found)
+    least = np.inf
+    for k in range(len(found)):
+        least = min(least, nodes[found[k]])
+    rare = np.empty(len(found), dtype=np.float32)
+    for k in range(len(found)):
+        rare[k] = least / nodes[found[k]]
+    return found, rare
 
 
 # --- reshuffling by masking -----------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def replace_rows(slot: Any, index: Any, mass: Any, time: Any) -> Any:
     """Begin anew in the slots ``index`` (K,), all different, with masses (K,). Returns the expected (in units of
     ``unit``) and actual counts that were in them, and by how much the sum of all masses rises."""
@@ -218,7 +173,7 @@ def replace_rows(slot: Any, index: Any, mass: Any, time: Any) -> Any:
     return gone, drawn, rise
 
 
-@_compiled
+@compiled
 def change_rows(slot: Any, index: Any, mass: Any, time: Any, largest: Any) -> Any:
     """New masses (K,) for those of the slots ``index`` (K,) that have mass; returns by how much the sum of all
     rises, and the largest mass seen."""
@@ -234,7 +189,7 @@ def change_rows(slot: Any, index: Any, mass: Any, time: Any, largest: Any) -> An
     return rise, largest
 
 
-@_compiled
+@compiled
 def look(slot: Any, wake: Any, nodes: Any, i: Any, clocks: Any) -> None:
     """Settle whether slot ``i`` is hidden: its mass in the tree, and when to look again."""
     time, unit, low, clock, reach = clocks
@@ -250,13 +205,13 @@ def look(slot: Any, wake: Any, nodes: Any, i: Any, clocks: Any) -> None:
         nodes[i] = mass
 
 
-@_compiled
+@compiled
 def bucket(when: Any, queue: Any) -> Any:
     """The bucket of the queue that holds those who wake at ``when``."""
     return min(max(int((when - queue.origin) / queue.width), queue.cursor[AT]), len(queue.heads) - 1)
 
 
-@_compiled
+@compiled
 def enqueue(i: Any, when: Any, queue: Any) -> None:
     """Put slot ``i`` among the late comers of its bucket; beyond the horizon the next ``refill`` finds it."""
     if when <= queue.horizon:
@@ -271,7 +226,7 @@ def enqueue(i: Any, when: Any, queue: Any) -> None:
         queue.heads[b] = entry
 
 
-@_compiled
+@compiled
 def refill(wake: Any, scratch: Any, queue: Any) -> Any:
     """Look through all slots for those who wake before the horizon: the new ``near`` and ``starts``, by bucket."""
     count = 0
@@ -294,7 +249,7 @@ def refill(wake: Any, scratch: Any, queue: Any) -> Any:
     return near, starts
 
 
-@_compiled
+@compiled
 def collect_due(wake: Any, touched: Any, count: Any, clock: Any, queue: Any) -> Any:
     """Append the slots whose time has come to the first ``count`` of ``touched``; returns how many it then holds."""
     cursor, heads, after, late = queue.cursor, queue.heads, queue.after, queue.late
@@ -329,7 +284,7 @@ def collect_due(wake: Any, touched: Any, count: Any, clock: Any, queue: Any) -> 
     return count
 
 
-@_compiled
+@compiled
 def settle(slot: Any, wake: Any, tree: Any, changed: Any, touched: Any, clocks: Any, queue: Any) -> None:
     """Look at the slots ``changed`` (K,) and at those whose time has come; ``touched`` is room for all of them."""
     nodes, offsets = tree
@@ -348,7 +303,7 @@ def settle(slot: Any, wake: Any, tree: Any, changed: Any, touched: Any, clocks: 
     put_sums(nodes, offsets, touched, count)
 
 
-@_compiled
+@compiled
 def pick(slot: Any, wake: Any, tree: Any, fraction: Any, clocks: Any, queue: Any) -> Any:
     """The different slots that the fractions (K,) fall in, in their order, counted as drawn. One that scaling has
     pushed ahead since it was looked at is left out, and hidden."""

@@ -3,9 +3,6 @@
 Mass is float64. Every sum is made anew from its terms and never changed by a difference, so errors do not build up: a
 total is within 1e-14 of the true one however long training lasts, where float32 would already miss single slots of a
 million (its spacing at a sum of 1e6 is 0.06).
-
-With numba installed the tree is compiled (``kernels``); without it NumPy walks the same levels with the same additions
-in the same order, so both give the same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlopt.buffers import kernels
-from rlopt.buffers.kernels import COMPILED, FAN
+from rlopt.buffers.kernels import FAN
 from rlopt.types import State
 
 Floats = NDArray[np.float64]
@@ -74,8 +71,7 @@ def aligned(shape: Sequence[int]) -> Floats:
 class SumTree:
     """A sum-tree with ``FAN`` children per node in one array, leaves first, the children of the root last."""
 
-    def __init__(self, slots: int, use_numba: bool = COMPILED) -> None:
-        self.use_numba = use_numba
+    def __init__(self, slots: int) -> None:
         sizes = [-(-slots // FAN) * FAN]
         while sizes[-1] > FAN:
             sizes.append(-(-sizes[-1] // FAN**2) * FAN)
@@ -85,59 +81,21 @@ class SumTree:
 
     def put(self, index: Ints, mass: Floats) -> None:
         """Give slots ``index`` (K,) the masses (K,), finite and >= 0; of several for one slot the last counts."""
-        if self.use_numba:
-            kernels.put(self.nodes, self.offsets, index, mass)
-        else:
-            self.nodes[index] = mass
-            blocks = self.nodes.reshape(-1, FAN)
-            for below, above in zip(self.offsets[:-1], self.offsets[1:], strict=True):
-                index = index // FAN
-                self.nodes[above + index] = _halves(blocks[below // FAN + index])[-1][:, 0]
+        kernels.put(self.nodes, self.offsets, index, mass)
 
     def search(self, fraction: Floats, stratified: bool = False) -> Ints:
         """The slots (K,) in which the fractions (K,) in [0, 1) of the total mass fall, never one without mass.
 
         ``stratified``: the k-th fraction is one of the k-th of K equal shares of the mass.
         """
-        if self.use_numba:
-            found: Ints = kernels.search(self.nodes, self.offsets, fraction, stratified)
-            return found
-        blocks = self.nodes.reshape(-1, FAN)
-        each = np.arange(len(fraction))
-        share = (fraction + each) * (1.0 / max(len(fraction), 1)) if stratified else fraction
-        value = share * _halves(blocks[-1:])[-1][0, 0]
-        index = np.zeros(len(fraction), dtype=np.int64)
-        for offset in self.offsets[::-1]:
-            child = np.zeros(len(fraction), dtype=np.int64)
-            for sums in _halves(blocks[offset // FAN + index])[-2::-1]:
-                left, rest = sums[each, 2 * child], sums[each, 2 * child + 1]
-                right = (value >= left) & (rest > 0)  # never where there is no mass: rounding may carry past the end
-                value = value - np.where(right, left, 0.0)
-                child = 2 * child + right
-            index = index * FAN + child
-        return index
+        found: Ints = kernels.search(self.nodes, self.offsets, fraction, stratified)
+        return found
 
     def fill(self, mass: Floats) -> None:
         """Give the first slots the masses (K,) and all others none."""
-        self.leaves[:] = 0.0
-        self.leaves[: len(mass)] = mass
-        for below, above in zip(self.offsets[:-1], self.offsets[1:], strict=True):
-            blocks = self.nodes[below:above].reshape(-1, FAN)
-            self.nodes[above : above + len(blocks)] = _halves(blocks)[-1][:, 0]
-
-
-def _halves(blocks: Floats) -> list[Floats]:
-    """Terms (K, 8), their sums in pairs (K, 4), the sums of those (K, 2), and of those (K, 1)."""
-    sums = [blocks]
-    while sums[-1].shape[1] > 1:
-        sums.append(sums[-1][:, 0::2] + sums[-1][:, 1::2])
-    return sums
-
-
-def finite(mass: Floats, largest: float) -> tuple[Floats, float]:
-    """``mass`` (K,) with ``largest`` in place of what is not finite, and the largest then."""
-    mass = np.where(np.isfinite(mass), mass, largest)
-    return mass, float(mass.max(initial=largest))
+        every = np.zeros(len(self.leaves))
+        every[: len(mass)] = mass
+        self.put(np.arange(len(every)), every)
 
 
 def fractions(count: int, generator: torch.Generator) -> Floats:
@@ -154,8 +112,8 @@ def rarity(mass: Tensor) -> Tensor:
 class TreeMasses:
     """Masses in a ``SumTree``."""
 
-    def __init__(self, slots: int, use_numba: bool = COMPILED) -> None:
-        self.tree = SumTree(slots, use_numba)
+    def __init__(self, slots: int) -> None:
+        self.tree = SumTree(slots)
         self.largest = 1.0
 
     def enter(self, first: int, count: int, valid: Tensor | None) -> None:
@@ -163,22 +121,17 @@ class TreeMasses:
         self.tree.put(np.arange(first, first + count), mass if valid is None else mass * valid.numpy())
 
     def change(self, index: Tensor, mass: Tensor) -> None:
-        where, new, tree = index.numpy(), mass.numpy(), self.tree
-        if tree.use_numba:
-            self.largest = kernels.change_leaves(tree.nodes, tree.offsets, where, new, self.largest)
-        else:
-            new, self.largest = finite(new, self.largest)
-            tree.put(where, np.where(tree.leaves[where] > 0, new, 0.0))
+        tree = self.tree
+        self.largest = kernels.change_leaves(tree.nodes, tree.offsets, index.numpy(), mass.numpy(), self.largest)
 
     def draw(
         self, batch_size: int, generator: torch.Generator, stratified: bool, weighted: bool
     ) -> tuple[Tensor, Tensor | None]:
         tree, fraction = self.tree, fractions(batch_size, generator)
-        if weighted and tree.use_numba:
-            found, rare = kernels.search_weighted(tree.nodes, tree.offsets, fraction, stratified)
-            return torch.from_numpy(found), torch.from_numpy(rare)
-        found = tree.search(fraction, stratified)
-        return torch.from_numpy(found), rarity(torch.from_numpy(tree.leaves[found])) if weighted else None
+        if not weighted:
+            return torch.from_numpy(tree.search(fraction, stratified)), None
+        found, rare = kernels.search_weighted(tree.nodes, tree.offsets, fraction, stratified)
+        return torch.from_numpy(found), torch.from_numpy(rare)
 
     def state_dict(self, written: int) -> State:
         return {"mass": torch.from_numpy(self.tree.leaves[:written].copy()), "largest": self.largest}
@@ -232,7 +185,7 @@ class ScanMasses:
 
 
 def finite_tensor(mass: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """``finite`` on tensors, without a look by the host."""
+    """``mass`` (K,) with ``largest`` in place of what is not finite, and the largest then; no look by the host."""
     mass = torch.where(mass.isfinite(), mass, largest)
     return mass, torch.maximum(largest, mass.max())
 

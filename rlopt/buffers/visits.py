@@ -1,8 +1,7 @@
 """How often each slot was drawn and should have been, and distinct draws that keep the two together (RR-M's core).
 
 ``DenseVisits`` touches every slot at every draw, as a GPU likes it. ``LazyVisits``, for the CPU, touches the few slots
-that were drawn, written or are about to become eligible, and gives the same counts; ``CompiledVisits`` does the same
-in compiled loops, bit for bit.
+that were drawn, written or are about to become eligible, and gives the same counts.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rlopt.buffers import kernels, sum_tree
-from rlopt.buffers.kernels import COMPILED, DRAWN, EXPECTED, FULL, HIDDEN, MASS, SINCE
+from rlopt.buffers.kernels import DRAWN, EXPECTED, FULL, HIDDEN, MASS, SINCE
 from rlopt.buffers.sum_tree import Floats, Ints, Masses, SumTree
 from rlopt.types import State
 
@@ -42,9 +40,7 @@ class Visits(Masses, Protocol):
 
 def make_visits(slots: int, device: torch.device) -> Visits:
     """The fastest implementation on ``device``."""
-    if device.type != "cpu":
-        return DenseVisits(slots, device)
-    return CompiledVisits(slots) if COMPILED else LazyVisits(slots)
+    return LazyVisits(slots) if device.type == "cpu" else DenseVisits(slots, device)
 
 
 class DenseVisits:
@@ -93,6 +89,28 @@ class DenseVisits:
         self.largest.fill_(state["largest"])
 
 
+BUCKETS = 4 * LOOKAHEAD
+"""Buckets of the queue, a quarter of a minibatch's time each."""
+
+
+class Queue(NamedTuple):
+    """The slots that wake before ``horizon``, in buckets of ``width`` from ``origin`` on."""
+
+    origin: float
+    width: float
+    horizon: float
+    near: Ints
+    """Those known when the queue was last filled, by bucket: bucket b's begin at ``starts[b]``."""
+    starts: Ints
+    heads: Ints
+    """Those who came later: the first entry of each bucket, -1 for none."""
+    after: Ints
+    """The entry after each entry."""
+    late: Ints
+    """The slot of each entry."""
+    cursor: Ints
+
+
 class LazyVisits:
     """Counts that are brought up to date when looked at.
 
@@ -107,10 +125,8 @@ class LazyVisits:
     bring a slot, and ``reach`` never falls, no slot is woken late.
     """
 
-    use_numba = False
-
     def __init__(self, slots: int) -> None:
-        self.tree = SumTree(slots, self.use_numba)
+        self.tree = SumTree(slots)
         self.slot = sum_tree.aligned([slots, 4])
         self.wake: Floats = np.full(slots, np.inf)
         """The clock at which a hidden slot is looked at again; infinite where a slot is not hidden."""
@@ -123,13 +139,17 @@ class LazyVisits:
         """Slots to be looked at before the next draw."""
         self.drawn = torch.empty(0, dtype=torch.int64)
         """The last draw, which is among them."""
+        none = np.empty(0, dtype=np.int64)
+        heads, cursor = np.empty(BUCKETS, dtype=np.int64), np.zeros(4, dtype=np.int64)
+        after, late = np.empty((2, max(4096, slots // 8)), dtype=np.int64)
+        self.queue = Queue(0.0, 1.0, -1.0, none, none, heads, after, late, cursor)
+        self.touched: Ints = np.empty(2 * slots, dtype=np.int64)
         self._restart_queue()
 
     def _restart_queue(self) -> None:
         """Every hidden slot is looked at before the next draw."""
         self.clock, self.low, self.reach = 0.0, self.unit, 0.0
         self.horizon = -1.0
-        self.late: Ints = np.empty(0, dtype=np.int64)
         self.wake[np.isfinite(self.wake)] = 0.0
 
     def counts(self) -> tuple[Tensor, Tensor]:
@@ -145,7 +165,8 @@ class LazyVisits:
 
     def enter(self, first: int, count: int, valid: Tensor | None) -> None:
         index, mass = np.arange(first, first + count), np.full(count, self.largest)
-        expected, drawn, rise = self._replace(index, mass if valid is None else mass * valid.numpy())
+        mass = mass if valid is None else mass * valid.numpy()
+        expected, drawn, rise = kernels.replace_rows(self.slot, index, mass, self.time)
         self.mass_sum += rise
         self.changed.append(index)
         if expected > 0:
@@ -154,16 +175,6 @@ class LazyVisits:
             if left < 1e-6 * self.total_drawn:  # the difference has lost its digits
                 left = float(self._expected(self.slot).sum()) / self.unit
             self._rescale(self.total_drawn / left if left > 0 else 1.0)
-
-    def _replace(self, index: Ints, mass: Floats) -> tuple[float, float, float]:
-        """See ``kernels.replace_rows``."""
-        rows = self.slot[index]
-        columns = np.stack((self._expected(rows), rows[:, DRAWN], mass - rows[:, MASS]))
-        gone, drawn, rise = np.add.accumulate(columns, axis=1)[:, -1].tolist()
-        rows[:] = 0.0
-        rows[:, MASS], rows[:, SINCE] = mass, self.time
-        self.slot[index] = rows
-        return gone, drawn, rise
 
     def _rescale(self, factor: float) -> None:
         """Multiply every expected count."""
@@ -183,23 +194,10 @@ class LazyVisits:
 
     def change(self, index: Tensor, mass: Tensor) -> None:
         where = index.numpy()
-        self._change(where, mass.numpy())
+        rise, self.largest = kernels.change_rows(self.slot, where, mass.numpy(), self.time, self.largest)
+        self.mass_sum += rise
         if index is not self.drawn:
             self.changed.append(where.copy())
-
-    def _change(self, index: Ints, mass: Floats) -> None:
-        if len(np.unique(index)) < len(index):  # seldom; one after the other then
-            rise, largest = kernels.change_rows(self.slot, index, mass, self.time, self.largest)
-            self.mass_sum, self.largest = self.mass_sum + float(rise), float(largest)
-            return
-        mass, self.largest = sum_tree.finite(mass, self.largest)
-        rows = self.slot[index]
-        mass = np.where(rows[:, MASS] > 0, mass, 0.0)
-        self.mass_sum += float(np.add.accumulate(mass - rows[:, MASS])[-1])
-        rows[:, EXPECTED] = self._expected(rows)
-        rows[:, SINCE] = self.time
-        rows[:, MASS] = mass
-        self.slot[index] = rows
 
     def draw(
         self, batch_size: int, generator: torch.Generator, stratified: bool, weighted: bool
@@ -230,48 +228,29 @@ class LazyVisits:
 
     def _settle(self, step: float) -> None:
         """Look at the slots that were changed and at those whose time has come."""
-        self._look_at(np.concatenate((*self.changed, *self._due(step))))
+        queue = self.queue
+        if self.clock >= self.horizon or queue.cursor[FULL]:
+            self.horizon = self.clock + LOOKAHEAD * step
+            width = LOOKAHEAD * step / BUCKETS
+            queue = queue._replace(origin=self.clock, width=width, horizon=self.horizon)
+            near, starts = kernels.refill(self.wake, self.touched, queue)
+            self.queue = queue = queue._replace(near=near, starts=starts)
+        changed = self.changed[0] if len(self.changed) == 1 else np.concatenate(self.changed)
+        if len(changed) > len(self.slot):
+            changed = np.unique(changed)
+        kernels.settle(self.slot, self.wake, self._arrays, changed, self.touched, self._clocks(), queue)
 
     def _pick(self, fraction: Floats) -> Ints:
         """See ``kernels.pick``."""
-        found = self.tree.search(fraction)
-        found = found[np.sort(np.unique(found, return_index=True)[1])]
-        rows = self.slot[found]
-        ahead = (rows[:, DRAWN] * self.unit > self._expected(rows)) & np.isinf(self.wake[found])
-        if ahead.any():
-            self._look_at(found[ahead])
-            found = found[~ahead]
-        self.slot[found, DRAWN] += 1.0
+        found: Ints = kernels.pick(self.slot, self.wake, self._arrays, fraction, self._clocks(), self.queue)
         return found
 
-    def _look_at(self, index: Ints) -> None:
-        """Settle which of the slots ``index`` (K,) are hidden, give them their mass in the tree and a place to wait."""
-        rows = self.slot[index]
-        mass, drawn = rows[:, MASS], rows[:, DRAWN]
-        expected = self._expected(rows)
-        hidden = drawn * self.unit > expected
-        with np.errstate(invalid="ignore", divide="ignore"):
-            # A little early, for the rounding of these sums.
-            wait = np.maximum(drawn * self.low - expected, 0.0) / np.maximum(mass, drawn / self.reach) * (1.0 - 1e-9)
-            self.wake[index] = np.where(hidden, (self.clock + wait) * (1.0 - 1e-12), np.inf)
-        self.tree.put(index, mass * np.where(hidden, HIDDEN, 1.0))
-        self.late = np.concatenate((self.late, index[self.wake[index] <= self.horizon]))
+    @property
+    def _arrays(self) -> tuple[Floats, Ints]:
+        return self.tree.nodes, self.tree.offsets
 
-    def _due(self, step: float) -> tuple[Ints, Ints]:
-        """The slots whose time has come."""
-        if self.clock >= self.horizon:
-            self.horizon = self.clock + LOOKAHEAD * step
-            near = (self.wake <= self.horizon).nonzero()[0]
-            self.near = near[np.argsort(self.wake[near])]
-            self.near_wake = self.wake[self.near]
-            self.passed = 0
-            self.late = self.late[:0]
-        passed = int(np.searchsorted(self.near_wake, self.clock, side="right"))
-        near = self.near[self.passed : passed]
-        self.passed = passed
-        due: NDArray[np.bool_] = self.wake[self.late] <= self.clock
-        late, self.late = self.late[due], self.late[~due]
-        return near[self.wake[near] <= self.clock], late
+    def _clocks(self) -> tuple[float, float, float, float, float]:
+        return self.time, self.unit, self.low, self.clock, self.reach
 
     def state_dict(self, written: int) -> State:
         return {
@@ -298,71 +277,3 @@ class LazyVisits:
         self.total_drawn, self.draws = float(state["total_drawn"]), int(state["draws"])
         self.time, self.unit = float(state["time"]), float(state["unit"])
         self._restart_queue()
-
-
-BUCKETS = 4 * LOOKAHEAD
-"""Buckets of the compiled queue, a quarter of a minibatch's time each."""
-
-
-class Queue(NamedTuple):
-    """The slots that wake before ``horizon``, in buckets of ``width`` from ``origin`` on."""
-
-    origin: float
-    width: float
-    horizon: float
-    near: Ints
-    """Those known when the queue was last filled, by bucket: bucket b's begin at ``starts[b]``."""
-    starts: Ints
-    heads: Ints
-    """Those who came later: the first entry of each bucket, -1 for none."""
-    after: Ints
-    """The entry after each entry."""
-    late: Ints
-    """The slot of each entry."""
-    cursor: Ints
-
-
-class CompiledVisits(LazyVisits):
-    """``LazyVisits`` in compiled loops, and with a queue that is never sorted."""
-
-    use_numba = True
-
-    def __init__(self, slots: int) -> None:
-        none = np.empty(0, dtype=np.int64)
-        heads, cursor = np.empty(BUCKETS, dtype=np.int64), np.zeros(4, dtype=np.int64)
-        after, late = np.empty((2, max(4096, slots // 8)), dtype=np.int64)
-        self.queue = Queue(0.0, 1.0, -1.0, none, none, heads, after, late, cursor)
-        self.touched: Ints = np.empty(2 * slots, dtype=np.int64)
-        super().__init__(slots)
-
-    def _replace(self, index: Ints, mass: Floats) -> tuple[float, float, float]:
-        gone, drawn, rise = kernels.replace_rows(self.slot, index, mass, self.time)
-        return gone, drawn, rise
-
-    def _change(self, index: Ints, mass: Floats) -> None:
-        rise, self.largest = kernels.change_rows(self.slot, index, mass, self.time, self.largest)
-        self.mass_sum += rise
-
-    def _settle(self, step: float) -> None:
-        queue = self.queue
-        if self.clock >= self.horizon or queue.cursor[FULL]:
-            self.horizon = self.clock + LOOKAHEAD * step
-            width = LOOKAHEAD * step / BUCKETS
-            queue = queue._replace(origin=self.clock, width=width, horizon=self.horizon)
-            near, starts = kernels.refill(self.wake, self.touched, queue)
-            self.queue = queue = queue._replace(near=near, starts=starts)
-        changed = self.changed[0] if len(self.changed) == 1 else np.concatenate(self.changed)
-        if len(changed) > len(self.slot):
-            changed = np.unique(changed)
-        kernels.settle(self.slot, self.wake, self._arrays, changed, self.touched, self._clocks(), queue)
-
-    def _pick(self, fraction: Floats) -> Ints:
-        found: Ints = kernels.pick(self.slot, self.wake, self._arrays, fraction, self._clocks(), self.queue)
-        return found
-
-    @property
-    def _arrays(self) -> tuple[Floats, Ints]:
-        return self.tree.nodes, self.tree.offsets
-
-    def _clocks(self) -> tuple[float, float, float, float, float]:
-        return self.time, self.unit, self.low, self.clock, self.reach
