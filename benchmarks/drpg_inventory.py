@@ -19,7 +19,7 @@ from rlopt.robust.paper_inventory import ones, paper_inventory
 from rlopt.robust.parametric import solve_parametric
 
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 199)
-# Regenerated independently of rlopt (numpy, research notes): the same instance, start and first policy.
+# Regenerated independently of rlopt (with NumPy alone): the same instance, start and first policy.
 REFERENCE = {
     "DRPG, step 0.1": {0: 70.73, 1: 51.17, 5: 47.99, 10: 46.99, 20: 46.36, 50: 46.30, 199: 46.296},
     "DRPG, step 0.01": {1: 51.77, 5: 50.91, 10: 50.35, 20: 49.27, 50: 47.78, 100: 46.88, 199: 46.36},

@@ -58,11 +58,11 @@ def sweeps(repeats: int) -> list[list[object]]:
         own = models(*size)
         value = 50.0 * torch.rand(size[:2], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         fast = best_of({n: lambda m=m, value=value: m.backup(value, rows=False) for n, m in own.items()}, repeats)
-        compiled.COMPILED, kept = False, compiled.COMPILED
+        compiled.ENABLED = False
         slow = best_of(
             {n: lambda m=m, value=value: m.backup(value, rows=False) for n, m in own.items()}, max(3, repeats // 4)
         )
-        compiled.COMPILED = kept
+        compiled.ENABLED = True
         per_row = 1e9 * fast["plain"] / np.prod(size[:3])
         for name in ("sa", "s"):
             rows.append([*size, name, f"{1e3 * fast['plain']:.3f}", f"{per_row:.1f}", f"{1e3 * fast[name]:.3f}",
@@ -147,7 +147,6 @@ def main() -> None:
     parser.add_argument("--only", choices=("sweeps", "certified"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    assert compiled.COMPILED, 'install numba: pip install "rlopt[fast]"'
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.only != "certified":
         head = ["K", "S", "A", "B", "set", "plain_ms", "plain_ns_per_row", "robust_ms", "ratio", "tensor_plain_ms",

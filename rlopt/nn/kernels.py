@@ -1,7 +1,7 @@
 """What stands between the matrix products of a small ReLU network, compiled: one pass over each activation.
 
 Arrays of ``uint16`` hold bfloat16 bit patterns; sums are always float32. NaN passes through every kernel (a plain
-``max(v, 0)`` would hide it from the guards). Importing this module needs numba.
+``max(v, 0)`` would hide it from the guards).
 """
 
 from __future__ import annotations

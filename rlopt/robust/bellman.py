@@ -56,12 +56,12 @@ def action_values(m: RobustMDP, rows: Tensor, value: Tensor) -> Tensor:
 
 
 def policy_gradient(m: RobustMDP, policy: Tensor, rows: Tensor, value: Tensor) -> Tensor:
-    """(K, S, A) ∂J/∂π(a|s) = d(s) q(s, a)/(1 - γ) (research page 1.3), ``value`` being that of policy and rows."""
+    """(K, S, A) ∂J/∂π(a|s) = d(s) q(s, a)/(1 - γ), ``value`` being that of policy and rows."""
     return occupancy(m, policy, rows)[..., None] * action_values(m, rows, value) / (1.0 - m.gamma)
 
 
 def kernel_gradient(m: RobustMDP, policy: Tensor, rows: Tensor, value: Tensor) -> Tensor:
-    """(K, S, A, B) ∂J/∂p(s'|s, a) = d(s) π(a|s) (c + γ v(s'))/(1 - γ) (research page 1.3)."""
+    """(K, S, A, B) ∂J/∂p(s'|s, a) = d(s) π(a|s) (c + γ v(s'))/(1 - γ)."""
     weight = occupancy(m, policy, rows)[..., None] * policy / (1.0 - m.gamma)
     return weight[..., None] * m.targets(value)
 
@@ -78,8 +78,8 @@ def worst_case(
 ) -> Evaluation:
     """The exact adversary: policy iteration of its own MDP from ``rows``, until the gap of J is at most ``tolerance``.
 
-    Value of the present kernel, worst rows for that value, and again; monotone, and for polyhedral sets finite
-    (research page 1.6). The bound is MacQueen's on T_π. It stops where rounding allows no better, also at tolerance 0.
+    Value of the present kernel, worst rows for that value, and again; monotone, and for polyhedral sets
+    finite. The bound is MacQueen's on T_π. It stops where rounding allows no better, also at tolerance 0.
     """
     allowed = torch.as_tensor(tolerance, dtype=torch.float64, device=m.device).expand(m.num_instances)
     steps = torch.zeros(m.num_instances, dtype=torch.int64, device=m.device)
@@ -99,7 +99,7 @@ def ascend(
     m: RobustMDP, policy: Tensor, rows: Tensor, tolerance: Tensor | float, step_size: float, limit: int = 10_000
 ) -> Evaluation:
     """The paper's adversary: p ← Proj(p + β ∇_p J) from ``rows``, until the *certified* gap of J is at most
-    ``tolerance`` (the authors stop when successive values are close, which certifies nothing; research page 1.6).
+    ``tolerance`` (the authors stop when successive values are close, which certifies nothing).
     """
     allowed = torch.as_tensor(tolerance, dtype=torch.float64, device=m.device).expand(m.num_instances)
     steps = torch.zeros(m.num_instances, dtype=torch.int64, device=m.device)

@@ -1,9 +1,8 @@
 """Bellman sweeps compiled by numba for the CPU: a backup of every state without one temporary tensor.
 
 A sort of every row's successors would cost more than all else, so no row is sorted: an L1 budget is spent on the few
-smallest z only, which are picked one by one, or in long rows found by a threshold. Without numba
-(``pip install "rlopt[fast]"``), on a GPU and with weights, the same operators run on tensors (``l1.py``); a test holds
-the two equal.
+smallest z only, which are picked one by one, or in long rows found by a threshold. On a GPU and with
+weights the same operators run on tensors (``l1.py``); a test holds the two equal.
 """
 
 from __future__ import annotations
@@ -18,13 +17,10 @@ from torch import Tensor
 
 from rlopt.robust.kernel import Kernel
 
-try:
-    _njit: Any = import_module("numba").njit
-except ImportError:
-    _njit = None
+_njit: Any = import_module("numba").njit
 
-COMPILED = _njit is not None
-"""Whether numba is installed."""
+ENABLED = True
+"""Switched off where the compiled sweeps are compared with those on tensors."""
 
 Array = NDArray[np.float64]
 _NO_ROWS = np.zeros((0, 0, 0, 0))
@@ -34,12 +30,12 @@ _RELAXED = {"nnan", "ninf", "nsz", "reassoc"}  # lets a search for the smallest 
 
 
 def _compiled(function: Any) -> Any:
-    return _njit(cache=True, fastmath=_RELAXED)(function) if COMPILED else function
+    return _njit(cache=True, fastmath=_RELAXED)(function)
 
 
 def usable(value: Tensor) -> bool:
-    """Whether compiled sweeps serve values of this kind: float64 on the CPU, with numba installed."""
-    return COMPILED and value.device.type == "cpu" and value.dtype == torch.float64
+    """Whether compiled sweeps serve values of this kind: float64 on the CPU."""
+    return ENABLED and value.device.type == "cpu" and value.dtype == torch.float64
 
 
 def plain_sweep(kernel: Kernel, cost: Tensor, gamma: float, value: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def garnet(
     radius: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> RobustMDP:
-    """G(states, actions, branching) by the recipe of the DRPG paper's code (research page 2.2 and 2.3).
+    """G(states, actions, branching) by the recipe of the DRPG paper's code.
 
     Every (s, a) has ``branching`` distinct successors with weights U(0, 5); costs c(s, a, s') ~ U(0, 5), start weights
     U(0, 5); L1 sets on the support with κ_sa ~ U(0.1, 0.5), or κ_s ~ U(0.5, 1) where ``rectangular`` is ``s``.

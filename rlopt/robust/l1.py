@@ -39,7 +39,7 @@ class _L1(Ambiguity):
 
 
 class L1(_L1):
-    """(s,a)-rectangular: Σ_i w_i |p_sa,i - p̂_sa,i| ≤ κ_sa for every state and action (research page 1.2; κ = 2·TV).
+    """(s,a)-rectangular: Σ_i w_i |p_sa,i - p̂_sa,i| ≤ κ_sa for every state and action (κ = 2·TV).
 
     Args:
         radius: κ as a number, (A,), (S, A) or (K, S, A); 2 or more allows every distribution on the support.
@@ -71,7 +71,7 @@ class L1(_L1):
 
 
 class StateL1(_L1):
-    """s-rectangular: Σ_a Σ_i w_i |p_sa,i - p̂_sa,i| ≤ κ_s, one budget for all actions of a state (research page 1.2).
+    """s-rectangular: Σ_a Σ_i w_i |p_sa,i - p̂_sa,i| ≤ κ_s, one budget for all actions of a state.
 
     The optimal policy may have to randomise.
 
@@ -86,7 +86,7 @@ class StateL1(_L1):
         return self.per_state(self.given, "radius")
 
     def respond(self, z: Tensor, policy: Tensor) -> Tensor:
-        """The fractional knapsack of research page 1.6: segments of all actions by slope π_a·g_a', steepest first."""
+        """The fractional knapsack: segments of all actions by slope π_a·g_a', steepest first."""
         path = self.path(z)
         k, s, a, _ = path.budget.shape
         slope, length = policy[..., None] * path.slopes(), path.budget.diff(dim=-1)
@@ -98,7 +98,7 @@ class StateL1(_L1):
 
     def backup(self, cost: Tensor, gamma: float, value: Tensor, rows: bool = True) -> Backup:
         """Bisection on the value u of the game: the least budgets ξ_a(u) with g_a ≥ u must add up to κ_s (Ho, Petrik
-        and Wiesemann 2018; research page 1.6). Σ_a ξ_a(u) is piecewise linear, so a search among its breakpoints and
+        and Wiesemann 2018). Σ_a ξ_a(u) is piecewise linear, so a search among its breakpoints and
         one interpolation give u exactly. The policy makes all slopes equal: x_a ∝ 1/g_a'(ξ_a) where ξ_a > 0.
         """
         if self.weight is None and compiled.usable(value):

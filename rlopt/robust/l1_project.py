@@ -1,7 +1,7 @@
 """Euclidean projection of kernel rows onto simplex and weighted L1 ball, one ball per row or one per state.
 
 x_i(μ, λ) = max(0, p̂_i + soft(y_i - μ - p̂_i, λ w_i)) with one μ per row, so that the row sums to 1, and one λ ≥ 0 per
-ball, so that its budget is kept (research page 1.6). The sum falls with μ and the distance with λ, both piecewise
+ball, so that its budget is kept. The sum falls with μ and the distance with λ, both piecewise
 linearly: two nested Newton searches inside brackets end exactly, after a few steps each.
 """
 

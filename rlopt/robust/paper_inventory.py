@@ -1,4 +1,4 @@
-"""The inventory instance of the DRPG paper (research page 2.5): 8 states, 3 actions, radial features."""
+"""The inventory instance of the DRPG paper: 8 states, 3 actions, radial features."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The paper's parametric kernel, which couples all states: p(s'|s, a) ∝ p̄(s'|s, a) exp(θᵀφ(s')/(λᵀζ(s, a))).
 
-Wang, Ho and Petrik 2023 (research page 1.7). The worst case of a KL ball has this form, with θᵀφ in the place of z and
+Wang, Ho and Petrik 2023. The worst case of a KL ball has this form, with θᵀφ in the place of z and
 λᵀζ in that of the multiplier. The set ‖θ - θ_c‖₁ ≤ κ_θ, ‖λ - λ_c‖₁ ≤ κ_λ, λ ≥ 1e-5 is not rectangular and the inner
 problem not concave: what is found is the best of several ascents, no certified worst case, and there is no Bellman
 equation.
@@ -21,7 +21,7 @@ from rlopt.robust.simplex import project_l1_ball, project_simplex
 from rlopt.robust.solve import Solution
 
 SMALLEST = 1e-5
-"""The least λ (research page 1.7)."""
+"""The least λ."""
 
 
 class Parameters(NamedTuple):

@@ -47,7 +47,7 @@ class Oracles:
         return -result.fun
 
     def state_lp(self, z, p, mask, weight, radius):
-        """min_x max_p over the joint L1 ball of a state: the dual program of research page 1.6. Returns value and x."""
+        """min_x max_p over the joint L1 ball of a state: by the dual program. Returns value and x."""
         actions, n = z.shape
         size = actions * n
         cost = np.r_[np.zeros(actions), np.ones(actions), p.ravel(), -p.ravel(), radius]
@@ -112,7 +112,7 @@ def _random_mdp():
 
 
 def two_state_chain(actions: int = 1):
-    """State 1 is absorbing at cost 1, state 0 costs nothing and is kept with probability 0.9 (research page 5.1)."""
+    """State 1 is absorbing at cost 1, state 0 costs nothing and is kept with probability 0.9."""
     kernel = np.zeros((2, actions, 2))
     kernel[0], kernel[1] = [0.9, 0.1], [0.0, 1.0]
     return Kernel.from_dense(kernel), np.array([[0.0] * actions, [1.0] * actions]), [1.0, 0.0]

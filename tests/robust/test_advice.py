@@ -1,4 +1,4 @@
-"""Adherence-aware advice: the checks of research page 6."""
+"""Adherence-aware advice: what it must satisfy."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_obedience_is_the_ordinary_optimum_and_value_rises_with_it(form):
 
 
 def test_in_the_recalled_form_bad_advice_can_pay():
-    """θ = 0: advising the action to be avoided pushes him off it (research page 6)."""
+    """θ = 0: advising the action to be avoided pushes him off it."""
     model = AdviceModel([[[1.0], [1.0]]], [[0.0, 1.0]], [[0.5, 0.5]], 1, form="conditional")
     plan = model.plan(torch.zeros(1, 2, dtype=torch.float64))
     assert int(plan.advice[0, 0]) == 0 and float(plan.value[0, 0]) == 1.0

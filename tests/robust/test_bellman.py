@@ -1,4 +1,4 @@
-"""Gradients = finite differences, flow identities, the adversary, and the inequalities of research page 1.5."""
+"""Gradients = finite differences, flow identities, the adversary, and the paper's inequalities."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_danskin(small):
 
 
 def unit_model(random_mdp):
-    """Costs in [0, 1], where the constants of research page 1.5 are stated."""
+    """Costs in [0, 1], where the paper's constants are stated."""
     m, rand = random_mdp(lambda r: StateL1(0.8 * r(2, 5)))
     m.cost = m.cost / 5.0
     return m, rand
@@ -181,7 +181,7 @@ def test_lipschitz_smoothness_and_weak_convexity(random_mdp):
 
 
 def test_gradient_dominance(random_mdp):
-    """Φ(π) - Φ* ≤ Σ d(s) r(s)/(1-γ) ≤ D/(1-γ) max ⟨∇J(π, p), π - π'⟩ for s-rectangular sets (page 1.5)."""
+    """Φ(π) - Φ* ≤ Σ d(s) r(s)/(1-γ) ≤ D/(1-γ) max ⟨∇J(π, p), π - π'⟩ for s-rectangular sets."""
     m, rand = unit_model(random_mdp)
     value = torch.zeros(2, 5, dtype=torch.float64)
     for _ in range(400):
@@ -198,7 +198,7 @@ def test_gradient_dominance(random_mdp):
 
 
 def test_one_step_inequality_of_the_outer_loop(random_mdp):
-    """φ(π⁺) ≤ φ(π) + 2lα(ε - ‖∇φ‖²/(4l)) + lα²L² for the Moreau envelope φ, with the measured ε (page 1.5).
+    """φ(π⁺) ≤ φ(π) + 2lα(ε - ‖∇φ‖²/(4l)) + lα²L² for the Moreau envelope φ, with the measured ε.
 
     The proximal point is found by projected subgradients of Φ(x) + l‖x - π‖², which is strongly convex.
     """

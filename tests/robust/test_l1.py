@@ -102,7 +102,6 @@ def test_the_knapsack_equals_the_linear_program(random_mdp, oracles, weighted):
         assert float(worth[i]) == pytest.approx(-truth.fun, abs=1e-11)
 
 
-@pytest.mark.skipif(not compiled.COMPILED, reason="needs numba")
 @pytest.mark.parametrize("kind", [L1, StateL1])
 @pytest.mark.parametrize("shape", [{}, {"holes": 0.0}, {"holes": 0.0, "states": 60}, {"narrow": True}, {"holes": 0.9}])
 def test_compiled_sweeps_equal_the_tensor_ones(random_mdp, monkeypatch, kind, shape):
@@ -111,7 +110,7 @@ def test_compiled_sweeps_equal_the_tensor_ones(random_mdp, monkeypatch, kind, sh
     m, rand = random_mdp(make, **shape)
     value = 10.0 * rand(2, n)
     fast, silent = m.backup(value), m.backup(value, rows=False)
-    monkeypatch.setattr(compiled, "COMPILED", False)
+    monkeypatch.setattr(compiled, "ENABLED", False)
     slow = m.backup(value)
     torch.testing.assert_close(fast.value, slow.value, rtol=0, atol=1e-12)
     torch.testing.assert_close(fast.policy, slow.policy, rtol=0, atol=1e-9)

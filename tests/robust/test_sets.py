@@ -137,7 +137,7 @@ def test_projections_equal_the_quadratic_program(random_mdp, oracles, name):
 
 @pytest.mark.parametrize("name", ["l1", "state_l1", *SETS])
 def test_every_set_grows_with_its_radius_and_holds_the_nominal_kernel(random_mdp, name):
-    """κ = 0 is the nominal operator, and κ ↑ ⇒ value ↑ (research page 5.4)."""
+    """κ = 0 is the nominal operator, and κ ↑ ⇒ value ↑."""
     kinds = {"l1": L1, "state_l1": StateL1, "linf": LInf, "contamination": Contamination, "kl": KL, "chi2": ChiSquared}
     m, rand = random_mdp(lambda r: Nominal())
     value = 10.0 * rand(2, 5)
@@ -150,7 +150,7 @@ def test_every_set_grows_with_its_radius_and_holds_the_nominal_kernel(random_mdp
 
 
 def test_the_whole_simplex_is_the_largest_next_state(random_mdp):
-    """κ ≥ 2 on full support: v = max over all next states of c + γ v (research page 5.3)."""
+    """κ ≥ 2 on full support: v = max over all next states of c + γ v."""
     m, rand = random_mdp(lambda r: L1(2.0), support="all")
     value = 10.0 * rand(2, 5)
     torch.testing.assert_close(m.backup(value).value, m.targets(value).amax(-1).amin(-1))

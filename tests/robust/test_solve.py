@@ -27,7 +27,7 @@ def optimum(m, sweeps=500):
 
 @EACH
 def test_closed_forms_of_one_action(two_state_chain, method):
-    """v0 = γ(1-p)·20/(1-γp): 13.103448 nominally, 17.014925 with κ = 0.4 (research page 5.1)."""
+    """v0 = γ(1-p)·20/(1-γp): 13.103448 nominally, 17.014925 with κ = 0.4."""
     kernel, cost, start = two_state_chain()
     for ambiguity, truth in [(Nominal(), 13.10344827586207), (L1(0.4), 17.01492537313433)]:
         s = solve(RobustMDP(kernel, cost, 0.95, ambiguity, start), method)
@@ -39,7 +39,7 @@ def test_closed_forms_of_one_action(two_state_chain, method):
 
 @EACH
 def test_a_shared_budget_makes_the_policy_randomise(two_state_chain, method):
-    """Two identical actions with κ_s = 0.4: half and half costs 15.833333, any single action 17.014925 (page 5.2)."""
+    """Two identical actions with κ_s = 0.4: half and half costs 15.833333, any single action 17.014925."""
     kernel, cost, start = two_state_chain(2)
     m = RobustMDP(kernel, cost, 0.95, StateL1(0.4), start)
     options = {"drpg": {"step_size": 0.05, "step_decay": 1.0}}.get(method, {})
@@ -101,7 +101,7 @@ def test_whole_problem_by_enumeration(random_mdp):
 
 @pytest.mark.parametrize("kind", ["sa", "s"])
 def test_saddle_point(random_mdp, kind):
-    """J(π*, p) ≤ Φ* ≤ max_p J(π, p), and the adversary's side p* makes Φ* the ordinary optimum (page 5.10)."""
+    """J(π*, p) ≤ Φ* ≤ max_p J(π, p), and the adversary's side p* makes Φ* the ordinary optimum."""
     m, rand = random_mdp(lambda r: L1(0.5) if kind == "sa" else StateL1(0.8))
     value = optimum(m)
     best, saddle = objective(m, value), m.backup(value)
@@ -115,7 +115,7 @@ def test_saddle_point(random_mdp, kind):
 
 
 def test_robust_values_are_nested(random_mdp):
-    """nominal ≤ (s,a) ≤ s of the summed budget, and growing with the radius (page 5.4)."""
+    """nominal ≤ (s,a) ≤ s of the summed budget, and growing with the radius."""
     m, rand = random_mdp(lambda r: Nominal())
     radius = 0.3 * rand(2, 5, 3)
     values = [optimum(m.replace(a)) for a in (Nominal(), L1(radius), L1(1.5 * radius), StateL1(1.5 * radius.sum(-1)))]
@@ -163,7 +163,7 @@ def test_a_batch_equals_its_instances_alone(random_mdp, method):
 
 
 def test_descent_of_the_paper(random_mdp):
-    """(s,a): J falls monotonically; s: only the best so far does (page 5.12). The inner tolerance falls as γ^t."""
+    """(s,a): J falls monotonically; s: only the best so far does. The inner tolerance falls as γ^t."""
     m, _ = random_mdp(lambda r: L1(0.1 + 0.4 * r(2, 5, 3)))
     values = solve(m, "drpg", 150, None, inner_tolerance=1e-6).history["value"]
     assert bool((values.diff(dim=0) <= 1e-9).all())
