@@ -1,170 +1,161 @@
-"""Environment steps per second of SAC on HalfCheetah: rlopt beside Stable-Baselines3 (and SBX where it is installed).
+"""Environment steps per second of SAC on HalfCheetah: rlopt beside Stable-Baselines3 and SBX.
 
     python benchmarks/sac_throughput.py --out results/sac_throughput
 
-Same network (2x256), batch (256), update ratio (one update per step), one environment, float32, on the CPU. Every
-entrant runs with 1 and with 2 threads, in a process of its own, in turn and repeatedly, so that a drift of the
-machine's speed hits all alike; the median is quoted, and the ratio is between each library's best thread setting.
-Then rlopt's default setting runs again beside one other busy process.
+Same network (2x256), batch (256) and update ratio (one update per step), one environment, on the CPU. rlopt runs in
+float32 and with bfloat16 products between hidden layers, each also with the environment stepped while the agent learns
+(``overlap``); the peers in float32, the only one they have. Every entrant runs with 1 and with 2 threads, in a process
+of its own that waits while the others run; all take short turns, round after round. Medians over the rounds are quoted,
+and ratios are between each entrant's best thread setting. Then rlopt's default and Stable-Baselines3 run again beside
+one other busy process. Peers that are not installed are left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
-import json
-import os
+import signal
 import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-WARMUP = 1_000
-ENV = "HalfCheetah-v4"
-LABELS = {"rlopt": "rlopt", "sb3": "Stable-Baselines3", "sbx": "SBX (JAX)"}
+from harness import (
+    BLUE,
+    GREY,
+    SKY,
+    Entrant,
+    Parked,
+    Report,
+    best,
+    cpu,
+    disturbance,
+    draw_bars,
+    measure,
+    spread,
+    verdict,
+    versions,
+)
+
+RLOPT: dict[str, dict[str, object]] = {
+    "rlopt float32": {},
+    "rlopt float32, overlap": {"overlap": True},
+    "rlopt bf16": {"precision": "bf16"},
+    "rlopt bf16, overlap": {"precision": "bf16", "overlap": True},
+}
+PEERS = {"stable_baselines3": "Stable-Baselines3", "sbx": "SBX (JAX)"}
+TARGETS = {
+    ("rlopt float32", "Stable-Baselines3"): 2.0,
+    ("rlopt float32", "SBX (JAX)"): 1.1,
+    ("rlopt bf16", "Stable-Baselines3"): 2.4,
+}
+"""What rlopt is to be, times the peer."""
+PACKAGES = ("rlopt", "torch", "numpy", "numba", "gymnasium", "mujoco", "stable_baselines3", "sbx-rl", "jax")
 
 
-def measure_rlopt(threads: str, steps: int) -> float:
-    from rlopt.training.config import train_config
-    from rlopt.training.setup import make_loop
-
-    agent = {"name": "sac", "warmup_steps": WARMUP}
-    config = train_config(
-        {"agent": agent, "env": {"id": ENV}, "total_steps": 10**6, "threads": threads, "device": "cpu"}
-    )
-    loop = make_loop(config)
-    return timed(loop.advance, steps)
+def entrants() -> list[Entrant]:
+    found = [Entrant(name, _threads(t), "rlopt", t, config) for name, config in RLOPT.items() for t in (1, 2)]
+    peers = [(module, name) for module, name in PEERS.items() if importlib.util.find_spec(module)]
+    return found + [Entrant(name, _threads(t), module, t) for module, name in peers for t in (1, 2)]
 
 
-def timed(advance, steps: int) -> float:
-    """Steps per second after the warm-up and another 200 steps."""
-    for _ in range(WARMUP + 200):
-        advance()
-    begin = time.perf_counter()
-    for _ in range(steps):
-        advance()
-    return steps / (time.perf_counter() - begin)
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def measure_sb3(threads: str, steps: int, module: str = "stable_baselines3") -> float:
-    import torch
-
-    torch.set_num_threads(int(threads))
-    library = importlib.import_module(module)
-    from stable_baselines3.common.callbacks import BaseCallback
-
-    marks: list[float] = []
-
-    class Clock(BaseCallback):
-        def _on_step(self) -> bool:
-            marks.append(time.perf_counter())
-            return True
-
-    model = library.SAC(
-        "MlpPolicy", ENV, learning_starts=WARMUP, batch_size=256, train_freq=1, gradient_steps=1, seed=0,
-        policy_kwargs={"net_arch": [256, 256]}, **({"device": "cpu"} if module == "stable_baselines3" else {}),
-    )  # fmt: skip
-    model.learn(WARMUP + 200 + steps, callback=Clock())
-    return (len(marks) - WARMUP - 201) / (marks[-1] - marks[WARMUP + 200])
-
-
-def worker(name: str, threads: str, steps: int) -> None:
-    import warnings
-
-    warnings.simplefilter("ignore")
-    if name == "rlopt":
-        speed = measure_rlopt(threads, steps)
-    else:
-        speed = measure_sb3(threads, steps, {"sb3": "stable_baselines3", "sbx": "sbx"}[name])
-    print(json.dumps({"steps_per_second": speed}))
-
-
-def run(name: str, threads: str, steps: int) -> float:
-    """One measurement in a process of its own."""
-    environment = dict(os.environ)
-    if name == "rlopt":
-        from rlopt.cli.environment import WAIT_POLICY
-
-        environment = {**WAIT_POLICY, **environment}
-    elif threads != "auto":
-        environment["OMP_NUM_THREADS"] = threads
-        if name == "sbx":
-            flags = "--xla_cpu_multi_thread_eigen=" + (
-                "false intra_op_parallelism_threads=1" if threads == "1" else "true"
-            )
-            environment["XLA_FLAGS"] = flags
-    command = [sys.executable, __file__, "--worker", name, "--threads", threads, "--steps", str(steps)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} with {threads} threads failed:\n{done.stderr[-2000:]}")
-    return float(json.loads(done.stdout.strip().splitlines()[-1])["steps_per_second"])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2_000, help="measured steps per run")
-    parser.add_argument("--repeats", type=int, default=3, help="runs per entrant and thread setting")
-    parser.add_argument("--out", type=Path, help="folder for table.csv, table.md and chart.png")
-    parser.add_argument("--worker", choices=list(LABELS), help=argparse.SUPPRESS)
-    parser.add_argument("--threads", default="1", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.worker:
-        worker(args.worker, args.threads, args.steps)
-        return
-    names = [
-        n for n, m in (("rlopt", "rlopt"), ("sb3", "stable_baselines3"), ("sbx", "sbx")) if importlib.util.find_spec(m)
-    ]
-    entrants = [(n, t) for n in names for t in ("1", "2")]
-    speeds: dict[tuple[str, str], list[float]] = {e: [] for e in entrants}
-    for i in range(args.repeats):
-        for name, threads in entrants:
-            speeds[name, threads].append(run(name, threads, args.steps))
-            speed = speeds[name, threads][-1]
-            print(f"{i + 1}/{args.repeats}  {LABELS[name]:18s} {threads} threads  {speed:7.1f} steps/s", flush=True)
-    alone = statistics.median(run("rlopt", "auto", args.steps) for _ in range(args.repeats))
+def beside_busy(parked: Sequence[Parked], rounds: int, seconds: float) -> dict[Entrant, tuple[float, float]]:
+    """Medians of steps per second alone, and beside one process that never rests."""
+    speeds: dict[Entrant, tuple[list[float], list[float]]] = {p.entrant: ([], []) for p in parked}
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        beside = statistics.median(run("rlopt", "auto", args.steps) for _ in range(args.repeats))
+        for _ in range(rounds):
+            for p in parked:
+                for kind, what in enumerate((signal.SIGSTOP, signal.SIGCONT)):
+                    busy.send_signal(what)
+                    speeds[p.entrant][kind].append(p.window(seconds, [busy.pid]))
     finally:
         busy.kill()
-    medians = {e: statistics.median(v) for e, v in speeds.items()}
-    best = {n: max(medians[n, t] for t in ("1", "2")) for n in names}
-    rows = [
-        [LABELS[n], t, f"{medians[n, t]:.1f}", f"{min(speeds[n, t]):.1f}", f"{max(speeds[n, t]):.1f}"]
-        for n, t in entrants
+        busy.wait()
+    return {e: (statistics.median(alone), statistics.median(beside)) for e, (alone, beside) in speeds.items()}
+
+
+def report(
+    speeds: Mapping[Entrant, Sequence[float]], busy: Mapping[Entrant, tuple[float, float]], remarks: Sequence[str]
+) -> Report:
+    rows = [[e.name, e.setting, *spread(values)] for e, values in speeds.items()]
+    rows += [
+        [e.name, f"{e.setting}, beside a busy process", f"{beside:.1f}", "", ""] for e, (_, beside) in busy.items()
     ]
-    rows += [["rlopt (threads=auto)", "auto", f"{alone:.1f}", "", ""]]
-    rows += [["rlopt (threads=auto) beside a busy process", "auto", f"{beside:.1f}", "", ""]]
-    header = ["library", "threads", "steps/s (median)", "min", "max"]
-    notes = [f"rlopt / {LABELS[n]}, best settings: {best['rlopt'] / best[n]:.2f}" for n in names if n != "rlopt"]
-    notes += [f"beside a busy process rlopt keeps {beside / alone:.0%} of its speed"]
-    table = "\n".join(["| " + " | ".join(r) + " |" for r in [header, ["---"] * 5, *rows]])
-    print("\n" + table + "\n\n" + "\n".join(notes))
-    if args.out:
-        save(args.out, header, rows, table, notes, best, args)
+    tops = best(speeds)
+    notes = []
+    for name in RLOPT:
+        for peer in PEERS.values():
+            if peer in tops:
+                target = TARGETS.get((name.removesuffix(", overlap"), peer))
+                what = f"{name} ({tops[name][1]}) / {peer} ({tops[peer][1]})"
+                notes.append(verdict(what, tops[name][0] / tops[peer][0], target))
+    for e, (alone, beside) in busy.items():
+        notes.append(f"beside a busy process {e.label} keeps {beside / alone:.0%} of its speed")
+    return Report(["library", "setting", "steps/s (median)", "min", "max"], rows, [*notes, *remarks])
 
 
-def save(out: Path, header: list[str], rows: list[list[str]], table: str, notes: list[str], best: dict, args) -> None:
+def save(out: Path, made: Report, tops: Mapping[str, tuple[float, str]], args: argparse.Namespace) -> None:
     from matplotlib.figure import Figure
 
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "table.csv").open("w", newline="") as f:
-        csv.writer(f).writerows([header, *rows])
-    command = f"python benchmarks/sac_throughput.py --steps {args.steps} --repeats {args.repeats} --out {out}"
+    made.write_csv(out / "table.csv")
+    command = (
+        f"python benchmarks/sac_throughput.py --env {args.env} --rounds {args.rounds} --seconds {args.seconds:g} "
+        f"--out {out}"
+    )
     about = (
-        f"SAC on {ENV}, one environment, one update per step, batch 256, 2x256, float32, CPU ({os.cpu_count()} cores)."
+        f"Environment steps per second of SAC on {args.env}: one environment, one update per step, batch 256, 2x256, "
+        f"on a {cpu()}. The median of {args.rounds} turns of {args.seconds:g} s, all entrants in turn. `bf16`: "
+        "products between hidden layers in bfloat16, master weights in float32. `overlap`: the environment is stepped "
+        "while the agent learns, with the same update ratio."
     )
     (out / "README.md").write_text(
-        f"# SAC throughput\n\n{about}\n\n    {command}\n\n{table}\n\n" + "\n".join(f"- {n}" for n in notes) + "\n"
+        f"# SAC throughput\n\n{about}\n\n    {command}\n\n{versions(*PACKAGES)}.\n\n{made.text}\n\n"
+        "![bar chart](chart.png)\n",
+        encoding="utf-8",
     )
-    figure = Figure(figsize=(6, 2.2), layout="constrained")
-    axes = figure.subplots()
-    axes.barh([LABELS[n] for n in best], list(best.values()), color=["#0072B2", "#999999", "#bbbbbb"][: len(best)])
-    axes.set_xlabel("environment steps per second (best thread setting)")
-    axes.invert_yaxis()
+    figure = Figure(figsize=(7, 0.4 * len(tops) + 0.9), layout="constrained")
+    bars = {f"{name}, {setting}": speed for name, (speed, setting) in tops.items()}
+    colour = {"rlopt float32": BLUE, "rlopt bf16": SKY}
+    draw_bars(
+        figure.subplots(), bars, "environment steps per second (best thread setting)",
+        lambda name: next((c for start, c in colour.items() if name.startswith(start)), GREY),
+    )  # fmt: skip
     figure.savefig(out / "chart.png", dpi=150)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each entrant")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn")
+    parser.add_argument("--warmup", type=int, default=1_000, help="random steps before the first update")
+    parser.add_argument("--extra", type=int, default=200, help="further steps before the first turn")
+    parser.add_argument("--contender", action="append", help="only libraries whose name begins so (may be repeated)")
+    parser.add_argument("--out", type=Path, help="folder for table.csv, README.md and chart.png")
+    args = parser.parse_args(arguments)
+    wanted = tuple(args.contender or [""])
+    chosen = [e for e in entrants() if e.name.startswith(wanted)]
+    if not chosen:
+        raise SystemExit(f"--contender knows {', '.join([*RLOPT, *PEERS.values()])}")
+    settings = {"env": args.env, "warmup": args.warmup, "extra": args.extra}
+    speeds, left_out, parked = measure(chosen, settings, args.rounds, args.seconds)
+    try:
+        default = [p for p in parked if p.entrant.name in ("rlopt float32", "Stable-Baselines3")]
+        busy = beside_busy([p for p in default if p.entrant.threads == 2], args.rounds, args.seconds)
+    finally:
+        for p in parked:
+            p.close()
+    made = report(speeds, busy, [disturbance(parked), *left_out])
+    print("\n" + made.text)
+    if args.out:
+        save(args.out, made, best(speeds), args)
 
 
 if __name__ == "__main__":

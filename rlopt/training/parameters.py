@@ -22,6 +22,7 @@ from rlopt.types import Episode, RloptError
 MAX_ROWS = 1024
 """Episodes that ``evaluate_grid`` simulates side by side."""
 
+Array = np.ndarray[Any, np.dtype[np.float64]]
 Bounds = Mapping[str, tuple[float, float]]
 
 
@@ -39,7 +40,7 @@ def parametric(env: VectorEnv) -> ParametricEnv:
     if not (hasattr(env, "set_parameters") and hasattr(env, "parameters")):
         raise RloptError(
             f"{env.spec.id} has no simulator parameters with this backend; use env.backend=torch (classic control, "
-            "your own TorchEnv) or a MuJoCo task of rlopt.envs.mujoco_parameters"
+            "your own TorchEnv) or env.backend=native (MuJoCo)"
         )
     return cast(ParametricEnv, env)
 
@@ -114,7 +115,7 @@ class Simulator:
         ``derive_seed(seed, "episode", e)``."""
         seeds = [derive_seed(seed, "episode", e) for e in range(self.episodes)]
         found = []
-        for wave in points.split(self.width):
+        for wave in torch.split(points, self.width):
             # Always as many rows, so that rounding does not depend on how many points are left.
             padded = torch.cat((wave, wave[-1:].expand(self.width - len(wave), -1)))
             found.append(self._wave(policy, padded, seeds)[: len(wave)])
@@ -152,18 +153,19 @@ class GridEvaluation:
     box: ParameterBox
     count: int
     """Grid points per parameter."""
-    returns: np.ndarray[Any, np.dtype[np.float64]]
+    returns: Array
     """(count**d, E), the last parameter varying fastest."""
 
     @property
-    def points(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def points(self) -> Array:
         """(count**d, d) in the simulator's units."""
-        return torch.stack([*self.box.values(self.box.grid(self.count)).values()], 1).numpy()
+        return np.stack([v.numpy() for v in self.box.values(self.box.grid(self.count)).values()], 1)
 
     @property
-    def means(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def means(self) -> Array:
         """(count, …, count) mean returns, an axis per parameter."""
-        return self.returns.mean(1).reshape((self.count,) * len(self.box.names))
+        means: Array = self.returns.mean(1).reshape((self.count,) * len(self.box.names))
+        return means
 
     @property
     def worst(self) -> float:

@@ -24,7 +24,9 @@ class RobustLoop(ReplayLoop):
 
     Every ``adversary_every`` steps after the first update the adversary climbs: its candidates are simulated side by
     side in an environment of its own, with common random numbers. What that takes is counted apart, as
-    ``adversary_steps`` of ``metrics.csv``; steps are, as ever, the transitions that are learnt from.
+    ``adversary_steps`` of ``metrics.csv``; steps are, as ever, the transitions that are learnt from. The run's ordinary
+    evaluations, and with them the best policy, are of the nominal parameters; for the whole box see
+    ``rlopt.training.parameters.GridCallback`` and ``evaluate_grid``.
 
     Args:
         simulate: builds n environments with ``autoreset=False`` for the adversary. The rest is as for ``ReplayLoop``.

@@ -97,7 +97,5 @@ class ParametricNativeEnv(NativeVectorEnv):
 
     def load_state_dict(self, state: State) -> Obs:
         obs = super().load_state_dict(state)
-        if state["parameters"].keys() != self.parameters.keys():
-            raise RloptError(f"the saved state is not of {self.spec.id}: its parameters have other names")
-        self.set_parameters(**state["parameters"])
+        self.set_parameters(**state.get("parameters", {}))
         return obs

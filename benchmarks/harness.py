@@ -1,0 +1,385 @@
+"""What the throughput scripts share: entrants that are timed in turn, and the report that they end in.
+
+Every entrant is one process or several at once, built and warmed up before anything is timed. Then all of them wait,
+and each in turn runs for a few seconds, round after round, so that a drift of the machine's speed hits all alike. What
+other processes take of the machine meanwhile is watched, and a window that they disturbed is repeated.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+QUIET, PATIENCE = 0.05, 4
+"""The share of the machine that other processes may take in a window, and how often a busier window is tried."""
+BLUE, SKY, GREEN, ORANGE, GREY = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#999999"
+
+
+# --- the worker's side ----------------------------------------------------------------------------------------------
+
+
+def channel() -> TextIO:
+    """The worker's own way to its parent; whatever libraries print goes to the standard error from now on."""
+    mine = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return mine
+
+
+class Windows:
+    """Call ``tick`` after every piece of work: it measures while a window lasts, and between windows waits."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._out.write("ready\n")
+        self._wait()
+
+    def tick(self, steps: int = 1) -> bool:
+        """Count ``steps``; false once no further window is wanted."""
+        self._steps += steps
+        spent = time.perf_counter() - self._begin
+        if spent < self._seconds:
+            return True
+        self._out.write(f"{self._steps / spent}\n")
+        return self._wait()
+
+    def _wait(self) -> bool:
+        line = sys.stdin.readline()
+        self._seconds = float(line or 0)
+        self._steps, self._begin = 0, time.perf_counter()
+        return bool(line)
+
+
+def make_sac(config: Mapping[str, Any], warmup: int) -> Any:
+    """rlopt's loop for SAC with ``config`` on top of the benchmark's settings."""
+    from rlopt.training.config import train_config
+    from rlopt.training.setup import make_loop
+
+    agent = {"name": "sac", "warmup_steps": warmup, **config.get("agent", {})}
+    return make_loop(train_config({"total_steps": 10**9, **config, "agent": agent}))
+
+
+def serve_rlopt(config: Mapping[str, Any], warmup: int, extra: int) -> None:
+    """Windows of rlopt's loop; its speed is in steps of all runs together."""
+    out = channel()
+    loop = make_sac(config, warmup)
+    while loop.step < warmup + extra:
+        loop.advance()
+    windows = Windows(out)
+    while windows.tick(loop.runs * loop.each):
+        loop.advance()
+    loop.close()
+
+
+def serve_sb3(module: str, threads: int, env_id: str, seed: int, warmup: int, extra: int) -> None:
+    """Windows of ``stable_baselines3``'s SAC, or of ``sbx``'s, which has the same interface."""
+    import torch
+
+    out = channel()
+    torch.set_num_threads(threads)
+    library = importlib.import_module(module)
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Clock(BaseCallback):
+        windows: Windows | None = None
+
+        def _on_step(self) -> bool:
+            if self.n_calls < warmup + extra:
+                return True
+            if self.windows is None:
+                self.windows = Windows(out)
+            return self.windows.tick()
+
+    model = library.SAC(
+        "MlpPolicy", env_id, learning_starts=warmup, batch_size=256, train_freq=1, gradient_steps=1, seed=seed,
+        policy_kwargs={"net_arch": [256, 256]}, **({"device": "cpu"} if module == "stable_baselines3" else {}),
+    )  # fmt: skip
+    model.learn(10**9, callback=Clock())
+
+
+# --- the parent's side ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Entrant:
+    """One way to do the work: ``processes`` at once, each with its part."""
+
+    name: str
+    """Whom it stands for; the best of its settings is compared."""
+    setting: str
+    library: str
+    """``rlopt``, ``stable_baselines3`` or ``sbx``."""
+    threads: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """rlopt's, on top of the benchmark's."""
+    processes: int = 1
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.setting}"
+
+    def environment(self) -> dict[str, str]:
+        """What must be said before the library is imported."""
+        if self.library == "rlopt":
+            from rlopt.cli.environment import WAIT_POLICY
+
+            return {**WAIT_POLICY, **os.environ}
+        flags = {"OMP_NUM_THREADS": str(self.threads)}
+        if self.library == "sbx":
+            one = "false intra_op_parallelism_threads=1"
+            flags["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={one if self.threads == 1 else 'true'}"
+        return {**os.environ, **flags}
+
+
+class Others:
+    """What the other processes of this machine have taken of it since this was made (Linux; elsewhere unknown)."""
+
+    def __init__(self, mine: Sequence[int]) -> None:
+        self._mine, self._begin = mine, time.perf_counter()
+        self._busy, self._own = _busy_ticks(), _own_ticks(mine)
+
+    def share(self) -> float:
+        """The part of all cores' time, 0 … 1; NaN where it cannot be known."""
+        taken = (_busy_ticks() - self._busy) - (_own_ticks(self._mine) - self._own)
+        whole = (time.perf_counter() - self._begin) * (os.cpu_count() or 1) * _TICKS
+        return min(max(taken / whole, 0.0), 1.0)
+
+
+_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+def _busy_ticks() -> float:
+    try:
+        user, nice, system, _, _, irq, softirq, steal = Path("/proc/stat").read_text().split()[1:9]
+    except (OSError, ValueError):
+        return math.nan
+    return float(sum(map(int, (user, nice, system, irq, softirq, steal))))
+
+
+def _own_ticks(processes: Sequence[int]) -> float:
+    """Of these processes, which have no children."""
+    total = 0
+    for process in processes:
+        try:
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return math.nan
+        total += int(fields[11]) + int(fields[12])
+    return float(total)
+
+
+class LeftOut(Exception):
+    """An entrant that does not run here, and why."""
+
+
+class Parked:
+    """The processes of one entrant, waiting for their windows."""
+
+    def __init__(self, entrant: Entrant, settings: Mapping[str, Any]) -> None:
+        self.entrant = entrant
+        self.disturbed: list[float] = []
+        """What other processes took of the machine, window by window."""
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the processes)
+        spec = {"library": entrant.library, "threads": entrant.threads, "config": dict(entrant.config), **settings}
+        command = [sys.executable, __file__]
+        self._processes = [
+            subprocess.Popen(
+                [*command, json.dumps({**spec, "number": i})], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=self._said, env=entrant.environment(), text=True, bufsize=1,
+            )
+            for i in range(entrant.processes)
+        ]  # fmt: skip
+
+    def ready(self) -> None:
+        """Wait until every process is warm.
+
+        Raises:
+            LeftOut: one of them ended.
+        """
+        for p in self._processes:
+            self._line(p)
+
+    def window(self, seconds: float, besides: Sequence[int] = ()) -> float:
+        """Steps per second of all the processes together, which run at the same time.
+
+        A window in which processes other than these and ``besides`` take more than ``QUIET`` of the machine is
+        repeated, ``PATIENCE`` times at most; the least disturbed one counts.
+
+        Raises:
+            LeftOut: one of them ended.
+        """
+        found: list[tuple[float, float]] = []
+        for _ in range(PATIENCE):
+            others = Others([p.pid for p in self._processes] + list(besides))
+            for p in self._processes:
+                assert p.stdin is not None
+                p.stdin.write(f"{seconds}\n")
+            speed = sum(float(self._line(p)) for p in self._processes)
+            found.append((others.share(), speed))
+            if not found[-1][0] > QUIET:
+                break
+        share, speed = min(found)
+        self.disturbed.append(share)
+        return speed
+
+    def close(self) -> None:
+        for p in self._processes:
+            p.kill()
+            p.wait()
+            for pipe in (p.stdin, p.stdout):
+                if pipe is not None:
+                    pipe.close()
+        self._said.close()
+
+    def _line(self, process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            self._said.seek(0)
+            raise LeftOut((self._said.read().strip().splitlines() or ["it ended without a word"])[-1])
+        return line
+
+
+def measure(
+    entrants: Sequence[Entrant], settings: Mapping[str, Any], rounds: int, seconds: float
+) -> tuple[dict[Entrant, list[float]], list[str], list[Parked]]:
+    """Steps per second of every entrant, one number a round; a line for each left out; the entrants, still waiting.
+
+    ``settings`` are every worker's: ``env``, ``warmup`` and ``extra`` (steps before the first update, and after it
+    before the first window).
+    """
+    parked: list[Parked] = []
+    left_out: list[str] = []
+    started = [Parked(entrant, settings) for entrant in entrants[:1]]
+    for i, entrant in enumerate(entrants):
+        started += [Parked(following, settings) for following in entrants[i + 1 : i + 2]]  # imports need one core
+        try:
+            started[i].ready()
+            parked.append(started[i])
+            print(f"ready: {entrant.label}", flush=True)
+        except LeftOut as e:
+            started[i].close()
+            if entrant.library == "rlopt":
+                raise SystemExit(f"{entrant.label} failed: {e}") from e
+            left_out.append(f"{entrant.label} left out: {e}")
+            print(left_out[-1], flush=True)
+    speeds: dict[Entrant, list[float]] = {p.entrant: [] for p in parked}
+    for i in range(rounds):
+        for p in parked:
+            speeds[p.entrant].append(p.window(seconds))
+        told = ", ".join(f"{e.label} {v[-1]:.0f}" for e, v in speeds.items())
+        print(f"{i + 1}/{rounds}  {told}; others {max(p.disturbed[-1] for p in parked):.0%}", flush=True)
+    return speeds, left_out, parked
+
+
+def disturbance(parked: Sequence[Parked]) -> str:
+    """A sentence about how quiet the machine was."""
+    shares = [share for p in parked for share in p.disturbed]
+    if any(map(math.isnan, shares)):
+        return "what other processes took of the machine is not known"
+    middle, worst = statistics.median(shares), max(shares)
+    return f"other processes took {middle:.0%} of the machine in the median window and {worst:.0%} in the worst"
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+class Report(NamedTuple):
+    """A table with the sentences that belong to it."""
+
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str] = []
+
+    @property
+    def markdown(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    @property
+    def text(self) -> str:
+        """The table, where it has rows, and the sentences as a list."""
+        bullets = "\n".join(f"- {note}" for note in self.notes)
+        return "\n\n".join(part for part in (self.markdown if self.rows else "", bullets) if part)
+
+    def write_csv(self, path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([self.header, *self.rows])
+
+
+def spread(speeds: Sequence[float]) -> list[str]:
+    """Median, least and greatest, as a table shows them."""
+    digits = 1 if statistics.median(speeds) < 1000 else 0
+    return [f"{x:.{digits}f}" for x in (statistics.median(speeds), min(speeds), max(speeds))]
+
+
+def best(speeds: Mapping[Entrant, Sequence[float]]) -> dict[str, tuple[float, str]]:
+    """The highest median of each name, and the setting that has it."""
+    found: dict[str, tuple[float, str]] = {}
+    for entrant, values in speeds.items():
+        mine = (statistics.median(values), entrant.setting)
+        found[entrant.name] = max(found.get(entrant.name, mine), mine)
+    return found
+
+
+def verdict(what: str, found: float, target: float | None = None) -> str:
+    """One ratio, and whether it is what was aimed at."""
+    if target is None:
+        return f"{what}: {found:.2f}"
+    return f"{what}: {found:.2f} (target at least {target:g}: {'met' if found >= target else 'missed'})"
+
+
+def cpu() -> str:
+    """The class of this machine's processor, such as ``2-core x86-64 CPU, AVX-512``."""
+    info = Path("/proc/cpuinfo")
+    wide = ", AVX-512" if info.is_file() and "avx512f" in info.read_text() else ""
+    return f"{os.cpu_count()}-core {platform.machine().replace('_', '-')} CPU{wide}"
+
+
+def versions(*names: str) -> str:
+    """The versions of Python and of those packages that are installed."""
+    found = [f"Python {platform.python_version()}"]
+    for name in names:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def draw_bars(axes: Any, bars: Mapping[str, float], label: str, colour: Callable[[str], str]) -> None:
+    """Horizontal bars, the first on top, with their values."""
+    drawn = axes.barh(list(bars), list(bars.values()), color=[colour(name) for name in bars])
+    axes.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize=8)
+    axes.set_xlabel(label)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+
+
+def worker(spec: Mapping[str, Any]) -> None:
+    """One process of an entrant."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    env_id, warmup, extra = spec["env"], int(spec["warmup"]), int(spec["extra"])
+    if spec["library"] == "rlopt":
+        config = {"env": {"id": env_id}, "device": "cpu", "threads": spec["threads"], "seed": spec["number"]}
+        serve_rlopt({**config, **spec["config"]}, warmup, extra)
+    else:
+        serve_sb3(spec["library"], int(spec["threads"]), env_id, int(spec["number"]), warmup, extra)
+
+
+if __name__ == "__main__":
+    worker(json.loads(sys.argv[1]))

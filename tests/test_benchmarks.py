@@ -1,0 +1,199 @@
+"""The throughput scripts: what they make of measurements, and that they can be tried out."""
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """``load(name)`` imports ``benchmarks/<name>.py`` as it is when run: its folder comes first."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def imported(name: str) -> ModuleType:
+        sys.modules.pop(name, None)
+        return importlib.import_module(name)
+
+    return imported
+
+
+def test_the_best_setting_is_the_highest_median(load):
+    harness = load("harness")
+    one, two = (harness.Entrant("rlopt", setting, "rlopt", 1) for setting in ("1 thread", "2 threads"))
+    other = harness.Entrant("peer", "1 thread", "sbx", 1)
+    speeds = {one: [10.0, 90.0, 12.0], two: [20.0, 22.0, 21.0], other: [7.0]}
+    assert harness.best(speeds) == {"rlopt": (21.0, "2 threads"), "peer": (7.0, "1 thread")}
+    assert harness.spread([3.0, 1.0, 2.0]) == ["2.0", "1.0", "3.0"]
+    assert harness.verdict("a / b", 2.0, 2.0) == "a / b: 2.00 (target at least 2: met)"
+    assert harness.verdict("a / b", 1.99, 2.0) == "a / b: 1.99 (target at least 2: missed)"
+
+
+def test_entrants_wait_and_run_in_turn_and_a_missing_peer_is_left_out(load, monkeypatch: pytest.MonkeyPatch):
+    harness = load("harness")
+    own = harness.Entrant("rlopt", "2 processes", "rlopt", 1, {"agent": {"batch_size": 8}}, processes=2)
+    missing = harness.Entrant("peer", "1 thread", "no_such_library", 1)
+    speeds, left_out, parked = harness.measure(
+        [own, missing], {"env": "Pendulum-v1", "warmup": 4, "extra": 2}, rounds=2, seconds=0.05
+    )
+    try:
+        assert list(speeds) == [own] and len(speeds[own]) == 2 and min(speeds[own]) > 0
+        assert left_out == ["peer, 1 thread left out: ModuleNotFoundError: No module named 'no_such_library'"]
+        shares = iter([0.5, 0.01, 0.9, 0.6, 0.7, 0.8])
+        monkeypatch.setattr(harness.Others, "share", lambda self: next(shares))
+        assert parked[0].window(0.05) > 0 and parked[0].window(0.05) > 0
+        assert parked[0].disturbed[-2:] == [0.01, 0.6]  # a disturbed window is repeated, but not for ever
+    finally:
+        for p in parked:
+            p.close()
+
+
+def test_an_rlopt_entrant_that_fails_ends_the_benchmark(load):
+    harness = load("harness")
+    wrong = harness.Entrant("rlopt", "1 thread", "rlopt", 1, {"precision": "float7"})
+    with pytest.raises(SystemExit, match=r"rlopt, 1 thread failed: .*float7"):
+        harness.measure([wrong], {"env": "Pendulum-v1", "warmup": 4, "extra": 2}, rounds=1, seconds=0.05)
+
+
+def test_sac_throughput_compares_best_settings(load, tmp_path: Path):
+    sac = load("sac_throughput")
+    told = {
+        ("rlopt float32", 1): [100.0], ("rlopt float32", 2): [190.0, 200.0, 210.0],
+        ("rlopt float32, overlap", 2): [220.0], ("rlopt bf16", 2): [230.0], ("rlopt bf16, overlap", 2): [250.0],
+        ("Stable-Baselines3", 1): [80.0], ("Stable-Baselines3", 2): [100.0], ("SBX (JAX)", 1): [160.0],
+    }  # fmt: skip
+    speeds = {sac.Entrant(name, sac._threads(t), "rlopt", t): v for (name, t), v in told.items()}
+    busy = {next(iter(speeds)): (100.0, 45.0)}
+    made = sac.report(speeds, busy, ["X left out: why"])
+    assert made.notes == [
+        "rlopt float32 (2 threads) / Stable-Baselines3 (2 threads): 2.00 (target at least 2: met)",
+        "rlopt float32 (2 threads) / SBX (JAX) (1 thread): 1.25 (target at least 1.1: met)",
+        "rlopt float32, overlap (2 threads) / Stable-Baselines3 (2 threads): 2.20 (target at least 2: met)",
+        "rlopt float32, overlap (2 threads) / SBX (JAX) (1 thread): 1.38 (target at least 1.1: met)",
+        "rlopt bf16 (2 threads) / Stable-Baselines3 (2 threads): 2.30 (target at least 2.4: missed)",
+        "rlopt bf16 (2 threads) / SBX (JAX) (1 thread): 1.44",
+        "rlopt bf16, overlap (2 threads) / Stable-Baselines3 (2 threads): 2.50 (target at least 2.4: met)",
+        "rlopt bf16, overlap (2 threads) / SBX (JAX) (1 thread): 1.56",
+        "beside a busy process rlopt float32, 1 thread keeps 45% of its speed",
+        "X left out: why",
+    ]
+    made.write_csv(tmp_path / "table.csv")
+    rows = list(csv.reader((tmp_path / "table.csv").open()))
+    assert rows[2] == ["rlopt float32", "2 threads", "200.0", "190.0", "210.0"]
+    assert rows[-1] == ["rlopt float32", "1 thread, beside a busy process", "45.0", "", ""]
+
+
+def test_many_seeds_is_judged_against_the_best_arrangement_of_float32_processes(load):
+    many = load("many_seeds")
+    speeds = {e: [100.0] for e in many.entrants(8) if "Stable" not in e.name}
+    for e in speeds:
+        if e.name == "separate rlopt processes, float32":
+            speeds[e] = [{(1, 2): 150.0, (2, 1): 200.0, (8, 1): 180.0}[e.processes, e.threads]]
+        elif e.name == "separate rlopt processes, bf16":
+            speeds[e] = [250.0]
+        elif e.name.startswith("num_runs=8 float32"):
+            speeds[e] = [180.0 if "overlap" in e.name else 190.0]
+        else:
+            speeds[e] = [300.0]
+    against = "separate rlopt processes, float32 (2 processes of 1 thread)"
+    assert many.report(speeds, 8, []).notes == [
+        f"num_runs=8 float32 / {against}: 0.95 (target at least 0.95: met)",
+        f"num_runs=8 float32, overlap / {against}: 0.90 (target at least 0.95: missed)",
+        f"num_runs=8 bf16 / {against}: 1.50 (target at least 1.3: met)",
+        "num_runs=8 bf16 / separate rlopt processes, bf16 (2 processes of 1 thread): 1.20",
+        f"num_runs=8 bf16, overlap / {against}: 1.50 (target at least 1.3: met)",
+        "num_runs=8 bf16, overlap / separate rlopt processes, bf16 (2 processes of 1 thread): 1.20",
+    ]
+
+
+def lines_of(samples, where="a card"):
+    return [json.dumps({"what": what, "value": value, "where": where}) + "\n" for what, value in samples]
+
+
+def test_a_part_is_what_it_reported_before_it_broke_off(load):
+    gpu = load("gpu")
+    eager, captured = ({"update": word, "precision": "float32", "loop": "plain"} for word in ("eager", "captured"))
+    lines = lines_of([(eager, 300.0), (captured, 1_400.0), (captured, 1_600.0), (captured, 1_500.0)])
+    part = gpu.collect("sac", [*lines, json.dumps({"note": "told"}) + "\n", '{"what": {"upd'])
+    made = gpu.report(part)
+    assert made.header[:3] == ["update", "precision", "loop"]
+    assert made.rows == [
+        ["eager", "float32", "plain", "300.0", "300.0", "300.0", "1", "a card"],
+        ["captured", "float32", "plain", "1500", "1400", "1600", "3", "a card"],
+    ]
+    assert made.notes == [
+        "captured / eager, float32: 5.00",
+        "captured, plain loop, float32 / LeanRL's published 725: 2.07 (target at least 1: met)",
+        "captured, fastest setting / LeanRL's published 725: 2.07 (target at least 1: met)",
+        "captured, fastest setting / the 2,000 aimed at: 0.75 (target at least 1: missed)",
+        "told",
+    ]
+    part.gpu = False  # targets are for a GPU
+    assert gpu.report(part).notes == ["captured / eager, float32: 5.00", "told"]
+
+
+def test_break_even_is_the_fewest_worlds_that_pass_the_fastest_native_number(load):
+    gpu = load("gpu")
+
+    def row(backend: str, worlds: int) -> dict[str, str]:
+        return {"environment": "HalfCheetah-v5", "backend": backend, "worlds": str(worlds)}
+
+    samples = [(row("native", 8), 50_000.0), (row("native", 64), 90_000.0), (row("native", 256), 80_000.0)]
+    slow = [(row("warp", 256), 20_000.0)]
+    fast = [(row("warp", 1024), 95_000.0), (row("warp", 4096), 180_000.0)]
+    assert gpu.report(gpu.collect("environments", lines_of(samples + slow + fast))).notes == [
+        "HalfCheetah-v5: warp passes the fastest native number (90,000 steps/s) at 1,024 worlds",
+        "HalfCheetah-v5: fastest warp / fastest native: 2.00",
+    ]
+    assert gpu.report(gpu.collect("environments", lines_of(samples + slow))).notes[0] == (
+        "HalfCheetah-v5: warp stays below the fastest native number (90,000 steps/s) from 256 to 256 worlds"
+    )
+    assert gpu.report(gpu.collect("environments", lines_of(samples))).notes == []
+
+
+def test_only_what_was_measured_is_written(load, tmp_path: Path):
+    gpu = load("gpu")
+    measured = gpu.collect("runs", lines_of([({"runs": "16", "update": "captured"}, 21_000.0)]))
+    empty = gpu.Part("replay", {}, {}, ["replay was stopped after 70 s; what it had measured by then stands"])
+    gpu.save(tmp_path, [measured, empty], "python benchmarks/gpu.py", 12.0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "chart.png", "runs.csv"]
+    text = (tmp_path / "README.md").read_text()
+    assert "| 16 | captured | 21000 | 21000 | 21000 | 1 | a card |" in text
+    assert "16 runs together / 20,000 steps/s: 1.05 (target at least 1: met)" in text
+    assert "16 runs together / what 16 x 1M steps in ten minutes need: 0.79 (target at least 1: missed)" in text
+    assert "## `replay`" in text and "stopped after 70 s" in text
+
+
+def test_a_part_that_fails_or_is_late_leaves_a_note(load):
+    gpu = load("gpu")
+    late = gpu.run_part("sac", "cpu", quick=True, limit=0.3)
+    assert not late.samples and late.notes == ["sac was stopped after 0.3 s; what it had measured by then stands"]
+    failed = gpu.run_part("sac", "cuda:99", quick=True, limit=60)
+    assert not failed.samples and failed.notes[0].startswith("sac ended early with status 1: ")
+
+
+def test_without_a_gpu_one_line_says_what_to_do(load, monkeypatch: pytest.MonkeyPatch):
+    gpu = load("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device cpu --quick"):
+        gpu.main([])
+
+
+def test_the_gpu_script_can_be_tried_on_the_cpu(load, tmp_path: Path):
+    pytest.importorskip("mujoco")
+    gpu = load("gpu")
+    gpu.main(["--device", "cpu", "--quick", "--parts", "sac", "--out", str(tmp_path)])
+    rows = list(csv.DictReader((tmp_path / "sac.csv").open()))
+    assert {(r["update"], r["precision"], r["loop"]) for r in rows} == {
+        ("eager", "float32", "plain"), ("captured", "float32", "plain"), ("captured", "float32", "overlap"),
+        ("captured", "bf16", "plain"), ("captured", "bf16", "overlap"),
+    }  # fmt: skip
+    assert all(float(r["steps/s (median)"]) > 0 and "CPU" in r["ran on"] for r in rows)
+    assert "python benchmarks/gpu.py --device cpu --quick --parts sac" in (tmp_path / "README.md").read_text()
