@@ -261,7 +261,7 @@ def main() -> None:
     if args.worker:
         work(args)
         return
-    header = ["environment", "copies", "entrant", "steps/s (median)", "min", "max", "windows", "/ Gymnasium"]
+    header = ["environment", "copies", "entrant", "steps/s (median)", "min", "max", "/ Gymnasium"]
     rows, notes = [], []
     for env_id in args.envs:
         found, told = report(env_id, measure(env_id, args), args.num_envs)

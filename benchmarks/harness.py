@@ -1,8 +1,8 @@
 """What the throughput scripts share: entrants that are timed in turn, and the report that they end in.
 
 Every entrant is one process or several at once, built and warmed up before anything is timed. Then all of them wait,
-and each in turn runs for a few seconds, round after round, so that a drift of the machine's speed hits all alike. What
-other processes take of the machine meanwhile is watched, and a window that they disturbed is repeated.
+and each in turn runs for a moment, round after round, so that a drift of the machine's speed hits all alike. What
+other processes take of the machine meanwhile is watched, and windows that they disturbed do not count.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-QUIET, PATIENCE = 0.05, 4
-"""The share of the machine that other processes may take in a window, and how often a busier window is tried."""
+QUIET, LEAST = 0.05, 3
+"""The share of the machine that other processes may take in a window that counts, and how many count in any case."""
 BLUE, SKY, GREEN, ORANGE, GREY = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#999999"
 
 
@@ -184,13 +184,24 @@ class LeftOut(Exception):
     """An entrant that does not run here, and why."""
 
 
+class Window(NamedTuple):
+    speed: float
+    """Steps per second."""
+    others: float
+    """What other processes took of the machine meanwhile, 0 … 1."""
+
+
+def undisturbed(windows: Sequence[Window]) -> list[Window]:
+    """Those in which others took no more than ``QUIET``; the ``LEAST`` quietest where there are fewer."""
+    in_order = sorted(windows, key=lambda w: w.others)
+    return [w for i, w in enumerate(in_order) if i < LEAST or not w.others > QUIET]
+
+
 class Parked:
     """The processes of one entrant, waiting for their windows."""
 
     def __init__(self, entrant: Entrant, settings: Mapping[str, Any]) -> None:
         self.entrant = entrant
-        self.disturbed: list[float] = []
-        """What other processes took of the machine, window by window."""
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the processes)
         spec = {"library": entrant.library, "threads": entrant.threads, "config": dict(entrant.config), **settings}
         command = [sys.executable, __file__]
@@ -211,28 +222,18 @@ class Parked:
         for p in self._processes:
             self._line(p)
 
-    def window(self, seconds: float, besides: Sequence[int] = ()) -> float:
-        """Steps per second of all the processes together, which run at the same time.
-
-        A window in which processes other than these and ``besides`` take more than ``QUIET`` of the machine is
-        repeated, ``PATIENCE`` times at most; the least disturbed one counts.
+    def window(self, seconds: float, besides: Sequence[int] = ()) -> Window:
+        """All the processes at work together. ``besides`` are processes that are meant to disturb them.
 
         Raises:
             LeftOut: one of them ended.
         """
-        found: list[tuple[float, float]] = []
-        for _ in range(PATIENCE):
-            others = Others([p.pid for p in self._processes] + list(besides))
-            for p in self._processes:
-                assert p.stdin is not None
-                p.stdin.write(f"{seconds}\n")
-            speed = sum(float(self._line(p)) for p in self._processes)
-            found.append((others.share(), speed))
-            if not found[-1][0] > QUIET:
-                break
-        share, speed = min(found)
-        self.disturbed.append(share)
-        return speed
+        others = Others([p.pid for p in self._processes] + list(besides))
+        for p in self._processes:
+            assert p.stdin is not None
+            p.stdin.write(f"{seconds}\n")
+        speed = sum(float(self._line(p)) for p in self._processes)
+        return Window(speed, others.share())
 
     def close(self) -> None:
         for p in self._processes:
@@ -255,7 +256,8 @@ class Parked:
 def measure(
     entrants: Sequence[Entrant], settings: Mapping[str, Any], rounds: int, seconds: float
 ) -> tuple[dict[Entrant, list[float]], list[str], list[Parked]]:
-    """Steps per second of every entrant, one number a round; a line for each left out; the entrants, still waiting.
+    """Steps per second of every entrant in its undisturbed windows; remarks on these, and on entrants left out; the
+    entrants, still waiting.
 
     ``settings`` are every worker's: ``env``, ``warmup`` and ``extra`` (steps before the first update, and after it
     before the first window).
@@ -275,22 +277,27 @@ def measure(
                 raise SystemExit(f"{entrant.label} failed: {e}") from e
             left_out.append(f"{entrant.label} left out: {e}")
             print(left_out[-1], flush=True)
-    speeds: dict[Entrant, list[float]] = {p.entrant: [] for p in parked}
+    windows: dict[Entrant, list[Window]] = {p.entrant: [] for p in parked}
     for i in range(rounds):
         for p in parked:
-            speeds[p.entrant].append(p.window(seconds))
-        told = ", ".join(f"{e.label} {v[-1]:.0f}" for e, v in speeds.items())
-        print(f"{i + 1}/{rounds}  {told}; others {max(p.disturbed[-1] for p in parked):.0%}", flush=True)
-    return speeds, left_out, parked
+            windows[p.entrant].append(p.window(seconds))
+        told = ", ".join(f"{e.label} {w[-1].speed:.0f}" for e, w in windows.items())
+        print(f"{i + 1}/{rounds}  {told}; others up to {max(w[-1].others for w in windows.values()):.0%}", flush=True)
+    kept = {entrant: undisturbed(found) for entrant, found in windows.items()}
+    speeds = {entrant: [w.speed for w in found] for entrant, found in kept.items()}
+    return speeds, [disturbance(windows.values(), kept.values()), *left_out], parked
 
 
-def disturbance(parked: Sequence[Parked]) -> str:
+def disturbance(windows: Iterable[Sequence[Window]], kept: Iterable[Sequence[Window]]) -> str:
     """A sentence about how quiet the machine was."""
-    shares = [share for p in parked for share in p.disturbed]
-    if any(map(math.isnan, shares)):
+    every, counted = ([w for found in several for w in found] for several in (windows, kept))
+    worst = max(w.others for w in counted)
+    if math.isnan(worst):
         return "what other processes took of the machine is not known"
-    middle, worst = statistics.median(shares), max(shares)
-    return f"other processes took {middle:.0%} of the machine in the median window and {worst:.0%} in the worst"
+    return (
+        f"{len(counted)} of {len(every)} windows count: the others were disturbed by other processes, which took at "
+        f"most {worst:.0%} of the machine in those that count"
+    )
 
 
 # --- the report -----------------------------------------------------------------------------------------------------

@@ -28,12 +28,13 @@ from harness import (
     Entrant,
     Parked,
     Report,
+    Window,
     best,
     cpu,
-    disturbance,
     draw_bars,
     measure,
     spread,
+    undisturbed,
     verdict,
     versions,
 )
@@ -66,18 +67,22 @@ def _threads(count: int) -> str:
 
 def beside_busy(parked: Sequence[Parked], rounds: int, seconds: float) -> dict[Entrant, tuple[float, float]]:
     """Medians of steps per second alone, and beside one process that never rests."""
-    speeds: dict[Entrant, tuple[list[float], list[float]]] = {p.entrant: ([], []) for p in parked}
+    windows: dict[Entrant, tuple[list[Window], list[Window]]] = {p.entrant: ([], []) for p in parked}
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         for _ in range(rounds):
             for p in parked:
                 for kind, what in enumerate((signal.SIGSTOP, signal.SIGCONT)):
                     busy.send_signal(what)
-                    speeds[p.entrant][kind].append(p.window(seconds, [busy.pid]))
+                    windows[p.entrant][kind].append(p.window(seconds, [busy.pid]))
     finally:
         busy.kill()
         busy.wait()
-    return {e: (statistics.median(alone), statistics.median(beside)) for e, (alone, beside) in speeds.items()}
+
+    def middle(found: Sequence[Window]) -> float:
+        return statistics.median(w.speed for w in undisturbed(found))
+
+    return {entrant: (middle(alone), middle(beside)) for entrant, (alone, beside) in windows.items()}
 
 
 def report(
@@ -111,7 +116,7 @@ def save(out: Path, made: Report, tops: Mapping[str, tuple[float, str]], args: a
     )
     about = (
         f"Environment steps per second of SAC on {args.env}: one environment, one update per step, batch 256, 2x256, "
-        f"on a {cpu()}. The median of {args.rounds} turns of {args.seconds:g} s, all entrants in turn. `bf16`: "
+        f"on a {cpu()}. Medians over turns of {args.seconds:g} s, {args.rounds} each, all entrants in turn. `bf16`: "
         "products between hidden layers in bfloat16, master weights in float32. `overlap`: the environment is stepped "
         "while the agent learns, with the same update ratio."
     )
@@ -133,8 +138,8 @@ def save(out: Path, made: Report, tops: Mapping[str, tuple[float, str]], args: a
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--rounds", type=int, default=6, help="turns of each entrant")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each entrant")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn")
     parser.add_argument("--warmup", type=int, default=1_000, help="random steps before the first update")
     parser.add_argument("--extra", type=int, default=200, help="further steps before the first turn")
     parser.add_argument("--contender", action="append", help="only libraries whose name begins so (may be repeated)")
@@ -145,14 +150,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not chosen:
         raise SystemExit(f"--contender knows {', '.join([*RLOPT, *PEERS.values()])}")
     settings = {"env": args.env, "warmup": args.warmup, "extra": args.extra}
-    speeds, left_out, parked = measure(chosen, settings, args.rounds, args.seconds)
+    speeds, remarks, parked = measure(chosen, settings, args.rounds, args.seconds)
     try:
         default = [p for p in parked if p.entrant.name in ("rlopt float32", "Stable-Baselines3")]
         busy = beside_busy([p for p in default if p.entrant.threads == 2], args.rounds, args.seconds)
     finally:
         for p in parked:
             p.close()
-    made = report(speeds, busy, [disturbance(parked), *left_out])
+    made = report(speeds, busy, remarks)
     print("\n" + made.text)
     if args.out:
         save(args.out, made, best(speeds), args)

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -36,20 +37,41 @@ def test_the_best_setting_is_the_highest_median(load):
     assert harness.verdict("a / b", 1.99, 2.0) == "a / b: 1.99 (target at least 2: missed)"
 
 
-def test_entrants_wait_and_run_in_turn_and_a_missing_peer_is_left_out(load, monkeypatch: pytest.MonkeyPatch):
+def test_disturbed_windows_do_not_count_unless_there_are_too_few_others(load):
+    harness = load("harness")
+
+    def counted(*shares: float) -> list[float]:
+        return [w.others for w in harness.undisturbed([harness.Window(1.0, share) for share in shares])]
+
+    assert counted(0.5, 0.01, 0.06, 0.0, 0.05, 0.02) == [0.0, 0.01, 0.02, 0.05]
+    assert counted(0.5, 0.01, 0.4, 0.3) == [0.01, 0.3, 0.4]
+    assert len(counted(*[math.nan] * 5)) == 5  # where it cannot be known, all do
+
+
+def test_what_others_take_is_the_busy_time_that_is_not_ones_own(load, monkeypatch: pytest.MonkeyPatch):
+    harness = load("harness")
+    busy, own, clock = iter([1_000.0, 1_150.0]), iter([200.0, 320.0]), iter([10.0, 11.0])
+    monkeypatch.setattr(harness, "_busy_ticks", lambda: next(busy))
+    monkeypatch.setattr(harness, "_own_ticks", lambda processes: next(own))
+    monkeypatch.setattr(harness, "_TICKS", 100)
+    monkeypatch.setattr(harness.os, "cpu_count", lambda: 2)
+    with monkeypatch.context() as m:
+        m.setattr(harness.time, "perf_counter", lambda: next(clock))
+        share = harness.Others([1]).share()
+    assert share == pytest.approx(30 / 200)  # of one second of two cores, in ticks
+
+
+def test_entrants_wait_and_run_in_turn_and_a_missing_peer_is_left_out(load):
     harness = load("harness")
     own = harness.Entrant("rlopt", "2 processes", "rlopt", 1, {"agent": {"batch_size": 8}}, processes=2)
     missing = harness.Entrant("peer", "1 thread", "no_such_library", 1)
-    speeds, left_out, parked = harness.measure(
+    speeds, remarks, parked = harness.measure(
         [own, missing], {"env": "Pendulum-v1", "warmup": 4, "extra": 2}, rounds=2, seconds=0.05
     )
     try:
         assert list(speeds) == [own] and len(speeds[own]) == 2 and min(speeds[own]) > 0
-        assert left_out == ["peer, 1 thread left out: ModuleNotFoundError: No module named 'no_such_library'"]
-        shares = iter([0.5, 0.01, 0.9, 0.6, 0.7, 0.8])
-        monkeypatch.setattr(harness.Others, "share", lambda self: next(shares))
-        assert parked[0].window(0.05) > 0 and parked[0].window(0.05) > 0
-        assert parked[0].disturbed[-2:] == [0.01, 0.6]  # a disturbed window is repeated, but not for ever
+        assert remarks[1:] == ["peer, 1 thread left out: ModuleNotFoundError: No module named 'no_such_library'"]
+        assert parked[0].window(0.05).speed > 0
     finally:
         for p in parked:
             p.close()
