@@ -15,13 +15,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rlopt.agents import sac_fused
 from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.off_policy import OffPolicyActorCritic
-from rlopt.agents.sac_fused import FusedGradients, FusedRuns, applies, fused_gradients
 from rlopt.agents.td import TDLoss, squared
 from rlopt.buffers import Batch
-from rlopt.nn import PRECISIONS, Critic, Net, Params, SquashedGaussianActor, network_options
+from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, network_options
 from rlopt.nn.distributions import squashed_gaussian
+from rlopt.nn.lanes import Lanes
 from rlopt.types import Metrics, Obs, Update, option
 
 
@@ -121,10 +122,14 @@ class SAC(OffPolicyActorCritic):
         self.target_entropy = -float(self.action_features) if c.target_entropy is None else c.target_entropy
         self.schedule = c.schedule()
         self.td = c.critic_td_loss()
-        self.fused: FusedGradients | FusedRuns | None = None
-        if c.fused and c.td_loss != "pal" and applies(spec.observation_space, c.network, self.device):
-            nets, optimisers = (self.actor, self.critic, self.target), (self.actor_optimiser, self.critic_optimiser)
-            self.fused = fused_gradients(*nets, *optimisers, c.batch_size, PRECISIONS[self.precision], c.huber)
+        self.fused: sac_fused.FusedUpdate | sac_fused.FusedRuns | None = None
+        if (
+            c.fused
+            and c.td_loss != "pal"
+            and sac_fused.applies(spec.observation_space, c.network, c.optimiser, self.device)
+        ):
+            one = self.runs == 1
+            self.fused = sac_fused.FusedUpdate(self, None, Lanes()) if one else sac_fused.FusedRuns(self)
 
     def update(self, batch: Batch) -> Update:
         """One step of the critics and targets, and of actor and temperature every ``policy_delay`` updates."""
@@ -133,33 +138,47 @@ class SAC(OffPolicyActorCritic):
         batch = self.by_run(batch._replace(action=self.actor_module.normalise(batch.action)))
         rows = batch.reward.shape[-1]
         next_noise, noise = self.noise(rows, self.action_features), self.noise(rows, self.action_features)
+        act = self.clock.updates % c.policy_delay == 0
+        if self.fused is not None and rows == c.batch_size:
+            metrics, priority = self._fused_update(batch, next_noise, noise, factor, act)
+        else:
+            metrics, priority = self._update(batch, next_noise, noise, factor, act)
+        self.clock.updates += 1
+        return Update(metrics, priority)
+
+    def _update(
+        self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool
+    ) -> tuple[Metrics, Tensor]:
         temperature = self.temperature
         self.guard.begin(batch.obs, batch.next_obs, batch.reward)
-
         nets, actor, critic, target = self.nets, self.actor.params, self.critic.params, self.target.params
-        fused = self.fused if rows == c.batch_size else None
 
-        if fused is not None:
-            loss, metrics = fused.critic_gradient(temperature, batch, next_noise, noise)
-        else:
-            pure = self.per_run(partial(critic_loss, nets, td=self.td))
-            loss, metrics = pure(critic, actor, target, temperature, batch, next_noise)
-        self.descend(self.critic_optimiser, loss, None if fused else self.critic.leaves, factor)
+        pure = self.per_run(partial(critic_loss, nets, td=self.td))
+        loss, metrics = pure(critic, actor, target, temperature, batch, next_noise)
+        self.descend(self.critic_optimiser, loss, self.critic.leaves, factor)
         priority = metrics.pop("td").flatten()
         metrics["critic_loss"] = loss.detach()
 
-        if self.clock.updates % c.policy_delay == 0:
-            if fused is not None:
-                loss, aux = fused.actor_gradient(temperature)
-            else:
-                loss, aux = self.per_run(partial(actor_loss, nets))(actor, critic, temperature, batch.obs, noise)
-            self.descend(self.actor_optimiser, loss, None if fused else self.actor.leaves, factor)
+        if act:
+            loss, aux = self.per_run(partial(actor_loss, nets))(actor, critic, temperature, batch.obs, noise)
+            self.descend(self.actor_optimiser, loss, self.actor.leaves, factor)
             metrics["actor_loss"] = loss.detach()
             metrics["entropy"] = -aux["log_prob"].mean(-1)
             self.descend_temperature(aux["log_prob"], self.target_entropy, factor)
         metrics["temperature"] = temperature
 
-        self.target.follow(self.critic, c.tau)
+        self.target.follow(self.critic, self.config.tau)
         self.guard.end()
-        self.clock.updates += 1
-        return Update(metrics, priority)
+        return metrics, priority
+
+    def _fused_update(
+        self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool
+    ) -> tuple[Metrics, Tensor]:
+        """The same as compiled code."""
+        assert self.fused is not None
+        report, priority = self.fused(batch, next_noise, noise, factor, act)
+        metrics = {"q": report[sac_fused.MEAN_Q], "critic_loss": report[sac_fused.CRITIC_LOSS]}
+        if act:
+            metrics |= {"actor_loss": report[sac_fused.ACTOR_LOSS], "entropy": report[sac_fused.ENTROPY]}
+        metrics["temperature"] = report[sac_fused.TEMPERATURE]
+        return metrics, priority.flatten()

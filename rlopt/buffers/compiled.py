@@ -5,14 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_numba: Any = import_module("numba")
+from rlopt.jit import jit, numba
+
 _extending: Any = import_module("numba.extending")
 _ir: Any = import_module("llvmlite.ir")
 
 
 def compiled(loop: Any) -> Any:
     """Machine code that adds in the order written, kept between processes."""
-    return _numba.njit(loop, cache=True, error_model="numpy")
+    return jit(loop)
 
 
 def _prefetch(typing_context: Any, array: Any, i: Any) -> Any:
@@ -25,7 +26,7 @@ def _prefetch(typing_context: Any, array: Any, i: Any) -> Any:
         builder.call(call, [address, number(0), number(3), number(1)])  # to be read, to be kept, data
         return context.get_dummy_value()
 
-    return _numba.types.void(array, i), code
+    return numba.types.void(array, i), code
 
 
 prefetch: Any = _extending.intrinsic(_prefetch)

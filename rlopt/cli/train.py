@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     display = Display(config.total_steps)
     try:
-        with _sizes_told(display):
+        with _told(display):
             trainer = train(config, display=display) if request is None else resume(folder, changes, display=display)
     except BaseException:
         display.close()
@@ -67,22 +67,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _sizes_told(display: Display) -> Iterator[None]:
-    """Show the planned size of the replay buffer, which it logs before it allocates anything."""
+def _told(display: Display) -> Iterator[None]:
+    """Show what is logged before long work: the planned size of the replay buffer, and what is compiled."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             display.message(record.getMessage())
 
-    logger, handler = logging.getLogger("rlopt.buffers.replay"), Handler(logging.INFO)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    handler = Handler(logging.INFO)
+    loggers = [logging.getLogger(f"rlopt.{name}") for name in ("buffers.replay", "agents.sac_fused", "envs.warp")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+            logger.removeHandler(handler)
 
 
 def _ended(result: Result, config: TrainConfig) -> int:

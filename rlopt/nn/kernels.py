@@ -6,37 +6,12 @@ Arrays of ``uint16`` hold bfloat16 bit patterns; sums are always float32. NaN pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
-numba: Any = import_module("numba")
-overload: Any = import_module("numba.extending").overload
-
-Array = npt.NDArray[Any]
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def compiled(function: F) -> F:
-    """Machine code that lets other threads run. Sums may be reordered into vector lanes; nothing is assumed about NaN
-    or infinity."""
-    flags = {"reassoc", "contract", "nsz"}
-    made: F = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=flags)(function)
-    return made
-
-
-def array(tensor: Tensor) -> Array:
-    """The memory of a tensor as NumPy sees it; bfloat16 becomes uint16."""
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.uint16)
-    found: Array = tensor.numpy()
-    return found
+from rlopt.jit import numba
+from rlopt.nn.compiled import Array, compiled, overload
 
 
 def wide(x: Any) -> Any:
@@ -148,3 +123,19 @@ def value_backward(
             put(delta, i, j, w)
             below[j] += w
     bias_grad[0] = total
+
+
+@compiled
+def narrow(x: Array, low: Array) -> None:
+    """low = x (B, W) in bfloat16."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            put(low, i, j, x[i, j])
+
+
+@compiled
+def widen(low: Array, x: Array) -> None:
+    """x = low (B, W) in float32."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            x[i, j] = wide(low[i, j])

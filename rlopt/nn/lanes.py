@@ -7,8 +7,11 @@ the numbers do not depend on how many lanes there are.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -23,7 +26,8 @@ class Lanes:
     def __init__(self, count: int | None = None) -> None:
         """``count``: None takes torch's number of threads at this moment."""
         self.count = max(1, torch.get_num_threads() if count is None else count)
-        self._inboxes: list[SimpleQueue[tuple[_Call, int]]] = []
+        self._inboxes: list[SimpleQueue[Job]] = []
+        self._process = os.getpid()
 
     def run(self, jobs: Sequence[Job]) -> list[Any]:
         """What each job returns, in order. Job i runs in lane i mod ``count``; the first error is raised again here,
@@ -31,22 +35,48 @@ class Lanes:
         lanes = min(self.count, len(jobs))
         if lanes <= 1:
             return [job() for job in jobs]
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        while len(self._inboxes) < lanes - 1:
-            self._inboxes.append(_start_lane())
         call = _Call(jobs, lanes)
-        try:
+        with self._single_threaded(lanes):
             for lane in range(1, lanes):
-                self._inboxes[lane - 1].put((call, lane))
+                self._inboxes[lane - 1].put(partial(call.work_and_tell, lane))
             call.work(0)
             for _ in range(1, lanes):
                 call.done.get()
-        finally:
-            torch.set_num_threads(threads)
         if call.error is not None:
             raise call.error
         return call.results
+
+    def share(self, work: Job) -> None:
+        """Call ``work`` in every lane at about the same time, and return once the caller's own call has.
+
+        For compiled work that hands out its pieces itself (``rlopt.nn.compiled.claim``) and returns when all are done:
+        a lane that comes late finds nothing left, and nobody waits for it.
+        """
+        if self.count == 1:
+            work()
+            return
+        with self._single_threaded(self.count):
+            for inbox in self._inboxes:
+                inbox.put(work)
+            try:
+                work()
+            except BaseException:  # an interrupt: what the others have begun must not meet the next call
+                self.run([lambda: None] * self.count)
+                raise
+
+    @contextmanager
+    def _single_threaded(self, lanes: int) -> Iterator[None]:
+        """The lanes' threads exist, and torch computes with one thread in this one."""
+        if self._process != os.getpid():  # threads do not survive a fork
+            self._inboxes, self._process = [], os.getpid()
+        while len(self._inboxes) < lanes - 1:
+            self._inboxes.append(_start_lane())
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 class _Call:
@@ -66,18 +96,21 @@ class _Call:
         except BaseException as e:  # told by the caller's thread
             self.error = self.error or e
 
+    def work_and_tell(self, lane: int) -> None:
+        with torch.set_grad_enabled(self.grad):
+            self.work(lane)
+        self.done.put(None)
 
-def _start_lane() -> SimpleQueue[tuple[_Call, int]]:
-    inbox: SimpleQueue[tuple[_Call, int]] = SimpleQueue()
+
+def _start_lane() -> SimpleQueue[Job]:
+    inbox: SimpleQueue[Job] = SimpleQueue()
 
     def live() -> None:
-        torch.set_num_threads(1)  # a setting of each thread; ``run`` puts the caller's back
+        torch.set_num_threads(1)  # a setting of each thread; the caller's is put back
         while True:
-            call, lane = inbox.get()
-            with torch.set_grad_enabled(call.grad):
-                call.work(lane)
-            call.done.put(None)
-            del call
+            job = inbox.get()
+            job()
+            del job
 
     threading.Thread(target=live, name="rlopt-lane", daemon=True).start()
     return inbox

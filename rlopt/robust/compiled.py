@@ -7,7 +7,6 @@ weights the same operators run on tensors (``l1.py``); a test holds the two equa
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlopt.jit import jit
 from rlopt.robust.kernel import Kernel
-
-_njit: Any = import_module("numba").njit
 
 ENABLED = True
 """Switched off where the compiled sweeps are compared with those on tensors."""
@@ -30,7 +28,7 @@ _RELAXED = {"nnan", "ninf", "nsz", "reassoc"}  # lets a search for the smallest 
 
 
 def _compiled(function: Any) -> Any:
-    return _njit(cache=True, fastmath=_RELAXED)(function)
+    return jit(function, fastmath=_RELAXED)
 
 
 def usable(value: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""SAC's hand-written gradients equal what autograd makes of the readable losses."""
+"""SAC's compiled update equals the readable one."""
 
 from __future__ import annotations
 
@@ -6,47 +6,49 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlopt.agents.sac import actor_loss, critic_loss
-from rlopt.nn import NetworkConfig
+from rlopt.nn import NetworkConfig, OptimiserConfig
 
 
-@pytest.mark.parametrize("hidden", [(16,), (16, 16), (8, 12, 16)])
+@pytest.mark.parametrize("hidden", [(16,), (16, 16), (8, 12, 16, 10)])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_fused_gradients_equal_the_losses(hidden: tuple[int, ...], weighted: bool, make_agent, make_batch) -> None:
-    agent = make_agent("sac", network=NetworkConfig(hidden=hidden), batch_size=8)
-    assert agent.fused is not None
-    with torch.no_grad():
-        # Biases that are not zero, and log standard deviations beyond both clamps in some rows and inside in others.
-        agent.actor.flat.add_(0.3 * torch.randn(agent.actor.flat.shape, generator=torch.Generator().manual_seed(5)))
-        agent.actor_module.body.layers[-1].weight[2].mul_(60.0)
-    batch = make_batch(agent, 1)
-    batch = batch._replace(action=agent.actor_module.normalise(batch.action))
+def test_one_update_equals_the_readable_one(hidden: tuple[int, ...], weighted: bool, make_agent, make_batch) -> None:
+    options = {"network": NetworkConfig(hidden=hidden), "initial_temperature": 0.3}
+    fused, plain = (make_agent("sac", fused=f, **options) for f in (True, False))
+    assert fused.fused is not None and plain.fused is None
+    batch = make_batch(fused, 1)
     if weighted:
         batch = batch._replace(weight=torch.linspace(0.1, 1.0, 8))
-    raw = agent.actor_module.body(torch.cat([batch.obs, batch.next_obs]))[:, 2]
+    for agent in (fused, plain):
+        with torch.no_grad():
+            # Biases that are not zero, and log standard deviations beyond a clamp in some rows and inside in others.
+            agent.actor.flat.add_(0.3 * torch.randn(agent.actor.flat.shape, generator=torch.Generator().manual_seed(5)))
+            agent.actor_module.body.layers[-1].weight[2].mul_(60.0)
+            raw = agent.actor_module.body(torch.cat([batch.obs, batch.next_obs]))[:, 2]
+            agent.actor_module.body.layers[-1].bias[2].add_(2.0 - raw.mean())
+    raw = fused.actor_module.body(torch.cat([batch.obs, batch.next_obs]))[:, 2]
     assert (raw > 2).any() and (raw < 2).any()
-    temperature = torch.tensor(0.3)
-    noise = torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(2))
 
-    loss, metrics = critic_loss(
-        agent.nets, agent.critic.params, agent.actor.params, agent.target.params, temperature, batch, noise[0]
-    )
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, agent.critic.leaves)])
-    fused_loss, fused_metrics = agent.fused.critic_gradient(temperature, batch, *noise)
-    torch.testing.assert_close(fused_loss, loss.detach())
-    torch.testing.assert_close(fused_metrics, metrics)
-    torch.testing.assert_close(agent.critic_optimiser.grad, expected, rtol=1e-4, atol=1e-6)
-
-    loss, metrics = actor_loss(agent.nets, agent.actor.params, agent.critic.params, temperature, batch.obs, noise[1])
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, agent.actor.leaves)])
-    fused_loss, fused_metrics = agent.fused.actor_gradient(temperature)
-    torch.testing.assert_close(fused_loss, loss.detach())
-    torch.testing.assert_close(fused_metrics["log_prob"], metrics["log_prob"].detach())
-    torch.testing.assert_close(agent.actor_optimiser.grad, expected, rtol=1e-4, atol=1e-6)
+    a, b = fused.update(batch), plain.update(batch)
+    assert a.metrics.keys() == b.metrics.keys()
+    torch.testing.assert_close(a.metrics, b.metrics)
+    torch.testing.assert_close(a.priority, b.priority)
+    for name in ("critic_optimiser", "actor_optimiser", "temperature_optimiser"):
+        ours, theirs = getattr(fused, name), getattr(plain, name)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(fused.target.flat, plain.target.flat, rtol=1e-5, atol=1e-7)
 
 
-def test_training_is_the_same_with_and_without(make_agent, make_batch) -> None:
-    options = {"policy_delay": 2, "max_grad_norm": 0.7}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"policy_delay": 2, "max_grad_norm": 0.7},
+        {"temperature": 0.2, "td_loss": "huber"},
+        {"optimiser": OptimiserConfig(name="adam", weight_decay=0.1), "lr_schedule": "linear", "schedule_steps": 100},
+        {"optimiser": OptimiserConfig(name="adamw", weight_decay=0.1, beta1=0.5, epsilon=1e-3)},
+    ],
+)
+def test_training_is_the_same_with_and_without(options, make_agent, make_batch) -> None:
     fused, plain = (make_agent("sac", fused=f, **options) for f in (True, False))
     assert fused.fused is not None and plain.fused is None
     for i in range(10):
@@ -77,6 +79,44 @@ def test_a_batch_of_another_size_takes_the_readable_path(make_agent, make_batch)
 )
 def test_networks_the_formulas_do_not_cover_take_the_readable_path(space, network, make_agent) -> None:
     assert make_agent("sac", observation_space=space, network=network).fused is None
+
+
+def test_other_optimisers_and_builds_of_torch_take_the_readable_path(make_agent, make_batch, monkeypatch) -> None:
+    assert make_agent("sac", optimiser=OptimiserConfig(name="sgd")).fused is None
+    monkeypatch.setattr("rlopt.nn.compiled._find_mm", lambda: None)
+    agent = make_agent("sac")
+    assert agent.fused is None
+    agent.update(make_batch(agent, 0))
+
+
+@pytest.mark.parametrize("what", ["obs", "next_obs", "reward"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_that_is_not_finite_reaches_the_weights(what, value, make_agent, make_batch) -> None:
+    fused, plain = (make_agent("sac", fused=f) for f in (True, False))
+    for agent in (fused, plain):
+        agent.update(make_batch(agent, 0))
+        before = [agent.actor.flat.clone(), agent.critic.flat.clone(), agent.log_temperature.clone()]
+        moments = agent.critic_optimiser.state_dict()
+        batch = make_batch(agent, 1)
+        getattr(batch, what)[3] = value
+        agent.update(batch)
+        after = [agent.actor.flat, agent.critic.flat, agent.log_temperature]
+        assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+        torch.testing.assert_close(agent.critic_optimiser.state_dict(), moments, rtol=0, atol=0)
+        assert (
+            agent.guard.first_bad() == {"obs": "observation", "next_obs": "next observation", "reward": "reward"}[what]
+        )
+        agent.update(make_batch(agent, 2))
+        assert not torch.equal(agent.critic.flat, before[1]) and agent.critic.flat.isfinite().all()
+    torch.testing.assert_close(fused.critic.flat, plain.critic.flat, rtol=1e-3, atol=1e-5)
+
+
+def test_a_refused_product_is_an_error(make_agent, make_batch) -> None:
+    agent = make_agent("sac")
+    agent.fused.memory.products[1] = 1  # what compiled code leaves when torch's function fails
+    with pytest.raises(RuntimeError, match=r"agent\.fused=false"):
+        agent.update(make_batch(agent, 0))
+    agent.update(make_batch(agent, 0))
 
 
 @pytest.mark.parametrize("hidden", [(16,), (16, 16), (24, 16, 8)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlopt.agents import SAC, Agent
-from rlopt.agents.sac_fused import FusedGradients
+from rlopt.agents.sac_fused import FusedUpdate
 from rlopt.nn import Net, Optimiser, OptimiserConfig, Schedule
 from rlopt.nn.guard import Guard
 from rlopt.registry import agent_names, get_agent
@@ -44,7 +44,7 @@ def walk(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         children = [(f"{path}[{k!r}]", v) for k, v in thing.items()]
     elif isinstance(thing, list | tuple | set):
         children = [(f"{path}[{i}]", v) for i, v in enumerate(thing)]
-    elif isinstance(thing, FusedGradients):  # buffers that every update overwrites, and views of the nets' parameters
+    elif isinstance(thing, FusedUpdate):  # buffers that every update overwrites, and views of the nets' parameters
         return
     elif type(thing).__module__.startswith(("rlopt", "torch.nn", __name__)) and hasattr(thing, "__dict__"):
         scratch = {attribute for cls, attribute in SCRATCH if isinstance(thing, cls)}

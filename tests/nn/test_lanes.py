@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -49,3 +52,38 @@ def test_the_gradient_mode_and_the_number_of_threads_are_the_callers() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_shared_work_reaches_every_lane_and_errors_leave_none_behind() -> None:
+    lanes, both = Lanes(2), threading.Barrier(2, timeout=20.0)
+    lanes.share(both.wait)
+    alone: list[str] = []
+    Lanes(1).share(lambda: alone.append(threading.current_thread().name))
+    assert alone == ["MainThread"]
+
+    seen: list[str] = []
+
+    def fails_here() -> None:
+        if threading.current_thread().name == "MainThread":
+            raise KeyboardInterrupt
+        seen.append("other")
+
+    with pytest.raises(KeyboardInterrupt):
+        lanes.share(fails_here)
+    assert seen == ["other"]  # it had finished before the error went on
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_gets_lanes_of_its_own() -> None:
+    lanes = Lanes(2)
+    assert lanes.run([lambda: 1, lambda: 2]) == [1, 2]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if lanes.run([lambda: 3, lambda: 4]) == [3, 4] else 1)
+    deadline = time.monotonic() + 30.0
+    while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    assert done[1] == 0

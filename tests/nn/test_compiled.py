@@ -1,0 +1,100 @@
+"""What compiled code stands on: products, memory by address, tasks taken once, a cache that knows its sources."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from rlopt import jit
+from rlopt.nn import compiled as c
+
+needs_products = pytest.mark.skipif(not c.products_available(), reason="this build of torch lacks the interface")
+
+
+@needs_products
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_equal_torch_and_keep_their_operands(dtype: torch.dtype) -> None:
+    products = c.Products()
+    left, right, out = torch.randn(5, 9, dtype=dtype), torch.randn(3, 9, dtype=dtype), torch.empty(5, 3, dtype=dtype)
+    numbers = [products.add(t) for t in (out, left[:, 2:], right[:, 2:].t())]
+    expected = left[:, 2:] @ right[:, 2:].t()
+    del left, right
+    gc.collect()
+    c.product(products.state, *numbers)
+    products.check()
+    assert torch.equal(out, expected)
+
+
+@needs_products
+def test_a_product_that_torch_refuses_is_an_error() -> None:
+    products = c.Products()
+    out, left, right = (products.add(torch.zeros(*shape)) for shape in ((2, 2), (2, 3), (4, 2)))
+    c.product(products.state, out, left, right)
+    with pytest.raises(RuntimeError, match="refused"):
+        products.check()
+    products.check()
+
+
+def test_memory_by_address_is_the_same_memory() -> None:
+    x = torch.arange(12.0)
+    assert np.shares_memory(c.floats(x.data_ptr(), 12), x.numpy())
+    c.matrix(x.data_ptr(), 3, 4)[1, 2] = 50.0
+    assert x[6] == 50.0
+    low = torch.ones(2, 3, dtype=torch.bfloat16)
+    assert (c.low_matrix(low.data_ptr(), 2, 3) == c.array(low)).all()
+
+
+@c.compiled
+def _share(progress: c.Array, round_: int, done: c.Array) -> None:
+    for phase in range(3):
+        task = c.claim(progress, phase, round_, 4)
+        while task >= 0:
+            # The first task of a phase sees all of the phase before.
+            if phase > 0 and done[phase - 1].sum() != 4 * (round_ + 1):
+                done[3, 0] += 1
+            done[phase, task] += 1
+            c.finish(progress, phase)
+            task = c.claim(progress, phase, round_, 4)
+        c.wait(progress, phase, round_, 4)
+
+
+def test_every_task_of_a_round_is_done_once_and_phases_follow_each_other() -> None:
+    progress, done, rounds = c.counters(3), np.zeros((4, 4), np.int64), 3000
+
+    def lane() -> None:
+        for i in range(rounds):
+            _share(progress, i, done)
+
+    threads = [threading.Thread(target=lane) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert (done[:3] == rounds).all() and (done[3] == 0).all()
+    assert c.rounds(progress, 2, 4) == rounds
+
+
+def test_a_thread_that_comes_late_finds_nothing_left() -> None:
+    progress, done = c.counters(3), np.zeros((4, 4), np.int64)
+    for i in range(3):
+        _share(progress, i, done)
+    _share(progress, 0, done)
+    assert (done[:3] == 3).all()
+
+
+def test_a_function_compiles_once() -> None:
+    def double(x: float) -> float:
+        return 2.0 * x
+
+    fresh = c.compiled(double)
+    assert jit.compiles(fresh)
+    assert fresh(3.0) == 6.0
+    assert not jit.compiles(fresh)
+
+
+def test_the_cache_of_machine_code_knows_every_source_of_the_package() -> None:
+    assert c.claim._cache._cache_file._source_stamp == jit._stamp()  # numba's own stamp is of one file
