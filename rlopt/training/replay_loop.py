@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,12 +145,11 @@ class ReplayLoop(Loop):
         """
         assert self.obs is not None
         valid = step.valid
-        finite = finite_rows(self.obs) & finite_rows(step.next_obs) & step.reward.isfinite() | ~valid
         remaining = self.total_steps - self.step
-        # On a GPU every look waits for it, so the ordinary step looks once.
-        all_finite, all_valid = torch.stack((finite.all(), valid.all())).tolist()
-        if all_finite and all_valid and self.each <= remaining:
+        if self.each <= remaining and _all_well(self.obs, step.next_obs, step.reward, valid):
             return step, None, self.each
+        finite = finite_rows(self.obs) & finite_rows(step.next_obs) & step.reward.isfinite() | ~valid
+        all_finite = bool(finite.all())
         if not all_finite:
             bad_reward = bool((~step.reward.isfinite() & valid).any())
             self._bad = self._bad or ("reward" if bad_reward else "observation")
@@ -223,3 +223,15 @@ def _moved(tree: Any, device: torch.device) -> Any:
     if isinstance(tree, list | tuple):
         return type(tree)(_moved(child, device) for child in tree)
     return tree
+
+
+def _all_well(obs: Obs, next_obs: Obs, reward: Tensor, valid: Tensor) -> bool:
+    """Whether every row is valid and finite: the ordinary step, which should cost next to nothing."""
+    leaves = [reward]
+    for group in (obs, next_obs):
+        leaves += group.values() if isinstance(group, dict) else [group]
+    floating = [leaf for leaf in leaves if leaf.is_floating_point()]
+    if valid.device.type == "cpu":  # NumPy's calls cost less than torch's
+        return bool(valid.numpy().all()) and all(np.isfinite(leaf.numpy()).all() for leaf in floating)
+    # Every look at a GPU waits for it, so there is one.
+    return bool(torch.stack([valid.all(), *(leaf.isfinite().all() for leaf in floating)]).all())
