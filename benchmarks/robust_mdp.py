@@ -24,11 +24,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rlopt.robust import Nominal, RobustMDP, StateL1, compiled, make_solver
+from rlopt.robust import L1, Nominal, RobustMDP, StateL1, compiled, make_solver
 from rlopt.robust.garnet import garnet
 
 SIZES = [(50, 5, 4, 3), (50, 10, 6, 3), (50, 15, 8, 3), (50, 15, 8, 15), (50, 100, 10, 10), (4, 1000, 5, 10),
          (4, 1000, 20, 10), (1, 300, 20, 10), (1, 100, 20, 100)]  # fmt: skip
+DENSE = [(50, 15, 8, 15), (1, 100, 20, 100)]
+"""Again with the cost of a state and an action alone, as most models have it: then all rows share the order of v."""
 METHODS = ["drpg", "drpg (gradient adversary)", "mirror_descent", "value_iteration", "modified_policy_iteration",
            "partial_policy_iteration"]  # fmt: skip
 
@@ -46,16 +48,18 @@ def best_of(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
     return times
 
 
-def models(k: int, s: int, a: int, b: int) -> dict[str, RobustMDP]:
+def models(k: int, s: int, a: int, b: int, narrow: bool = False) -> dict[str, RobustMDP]:
     m = garnet(s, a, b, k)
+    if narrow:
+        m = RobustMDP(m.kernel, (m.kernel.probabilities * m.cost).sum(-1), m.gamma, L1(m.ambiguity.radius), m.initial)
     state = StateL1(0.5 + 0.5 * torch.rand(k, s, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
     return {"plain": m.replace(Nominal()), "sa": m, "s": m.replace(state)}
 
 
 def sweeps(repeats: int) -> list[list[object]]:
     rows: list[list[object]] = []
-    for size in SIZES:
-        own = models(*size)
+    for size, narrow in [*((size, False) for size in SIZES), *((size, True) for size in DENSE)]:
+        own = models(*size, narrow)
         value = 50.0 * torch.rand(size[:2], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         fast = best_of({n: lambda m=m, value=value: m.backup(value, rows=False) for n, m in own.items()}, repeats)
         compiled.ENABLED = False
@@ -65,9 +69,12 @@ def sweeps(repeats: int) -> list[list[object]]:
         compiled.ENABLED = True
         per_row = 1e9 * fast["plain"] / np.prod(size[:3])
         for name in ("sa", "s"):
-            rows.append([*size, name, f"{1e3 * fast['plain']:.3f}", f"{per_row:.1f}", f"{1e3 * fast[name]:.3f}",
-                         f"{fast[name] / fast['plain']:.2f}", f"{1e3 * slow['plain']:.3f}", f"{1e3 * slow[name]:.3f}",
-                         f"{slow[name] / slow['plain']:.2f}"])  # fmt: skip
+            rows.append([
+                *size, "s,a" if narrow else "s,a,s'", name,
+                f"{1e3 * fast['plain']:.3f}", f"{per_row:.1f}", f"{1e3 * fast[name]:.3f}",
+                f"{fast[name] / fast['plain']:.2f}", f"{1e3 * slow['plain']:.3f}", f"{1e3 * slow[name]:.3f}",
+                f"{slow[name] / slow['plain']:.2f}",
+            ])  # fmt: skip
             print(rows[-1], flush=True)
     return rows
 
@@ -149,8 +156,8 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.only != "certified":
-        head = ["K", "S", "A", "B", "set", "plain_ms", "plain_ns_per_row", "robust_ms", "ratio", "tensor_plain_ms",
-                "tensor_robust_ms", "tensor_ratio"]  # fmt: skip
+        head = ["K", "S", "A", "B", "cost", "set", "plain_ms", "plain_ns_per_row", "robust_ms", "ratio",
+                "tensor_plain_ms", "tensor_robust_ms", "tensor_ratio"]  # fmt: skip
         write(arguments.out / "sweeps.csv", [head, *sweeps(arguments.repeats)])
         if importlib.util.find_spec("scipy"):
             by_linear_programs()

@@ -1,8 +1,9 @@
 """Bellman sweeps compiled by numba for the CPU: a backup of every state without one temporary tensor.
 
 A sort of every row's successors would cost more than all else, so no row is sorted: an L1 budget is spent on the few
-smallest z only, which are picked one by one, or in long rows found by a threshold. On a GPU and with
-weights the same operators run on tensors (``l1.py``); a test holds the two equal.
+smallest z only, which are picked one by one, or in long rows found by a threshold. Dense rows whose cost does not
+depend on the successor all have the order of v, which is sorted once. On a GPU and with weights the same operators run
+on tensors (``l1.py``); a test holds the two equal.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def l1_sweep(
     """(K, S, A) the support function of every row's L1 ball at c + γ v, and the rows that attain it if wanted."""
     out = np.empty(kernel.count.shape)
     found = np.empty(kernel.probabilities.shape) if rows else _NO_ROWS
-    _l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, found)
+    _l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, found, _shared(kernel, cost, rows))
     return torch.from_numpy(out), torch.from_numpy(found) if rows else None
 
 
@@ -59,8 +60,13 @@ def state_l1_sweep(
     """(K, S) values, (K, S, A) policies and rows of the s-rectangular L1 game in every state."""
     out, policy = np.empty(kernel.count.shape[:2]), np.zeros(kernel.count.shape)
     found = np.empty(kernel.probabilities.shape) if rows else _NO_ROWS
-    _state_l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, policy, found)
+    _state_l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, policy, found, _shared(kernel, cost, rows))
     return torch.from_numpy(out), torch.from_numpy(policy), torch.from_numpy(found) if rows else None
+
+
+def _shared(kernel: Kernel, cost: Tensor, rows: bool) -> bool:
+    """Whether all rows have the order of v, and their worst cases are not wanted."""
+    return kernel.dense and kernel.full and cost.shape[-1] == 1 and not rows
 
 
 def _arrays(kernel: Kernel, cost: Tensor, value: Tensor) -> tuple[Any, ...]:
@@ -144,17 +150,35 @@ def _spend(z: Array, q: Array, n: int, top: float, left: float) -> Any:
     """What moving ``left`` of mass from the smallest z to ``top`` gains; uses z up."""
     gained = 0.0
     while left > 0.0:
-        i, low = -1, top
-        for j in range(n):
-            less = z[j] < low
-            low = z[j] if less else low
-            i = j if less else i
+        i = _smallest(z, n, top)
         if i < 0:
             break
-        z[i] = _USED
         m = min(q[i], left)
         left -= m
-        gained += m * (top - low)
+        gained += m * (top - z[i])
+        z[i] = _USED
+    return gained
+
+
+@_compiled
+def _mean(q: Array, v: Array) -> float:
+    """Σ q v."""
+    total = 0.0
+    for j in range(v.shape[0]):
+        total += q[j] * v[j]
+    return total
+
+
+@_compiled
+def _spend_in_order(v: Array, q: Array, order: Any, left: float) -> Any:
+    """As ``_spend`` on z = v, whose ``order`` is known; v stays as it is."""
+    gained, top = 0.0, v[order[-1]]
+    for i in order:
+        if left <= 0.0 or v[i] >= top:
+            break
+        m = min(q[i], left)
+        left -= m
+        gained += m * (top - v[i])
     return gained
 
 
@@ -215,16 +239,21 @@ def _move(z: Array, r: Array, n: int, top: float, left: float) -> Any:
 @_compiled
 def _l1(
     p: Array, successors: Any, count: Any, cost: Array, value: Array, gamma: float, radius: Array, out: Array,
-    rows: Array,
+    rows: Array, shared: bool,
 ) -> None:  # fmt: skip
     dense = successors.shape[1] == 1 and p.shape[1] > 1
     wanted = rows.shape[0] > 0
-    z = np.empty(p.shape[3])
+    z, order = np.empty(p.shape[3]), np.zeros(1, np.int64)
     for k in range(p.shape[0]):
         v = value[k]
+        if shared:
+            order = np.argsort(v)
         for s in range(p.shape[1]):
             for a in range(p.shape[2]):
                 q, n, t, left = p[k, s, a], count[k, s, a], successors[0, 0, 0], 0.5 * radius[k, s, a]
+                if shared:
+                    out[k, s, a] = cost[k, s, a, 0] + gamma * (_mean(q, v) + _spend_in_order(v, q, order, left))
+                    continue
                 if not dense:
                     t = successors[k, s, a]
                 total, top = _fill(z, q, t, cost[k, s, a], v, gamma, n, dense)
@@ -241,7 +270,7 @@ def _l1(
 @_compiled
 def _state_l1(
     p: Array, successors: Any, count: Any, cost: Array, value: Array, gamma: float, radius: Array, out: Array,
-    policy: Array, rows: Array,
+    policy: Array, rows: Array, shared: bool,
 ) -> None:  # fmt: skip
     """Raise the level u of the game from the best nominal action, paying for every action that lies below it.
 
@@ -251,17 +280,26 @@ def _state_l1(
     """
     dense = successors.shape[1] == 1 and p.shape[1] > 1
     wanted = rows.shape[0] > 0
-    actions = p.shape[2]
+    actions, last = p.shape[2], p.shape[3] - 1
+    order, position = (
+        np.zeros(1, np.int64),
+        np.empty(actions, np.int64),
+    )  # of the present donor, where all rows share it
     z, top, worth = np.empty((actions, p.shape[3])), np.empty(actions), np.empty(actions)
     gain, end = np.empty(actions), np.empty(actions)  # of the present donor: top - z, and the level that uses it up
     donor, inside = np.empty(actions, np.int64), np.empty(actions, np.bool_)
     for k in range(p.shape[0]):
         v = value[k]
+        if shared:
+            order = np.argsort(v)
         for s in range(p.shape[1]):
             for a in range(actions):
+                inside[a] = False
+                if shared:
+                    worth[a], position[a] = cost[k, s, a, 0] + gamma * _mean(p[k, s, a], v), -1
+                    continue
                 t = successors[0, 0, 0] if dense else successors[k, s, a]
                 worth[a], top[a] = _fill(z[a], p[k, s, a], t, cost[k, s, a], v, gamma, count[k, s, a], dense)
-                inside[a] = False
             if wanted:
                 rows[k, s] = p[k, s]
             left, u, alone = radius[k, s], worth.min(), -1
@@ -269,15 +307,23 @@ def _state_l1(
                 for a in range(actions):  # actions that come in here, and donors that are used up here
                     if worth[a] > u or (inside[a] and end[a] > u):
                         continue
-                    if inside[a]:
-                        if wanted:
-                            rows[k, s, a, donor[a]] = 0.0
-                        z[a, donor[a]] = _USED
-                    i = _smallest(z[a], count[k, s, a], top[a])
-                    if i < 0:
-                        alone = a
-                        break
-                    donor[a], gain[a] = i, top[a] - z[a, i]
+                    if shared:
+                        position[a] += 1
+                        i = order[position[a]]
+                        gain[a] = gamma * (v[order[last]] - v[i])
+                        if gain[a] <= 0.0:
+                            alone = a
+                            break
+                    else:
+                        if inside[a]:
+                            if wanted:
+                                rows[k, s, a, donor[a]] = 0.0
+                            z[a, donor[a]] = _USED
+                        i = _smallest(z[a], count[k, s, a], top[a])
+                        if i < 0:
+                            alone = a
+                            break
+                        donor[a], gain[a] = i, top[a] - z[a, i]
                     end[a] = (end[a] if inside[a] else worth[a]) + p[k, s, a, i] * gain[a]
                     inside[a] = True
                 if alone >= 0:

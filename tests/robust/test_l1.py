@@ -119,6 +119,24 @@ def test_compiled_sweeps_equal_the_tensor_ones(random_mdp, monkeypatch, kind, sh
     assert silent.rows is None
 
 
+@pytest.mark.parametrize("kind", [L1, StateL1])
+@pytest.mark.parametrize("gamma", [0.0, 0.9])
+@pytest.mark.parametrize("radius", [0.0, 0.3, 1.1, 2.0])
+def test_dense_rows_that_share_the_order_of_v_agree_with_tensors(kind, gamma, radius, monkeypatch):
+    """Costs without a successor, in rows of 30 with some zeros and some ties of v."""
+    g = torch.Generator().manual_seed(3)
+    p = torch.rand(2, 30, 4, 30, dtype=torch.float64, generator=g)
+    p = p * (torch.rand(p.shape, generator=g) < 0.7)
+    cost = torch.rand(2, 30, 4, dtype=torch.float64, generator=g)
+    m = RobustMDP(p / p.sum(-1, keepdim=True), cost, gamma, kind(radius))
+    value = (10.0 * torch.rand(2, 30, dtype=torch.float64, generator=g)).round()
+    fast = m.backup(value, rows=False)
+    monkeypatch.setattr(compiled, "ENABLED", False)
+    slow = m.backup(value)
+    torch.testing.assert_close(fast.value, slow.value, rtol=0, atol=1e-12)
+    torch.testing.assert_close(fast.policy.sum(-1), torch.ones(2, 30, dtype=torch.float64))
+
+
 def test_equal_targets_leave_nothing_to_gain(random_mdp):
     """Ties everywhere: z is constant, so every kernel is worth the same and any policy will do."""
     for kind in (L1, StateL1):
