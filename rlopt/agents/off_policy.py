@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,9 @@ from rlopt.policy import Policy
 from rlopt.types import Act, Obs, map_obs
 
 A = TypeVar("A", bound=Actor)
+
+FEW = 32
+"""Up to so many rows an actor is called row by row where it can be."""
 
 
 def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
@@ -32,6 +36,8 @@ class OffPolicyActorCritic(Agent):
     actor_module: Actor
     """The first run's acting network."""
     schedule: Schedule
+    quick_act: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    """Actions at a few vector observations (R·N, O) with this noise (R·N, A), where an agent has a faster way."""
     learns_temperature: bool
     log_temperature: Tensor
     """(1,), of several runs (R, 1)."""
@@ -56,6 +62,8 @@ class OffPolicyActorCritic(Agent):
         each = rows // self.runs
         if not deterministic and self.clock.env_steps < self.config.warmup_steps:
             return Act(_join([module.uniform(each, g) for g in streams]))
+        if self.quick_act is not None and isinstance(obs, Tensor) and rows <= FEW:
+            return Act(self.quick_act(obs, None if deterministic else _join([module.noise(each, g) for g in streams])))
         if self.runs == 1:
             return Act(module.act(obs, deterministic, streams[0]))
         by_run = map_obs(lambda x: x.view(self.runs, each, *x.shape[1:]), obs)

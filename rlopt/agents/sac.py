@@ -130,6 +130,7 @@ class SAC(OffPolicyActorCritic):
         ):
             one = self.runs == 1
             self.fused = sac_fused.FusedUpdate(self, None, Lanes()) if one else sac_fused.FusedRuns(self)
+            self.quick_act = sac_fused.FusedActor(self)
 
     def update(self, batch: Batch) -> Update:
         """One step of the critics and targets, and of actor and temperature every ``policy_delay`` updates."""

@@ -454,11 +454,67 @@ def update_phases(
     wait(m.progress, FINISH, round_, 1)
 
 
+@compiled
+def act_rows(
+    flat: Array, widths: Array, obs: Array, noise: Array, centre: Array, half_range: Array, out: Array
+) -> None:
+    """Actions (R·N, A) at ``obs`` (R·N, O) of R actors with parameters (R, P): tanh(mean + σ noise), in environment
+    units. Row by row, since a product of a few rows costs torch more to begin than to do."""
+    each, last, n = obs.shape[0] // flat.shape[0], widths.shape[0] - 2, out.shape[1]
+    wide = widths.max()
+    x, y = np.empty(wide, np.float32), np.empty(wide, np.float32)
+    for row in range(obs.shape[0]):
+        parameters, offset = flat[row // each], 0
+        for j in range(obs.shape[1]):
+            x[j] = obs[row, j]
+        for layer in range(last + 1):
+            inputs, outputs = widths[layer], widths[layer + 1]
+            biases = parameters[offset + inputs * outputs :]
+            for k in range(outputs):
+                weights, sum_ = parameters[offset + k * inputs : offset + (k + 1) * inputs], biases[k]
+                for j in range(weights.shape[0]):
+                    sum_ += weights[j] * x[j]
+                y[k] = np.float32(0) if layer < last and sum_ <= np.float32(0) else sum_
+            x, y = y, x
+            offset += (inputs + 1) * outputs
+        for j in range(n):
+            u = x[j] + np.exp(min(max(x[n + j], LOW), HIGH)) * noise[row, j]
+            out[row, j] = centre[j] + half_range[j] * np.tanh(u)
+
+
+def plain(x: Tensor) -> Array:
+    """Contiguous float32, the one kind of array that the functions above are compiled for."""
+    return array(x.to(torch.float32).contiguous())
+
+
+class FusedActor:
+    """Acts for every run of an agent, in a few rows at a time."""
+
+    def __init__(self, agent: SAC) -> None:
+        module, linear = agent.actor_module, agent.actor.leaves[0::2]
+        self.flat = array(agent.actor.flat.detach().view(agent.runs, -1))
+        sizes = [leaf.shape[-2:] for leaf in linear]
+        self.widths = np.array([sizes[0][1], *(out for out, _ in sizes)])
+        self.centre, self.half_range, self.shape = array(module.centre), array(module.half_range), module.action_shape
+
+    def __call__(self, obs: Tensor, noise: Tensor | None) -> Tensor:
+        """Actions (R·N, …) at ``obs`` (R·N, O), samples where there is ``noise`` (R·N, A), else the mode."""
+        out = torch.empty(len(obs), len(self.centre))
+        noise = torch.zeros_like(out) if noise is None else noise
+        act_rows(self.flat, self.widths, plain(obs), array(noise), self.centre, self.half_range, array(out))
+        return out.view(-1, *self.shape)
+
+
 class FusedUpdate:
     """SAC's update of one run, for minibatches of one size."""
 
-    def __init__(self, agent: SAC, run: int | None, lanes: Lanes) -> None:
-        """``run`` picks one of an agent's several."""
+    _nets: tuple[list[FusedMLP], list[FusedMLP], list[FusedMLP], FusedMLP, FusedMLP]
+    """Critics, probes, targets, the actor at the next observations and at those now."""
+    _buffers: tuple[Tensor, ...]
+
+    def __init__(self, agent: SAC, run: int | None, lanes: Lanes, like: FusedUpdate | None = None) -> None:
+        """``run`` picks one of an agent's several; its update works in the memory of ``like``'s, which never runs at
+        the same time."""
         self.lanes, self.products, c = lanes, Products(), agent.config
         rows, dtype = c.batch_size, PRECISIONS[agent.precision]
 
@@ -472,18 +528,20 @@ class FusedUpdate:
         )
         members, inputs = critic[0].shape[:2]
         outputs, features = actor[-1].shape[0], actor[0].shape[1]
-        pair, next_pair, now_pair = (torch.zeros(rows, inputs) for _ in range(3))
-        delta, action_grads = torch.empty(rows, outputs), torch.empty(members, rows, inputs - features)
-        critics = ensemble(self.products, critic, critic_grads, pair, dtype)
+        shapes = [(rows, inputs)] * 3 + [(rows, outputs), (members, rows, inputs - features)]
+        self._buffers = like._buffers if like else tuple(torch.zeros(*shape) for shape in shapes)
+        pair, next_pair, now_pair, delta, action_grads = self._buffers
+        critics = ensemble(self.products, critic, critic_grads, pair, dtype, like._nets[0] if like else [])
         probes = ensemble(self.products, critic, [], now_pair, dtype, critics)
         targets = ensemble(self.products, target, [], next_pair, dtype, critics)
-        next_actor = single(self.products, actor, [], next_pair[:, :features], dtype, delta)
-        now_actor = single(self.products, actor, actor_grads, now_pair[:, :features], dtype, delta)
+        alike = like._nets[3:] if like else (None, None)
+        next_actor = single(self.products, actor, [], next_pair[:, :features], dtype, delta, alike[0])
+        now_actor = single(self.products, actor, actor_grads, now_pair[:, :features], dtype, delta, alike[1])
         action_products = [
             [self.products.add(t) for t in (action_grads[e], probe.space.deltas[0], critic[0][e, features:].t())]
             for e, probe in enumerate(probes)
         ]
-        self._kept = (critics, probes, targets, next_actor, now_actor)
+        self._nets = (critics, probes, targets, next_actor, now_actor)
 
         def policy(net: FusedMLP, pair: Tensor) -> Policy:
             return Policy(net.table, array(net.space.z[-1]), array(actor[-1]), array(pair), np.zeros(rows, np.float32))
@@ -515,14 +573,14 @@ class FusedUpdate:
         """One update; actor and temperature only where ``act``. Returns the report (12,), and the priorities (B,)."""
         obs, next_obs = batch.obs, batch.next_obs
         assert isinstance(obs, Tensor) and isinstance(next_obs, Tensor)
-        m, td = self.memory, torch.empty_like(batch.reward)
+        m, td = self.memory, torch.empty(len(batch.reward))
         data = Data(
-            array(obs), array(batch.action), array(next_obs), array(batch.reward), array(batch.terminated),
-            array(batch.discount), self.ones if batch.weight is None else array(batch.weight),
+            plain(obs), plain(batch.action), plain(next_obs), plain(batch.reward), plain(batch.terminated),
+            plain(batch.discount), self.ones if batch.weight is None else plain(batch.weight),
         )  # fmt: skip
         actor_round = rounds(m.progress, PROBES, len(m.critics)) if act else -1
         work = partial(
-            update_phases, m, data, rounds(m.progress, FINISH, 1), actor_round, array(next_noise), array(noise),
+            update_phases, m, data, rounds(m.progress, FINISH, 1), actor_round, plain(next_noise), plain(noise),
             array(td), self.constants, factor,
         )  # fmt: skip
         if compiles(update_phases):
@@ -537,7 +595,11 @@ class FusedRuns:
 
     def __init__(self, agent: SAC) -> None:
         self.lanes, alone = Lanes(), Lanes(1)
-        self.runs = [FusedUpdate(agent, r, alone) for r in range(agent.runs)]
+        # The runs of one lane work in the same memory, which stays in its core's cache.
+        self.runs: list[FusedUpdate] = []
+        for r in range(agent.runs):
+            like = self.runs[r - self.lanes.count] if r >= self.lanes.count else None
+            self.runs.append(FusedUpdate(agent, r, alone, like))
 
     def __call__(
         self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool

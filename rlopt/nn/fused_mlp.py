@@ -235,7 +235,14 @@ def ensemble(
 
 
 def single(
-    products: Products, leaves: Sequence[Tensor], grads: Sequence[Tensor], x: Tensor, dtype: torch.dtype, delta: Tensor
+    products: Products,
+    leaves: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    x: Tensor,
+    dtype: torch.dtype,
+    delta: Tensor,
+    like: FusedMLP | None = None,
 ) -> FusedMLP:
-    """An ``MLP`` (leaves and gradients (out, in) and (out,))."""
-    return FusedMLP(products, leaves[0::2], leaves[1::2], grads, x, dtype, delta, turned=True)
+    """An ``MLP`` (leaves and gradients (out, in) and (out,)), in the workspace of ``like``."""
+    space = like.space if like else None
+    return FusedMLP(products, leaves[0::2], leaves[1::2], grads, x, dtype, delta, turned=True, space=space)

@@ -111,6 +111,35 @@ def test_nothing_that_is_not_finite_reaches_the_weights(what, value, make_agent,
     torch.testing.assert_close(fused.critic.flat, plain.critic.flat, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_acting_row_by_row_equals_the_policy(runs: int, deterministic: bool, make_agent) -> None:
+    fused, plain = (make_agent("sac", fused=f, runs=runs) for f in (True, False))
+    assert fused.quick_act is not None and plain.quick_act is None
+    for agent in (fused, plain):
+        with torch.no_grad():
+            agent.actor.flat.add_(0.3 * torch.randn(agent.actor.flat.shape, generator=torch.Generator().manual_seed(5)))
+    obs = 3.0 * torch.randn(2 * runs, 4, generator=torch.Generator().manual_seed(6))
+    for _ in range(2):  # the streams stay together
+        ours, theirs = (agent.act(obs, deterministic=deterministic).action for agent in (fused, plain))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    many = obs.repeat(40, 1)
+    ours, theirs = (agent.act(many, deterministic=deterministic).action for agent in (fused, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_one_version_is_compiled_for_every_kind_of_minibatch(make_agent, make_batch) -> None:
+    from rlopt.agents.sac_fused import update_phases
+
+    agent, batch = make_agent("sac"), make_batch(make_agent("sac"), 0)
+    agent.update(batch)
+    versions = len(update_phases.signatures)
+    packed = torch.cat([batch.obs, batch.next_obs.flip(0)], 1)
+    agent.update(batch._replace(obs=packed[:, :4], next_obs=packed[:, 4:], weight=torch.rand(8, 2)[:, 0]))
+    agent.update(batch._replace(obs=batch.obs.double(), reward=batch.reward.double()))
+    assert len(update_phases.signatures) == versions == 1
+
+
 def test_a_refused_product_is_an_error(make_agent, make_batch) -> None:
     agent = make_agent("sac")
     agent.fused.memory.products[1] = 1  # what compiled code leaves when torch's function fails
