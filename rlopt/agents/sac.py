@@ -141,7 +141,7 @@ class SAC(OffPolicyActorCritic):
         next_noise, noise = self.noise(rows, self.action_features), self.noise(rows, self.action_features)
         act = self.clock.updates % c.policy_delay == 0
         if self.fused is not None and rows == c.batch_size:
-            metrics, priority = self._fused_update(batch, next_noise, noise, factor, act)
+            metrics, priority = self.fused(batch, next_noise, noise, factor, act)
         else:
             metrics, priority = self._update(batch, next_noise, noise, factor, act)
         self.clock.updates += 1
@@ -150,6 +150,7 @@ class SAC(OffPolicyActorCritic):
     def _update(
         self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool
     ) -> tuple[Metrics, Tensor]:
+        """The update in torch's own words."""
         temperature = self.temperature
         self.guard.begin(batch.obs, batch.next_obs, batch.reward)
         nets, actor, critic, target = self.nets, self.actor.params, self.critic.params, self.target.params
@@ -171,15 +172,3 @@ class SAC(OffPolicyActorCritic):
         self.target.follow(self.critic, self.config.tau)
         self.guard.end()
         return metrics, priority
-
-    def _fused_update(
-        self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool
-    ) -> tuple[Metrics, Tensor]:
-        """The same as compiled code."""
-        assert self.fused is not None
-        report, priority = self.fused(batch, next_noise, noise, factor, act)
-        metrics = {"q": report[sac_fused.MEAN_Q], "critic_loss": report[sac_fused.CRITIC_LOSS]}
-        if act:
-            metrics |= {"actor_loss": report[sac_fused.ACTOR_LOSS], "entropy": report[sac_fused.ENTROPY]}
-        metrics["temperature"] = report[sac_fused.TEMPERATURE]
-        return metrics, priority.flatten()

@@ -225,6 +225,8 @@ def pack_state(states: Sequence[State | None], current: list[Any], ended: list[b
 
 def unpack_state(state: State, current: list[Any], ended: list[bool]) -> list[State]:
     """Put back observations and flags in place and return the environments' trees."""
+    if "envs" not in state:
+        raise RloptError("the saved environment is not of a Gymnasium backend; resume with the backend that saved it")
     states = list(state["envs"])
     if len(states) != len(ended):
         raise RloptError(f"the saved state holds {len(states)} environments, but num_envs is {len(ended)}")

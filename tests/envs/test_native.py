@@ -210,6 +210,8 @@ def test_a_state_of_something_else_is_refused_in_one_line() -> None:
         other.reset()
         with pytest.raises(RloptError, match=words):
             env.load_state_dict(other.state_dict())
+    with pytest.raises(RloptError, match="not of a Gymnasium backend"):
+        other.load_state_dict(env.state_dict())
 
 
 def _auto(env_id: str, **kwargs: Any) -> str:
