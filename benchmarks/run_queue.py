@@ -3,7 +3,8 @@
     python benchmarks/run_queue.py benchmarks/jobs/sac_mujoco_100k.yaml --root runs/sac_mujoco --workers 2
     python benchmarks/run_queue.py benchmarks/jobs/sac_mujoco_100k.yaml --root runs/sac_mujoco --status
 
-A job is an experiment with a seed; its run folder is ``ROOT/<experiment>/seed<seed>``, its output is in ``ROOT/logs``.
+A job is an experiment with a seed; its run folder is ``ROOT/<name>/seed<seed>``, its output is in ``ROOT/logs``. Jobs
+are taken seed by seed, each seed's in the order of the file.
 Starting the queue again skips finished runs (evaluated at their last step, policy exported), resumes those that were
 cut off and extends those that now ask for more steps. Ctrl-C and SIGTERM are passed on to every training, which saves
 and ends; then the queue ends too.
@@ -12,8 +13,9 @@ A jobs file is YAML::
 
     defaults: {seeds: [0, 1, 2], overrides: [total_steps=110000]}
     jobs:
-      - experiment: sac_hopper_v4            # seeds and overrides of its own replace those of defaults
-      - {experiment: sac_ant_v4, seeds: [0], overrides: [total_steps=500000]}
+      - experiment: sac_hopper_v4
+      - {experiment: sac_ant_v4, seeds: [0], overrides: [total_steps=500000]}  # own seeds; more overrides, which win
+      - {name: hopper_rr, experiment: sac_hopper_v4, overrides: [buffer=reshuffled]}  # name: default is experiment
 """
 
 from __future__ import annotations
@@ -41,13 +43,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Job:
+    folder_name: str
     experiment: str
     seed: int
     overrides: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        return f"{self.experiment}/seed{self.seed}"
+        return f"{self.folder_name}/seed{self.seed}"
 
     @property
     def total_steps(self) -> int | None:
@@ -56,7 +59,7 @@ class Job:
         return int(given[-1]) if given else None
 
     def folder(self, root: Path) -> Path:
-        return root / self.experiment / f"seed{self.seed}"
+        return root / self.folder_name / f"seed{self.seed}"
 
     def command(self, root: Path, script: Path) -> list[str]:
         """A new run, or the continuation of the one that is there (whose configuration only total_steps may change)."""
@@ -70,7 +73,7 @@ class Job:
 
 
 def load_jobs(path: Path) -> list[Job]:
-    """The jobs of a file, in its order.
+    """The jobs of a file, seed by seed.
 
     Raises:
         RloptError: the file cannot be read, holds an unknown key, or names one run twice.
@@ -81,14 +84,18 @@ def load_jobs(path: Path) -> list[Job]:
         raise RloptError(f"{path} cannot be read: {' '.join(str(e).split())}") from e
     if not isinstance(tree, dict) or not isinstance(tree.get("jobs"), list):
         raise RloptError(f"{path} has no list of jobs; see the head of run_queue.py for the format")
-    jobs = []
+    jobs: list[Job] = []
+    defaults = {"seeds": [0], "overrides": [], **tree.get("defaults", {})}
     for entry in tree["jobs"]:
-        job = {"seeds": [0], "overrides": [], **tree.get("defaults", {}), **entry}
-        if unknown := set(job) - {"experiment", "seeds", "overrides"}:
-            raise RloptError(f"{path}: {unknown.pop()} is no key of a job; use experiment, seeds, overrides")
+        job = {**defaults, **entry}
+        if unknown := set(job) - {"name", "experiment", "seeds", "overrides"}:
+            raise RloptError(f"{path}: {unknown.pop()} is no key of a job; use name, experiment, seeds, overrides")
         if "experiment" not in job:
             raise RloptError(f"{path}: a job lacks its experiment")
-        jobs += [Job(job["experiment"], int(seed), tuple(map(str, job["overrides"]))) for seed in job["seeds"]]
+        overrides = tuple(map(str, [*defaults["overrides"], *entry.get("overrides", [])]))
+        name = str(job.get("name", job["experiment"]))
+        jobs += [Job(name, job["experiment"], int(seed), overrides) for seed in job["seeds"]]
+    jobs.sort(key=lambda job: job.seed)
     names = [job.name for job in jobs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise RloptError(f"{path}: {twice.pop()} is there twice; both would write to one run folder")

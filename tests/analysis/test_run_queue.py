@@ -82,6 +82,16 @@ def test_every_job_runs_once(tmp_path: Path, queue: ModuleType, capsys: pytest.C
     assert "a/seed3: finished before" in capsys.readouterr().out
 
 
+def test_jobs_go_seed_by_seed_with_names_and_overrides_of_their_own(tmp_path: Path, queue: ModuleType) -> None:
+    a = {"experiment": "a", "seeds": [1, 0]}
+    b = {"name": "other", "experiment": "a", "overrides": ["buffer=lap", "total_steps=30"]}
+    jobs = queue.load_jobs(_jobs(tmp_path, a, b, seeds=[0, 1]))
+    assert [job.name for job in jobs] == ["a/seed0", "other/seed0", "a/seed1", "other/seed1"]
+    assert jobs[1].experiment == "a" and jobs[1].folder(tmp_path) == tmp_path / "other" / "seed0"
+    assert jobs[1].overrides == ("total_steps=20", "buffer=lap", "total_steps=30")
+    assert (jobs[0].total_steps, jobs[1].total_steps) == (20, 30)
+
+
 def test_more_steps_extend_a_finished_run(tmp_path: Path, queue: ModuleType) -> None:
     root = tmp_path / "root"
     queue.main(_command(_jobs(tmp_path, {"experiment": "a"}), root))
@@ -126,7 +136,7 @@ def test_sigterm_reaches_the_trainings_and_a_new_queue_resumes(
     tmp_path: Path, queue: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
-    jobs = _jobs(tmp_path, {"experiment": "waits", "seeds": [0, 1]}, {"experiment": "b"})
+    jobs = _jobs(tmp_path, {"experiment": "waits", "seeds": [0, 1]}, {"experiment": "b", "seeds": [2]})
     command = _command(jobs, root, "--workers", "2")
     process = subprocess.Popen([sys.executable, queue.__file__, *command], stdout=subprocess.PIPE, text=True)
     try:
@@ -164,7 +174,7 @@ def _until(condition: Callable[[], bool]) -> None:
 
 def test_jobs_files_with_mistakes(tmp_path: Path, queue: ModuleType) -> None:
     for jobs, message in [
-        ([{"experiment": "a", "seed": 1}], "seed is no key of a job; use experiment, seeds, overrides"),
+        ([{"experiment": "a", "seed": 1}], "seed is no key of a job; use name, experiment, seeds, overrides"),
         ([{"seeds": [1]}], "lacks its experiment"),
         ([{"experiment": "a"}, {"experiment": "a", "seeds": [1, 0]}], "a/seed0 is there twice"),
     ]:
@@ -180,6 +190,7 @@ def test_the_shipped_jobs_name_experiments_that_exist(queue: ModuleType) -> None
     jobs = {file.stem: queue.load_jobs(file) for file in files}
     assert {name: len(j) for name, j in jobs.items()} == {
         "classic_control": 3 * 3, "sac_halfcheetah_500k": 1, "sac_mujoco_100k": 8 * 3,
+        "sac_replay": 12 * 3,
     }  # fmt: skip
     assert {job.total_steps for job in jobs["sac_mujoco_100k"]} == {110_000}
     for job in (job for j in jobs.values() for job in j):

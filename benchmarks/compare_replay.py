@@ -1,0 +1,159 @@
+"""SAC with different ways of drawing minibatches: curves, final returns, and how often one beats another.
+
+    python benchmarks/compare_replay.py --root runs/sac_replay --out results/sac_replay
+
+Reads what ``run_queue.py`` made of ``jobs/sac_replay.yaml``, finished or not. Runs of one task and one update ratio
+that differ in their buffer alone are compared at the last step that all of them reach: every seed's mean over its
+evaluations in the window before. Writes ``evaluations.csv``, ``table.csv``, ``table.md`` and ``curves.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlopt.analysis.curves import WINDOW, Curve, merge
+from rlopt.analysis.plots import draw_panels, format_steps
+from rlopt.analysis.runs import Run, load_run
+from rlopt.analysis.statistics import Array, bootstrap_interval, iqm, probability_of_improvement
+from rlopt.types import RloptError
+
+BASELINE = "uniform"
+RESAMPLES = 20_000
+
+Setting = tuple[str, str]
+"""Task and update ratio."""
+
+
+def find(root: Path) -> dict[Setting, dict[str, list[Run]]]:
+    """Runs with an evaluation by setting and buffer, seeds in order.
+
+    Raises:
+        RloptError: there is none.
+    """
+    found: dict[Setting, dict[str, list[Run]]] = {}
+    for path in sorted(root.glob("*/seed*/config.yaml")):
+        run = load_run(path.parent)
+        if run.evaluations:
+            updates, steps = run.config["agent.update_ratio"]
+            setting = run.env_id, f"{updates} update per {steps} steps" if steps > 1 else "1 update per step"
+            found.setdefault(setting, {}).setdefault(str(run.config["buffer.name"]), []).append(run)
+    if not found:
+        raise RloptError(f"{root} has no run with an evaluation yet (looked for {root}/<name>/seed<seed>)")
+    for arms in found.values():
+        for runs in arms.values():
+            runs.sort(key=lambda run: int(run.config["seed"]))
+    return found
+
+
+def seeds(runs: Sequence[Run]) -> list[int]:
+    return [e.seed for run in runs for e in run.evaluations]
+
+
+def curve(name: str, env_id: str, runs: Sequence[Run]) -> Curve:
+    return merge(name, env_id, [(e.steps, e.means) for run in runs for e in run.evaluations])
+
+
+def finals(arms: dict[str, list[Run]], env_id: str) -> tuple[int, dict[str, Array]]:
+    """The last step that every seed of every buffer has reached, and each seed's window mean there."""
+    step = min(e.steps[-1] for runs in arms.values() for run in runs for e in run.evaluations)
+    scores = {name: curve(name, env_id, runs).window(step) for name, runs in arms.items()}
+    return step, {name: s for name, s in scores.items() if s is not None}
+
+
+def paired(arms: dict[str, list[Run]], scores: dict[str, Array], name: str) -> Array:
+    """Differences to the baseline over the seeds that both have."""
+    mine, base = (dict(zip(seeds(arms[n]), scores[n], strict=True)) for n in (name, BASELINE))
+    return np.array([mine[s] - base[s] for s in mine if s in base])
+
+
+def compare(root: Path, out: Path) -> str:
+    """Write the results folder; returns the table."""
+    found = find(root)
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[list[object]] = []
+    heads = ["task", "updates", "at", "buffer", "seeds", "return", "paired difference", f"P(better than {BASELINE})"]
+    text = [_line(heads), "|---" * len(heads) + "|"]
+    pooled: dict[str, dict[str, list[tuple[Array, Array]]]] = {}
+    for (env_id, ratio), arms in found.items():
+        step, scores = finals(arms, env_id)
+        for name, own in scores.items():
+            against, difference = "", ""
+            if name != BASELINE and BASELINE in scores:
+                gap = paired(arms, scores, name)
+                difference = f"{gap.mean():+.0f} ± {gap.std(ddof=1):.0f}" if len(gap) > 1 else f"{gap.mean():+.0f}"
+                against = str(probability_of_improvement(own, scores[BASELINE], resamples=RESAMPLES))
+                pooled.setdefault(ratio, {}).setdefault(name, []).append((own, scores[BASELINE]))
+            spread = own.std(ddof=1) if len(own) > 1 else float("nan")
+            told = f"{own.mean():.0f} ± {spread:.0f}"
+            text.append(_line([env_id, ratio, format_steps(step), name, len(own), told, difference, against]))
+            interval = [f"{x:.1f}" for x in bootstrap_interval(own, iqm, resamples=RESAMPLES)]
+            rows.append([env_id, ratio, step, name, len(own), f"{own.mean():.1f}", f"{spread:.1f}", *interval])
+            rows[-1] += [difference, against]
+    text += [
+        "",
+        f"Return: mean over the evaluations of the {format_steps(WINDOW)} steps before, mean ± sd over seeds. Paired"
+        f" difference: to {BASELINE}, same seed. P: the chance that a run beats one with {BASELINE} draws, with its"
+        " 95 % bootstrap interval.",
+        "",
+    ]
+    for ratio, arms_of in pooled.items():
+        for name, pairs in arms_of.items():
+            p = probability_of_improvement([x for x, _ in pairs], [y for _, y in pairs], resamples=RESAMPLES)
+            text.append(f"- {ratio}, {len(pairs)} tasks pooled: P({name} better than {BASELINE}) = {p}")
+            rows.append([f"{len(pairs)} tasks", ratio, "", name, "", "", "", "", "", "", "", str(p)])
+    head = ["env", "updates", "step", "buffer", "seeds", "mean", "sd", "iqm", "low", "high", "paired difference",
+            "probability of improvement"]  # fmt: skip
+    write(out / "table.csv", head, rows)
+    write(
+        out / "evaluations.csv",
+        ["env", "updates", "buffer", "seed", "step", "return"],
+        [
+            [env_id, ratio, name, e.seed, step, f"{mean:.2f}"]
+            for (env_id, ratio), arms in found.items()
+            for name, runs in arms.items()
+            for run in runs
+            for e in run.evaluations
+            for step, mean in zip(e.steps, e.means, strict=True)
+        ],
+    )
+    (out / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    panels = {
+        f"{env_id}, {ratio}": [curve(name, env_id, runs) for name, runs in arms.items()]
+        for (env_id, ratio), arms in found.items()
+    }
+    draw_panels(panels, out / "curves.png")
+    return "\n".join(text)
+
+
+def _line(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def write(path: Path, head: list[str], rows: list[list[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Compare SAC's minibatch draws.")
+    parser.add_argument("--root", type=Path, required=True, help="the queue's --root")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    given = parser.parse_args(arguments)
+    try:
+        print(compare(given.root, given.out))
+    except RloptError as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture
+def compare(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("compare_replay")
+
+
+@pytest.fixture
+def root(tmp_path: Path, make_run: Callable[..., Path]) -> Path:
+    """On Hopper reshuffling wins every pair by 100, on HalfCheetah at a lower ratio it loses; one seed is further."""
+    for buffer, gain in (("uniform", 0.0), ("reshuffled", 100.0)):
+        for seed in range(3):
+            own = {"agent.update_ratio": [1, 1], "buffer.name": buffer}
+            returns = {50_000: [10.0], 100_000: [500.0 + 10.0 * seed + gain]}
+            if (buffer, seed) == ("uniform", 2):
+                returns[150_000] = [900.0]
+            make_run(f"root/hopper_{buffer}/seed{seed}", returns, env="Hopper-v4", seed=seed, **own)
+            own = {"agent.update_ratio": [1, 4], "buffer.name": buffer}
+            returns = {100_000: [3000.0 + seed - gain]}
+            make_run(f"root/cheetah_{buffer}/seed{seed}", returns, env="HalfCheetah-v4", seed=seed, **own)
+    return tmp_path / "root"
+
+
+def test_arms_are_compared_where_all_have_been(
+    tmp_path: Path, root: Path, compare: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert compare.main(["--root", str(root), "--out", str(out)]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["curves.png", "evaluations.csv", "table.csv", "table.md"]
+    assert (out / "table.md").read_text().strip() == capsys.readouterr().out.strip()
+    with (out / "table.csv").open(encoding="utf-8") as file:
+        rows = {(r["env"], r["updates"], r["buffer"]): r for r in csv.DictReader(file)}
+    won = rows["Hopper-v4", "1 update per step", "reshuffled"]
+    assert (won["step"], won["seeds"], won["mean"], won["paired difference"]) == ("100000", "3", "610.0", "+100 ± 0")
+    assert won["probability of improvement"].startswith("1.00")
+    lost = rows["HalfCheetah-v4", "1 update per 4 steps", "reshuffled"]
+    assert lost["paired difference"] == "-100 ± 0" and lost["probability of improvement"].startswith("0.00")
+    assert rows["Hopper-v4", "1 update per step", "uniform"]["paired difference"] == ""
+    assert rows["1 tasks", "1 update per step", "reshuffled"]["probability of improvement"].startswith("1.00")
+
+
+def test_no_run_is_one_line(tmp_path: Path, compare: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "has no run with an evaluation yet" in capsys.readouterr().err
