@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from gymnasium import spaces
@@ -213,6 +213,15 @@ class Agent:
             optimiser.gather(torch.autograd.grad(loss.sum(), leaves))  # a run's loss knows only its own leaves
         norm = optimiser.norm()
         optimiser.step(norm, self.guard.passes(loss, norm), factor)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """An agent that goes on alone from where this one stands; nothing is shared but the configuration."""
+        other = type(self)(
+            self.spec, self.config, seed=self.seed, device=self.device, runs=self.runs, precision=self.precision
+        )
+        other.load_state_dict(self.state_dict())
+        memo[id(self)] = other
+        return other
 
     def state_dict(self) -> State:
         """Everything registered, and the clock, as copies."""

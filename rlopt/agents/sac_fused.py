@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -137,6 +137,9 @@ class FusedUpdate:
         )  # fmt: skip
         self.constants = Constants(c.tau, np.float32(c.huber), agent.target_entropy, agent.learns_temperature)
         self.ones = np.ones(rows, np.float32)
+
+    def __getstate__(self) -> Any:
+        raise TypeError("an agent's compiled update holds addresses in memory: save agent.state_dict() instead")
 
     def __call__(
         self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool

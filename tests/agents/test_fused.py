@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from gymnasium import spaces
@@ -176,3 +179,19 @@ def test_two_lanes_compute_the_same_bits_as_one(make_agent, make_batch) -> None:
     torch.set_num_threads(1)
     for net in ("actor", "critic", "target"):
         assert torch.equal(getattr(agents[0], net).flat, getattr(agents[1], net).flat)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_copy_learns_alone_and_a_pickle_is_refused(runs: int, make_agent, make_batch) -> None:
+    agent = make_agent("sac", runs=runs)
+    batches = [make_batch(agent, i, size=8 * runs) for i in range(3)]
+    agent.update(batches[0])
+    twin = copy.deepcopy(agent)
+    before = agent.critic.flat.clone()
+    twin.update(batches[1])
+    assert torch.equal(agent.critic.flat, before)
+    agent.update(batches[1])
+    for name in ("actor", "critic", "target"):
+        assert torch.equal(getattr(agent, name).flat, getattr(twin, name).flat)
+    with pytest.raises(TypeError, match="state_dict"):
+        pickle.dumps(agent.fused if runs == 1 else agent.fused.runs[0])
