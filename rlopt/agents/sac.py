@@ -129,7 +129,9 @@ class SAC(OffPolicyActorCritic):
             and sac_fused.applies(spec.observation_space, c.network, c.optimiser, self.device)
         ):
             one = self.runs == 1
-            self.fused = sac_fused.FusedUpdate(self, None, Lanes()) if one else sac_fused.FusedRuns(self)
+            # No phase of an update has more than two tasks.
+            lanes = Lanes(min(2, torch.get_num_threads()))
+            self.fused = sac_fused.FusedUpdate(self, None, lanes) if one else sac_fused.FusedRuns(self)
             self.quick_act = sac_fused.FusedActor(self)
 
     def update(self, batch: Batch) -> Update:
