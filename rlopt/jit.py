@@ -12,13 +12,13 @@ numba: Any = import_module("numba")
 
 
 def jit(function: Any, signature: Any = None, **options: Any) -> Any:
-    """``numba.njit`` with a cache that knows every compiled function of the package.
+    """``numba.njit`` with a cache that is as old as the package's source.
 
     With a ``signature`` the function is compiled at once, for it alone; without one there is a version for every
     combination of argument types that it meets.
 
-    Machine code holds the code of what it calls, while numba's cache looks at the caller's own file only: a change of
-    another file would leave old code in use.
+    Machine code holds the code of what it calls and the constants that it reads, while numba's cache looks at the
+    function's own file only: a change of another file would leave old code in use.
     """
     made = numba.njit(error_model="numpy", **options)(function)
     made.enable_caching()
@@ -39,10 +39,8 @@ def compiles(function: Any) -> bool:
 
 @functools.cache
 def _stamp() -> str:
-    """Of all files that hold compiled functions."""
+    """Of all source files of the package: compiled functions call each other and hold each other's constants."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
-        source = path.read_bytes()
-        if b"@compiled" in source or b"@_compiled" in source or path == Path(__file__):
-            digest.update(source)
+        digest.update(path.read_bytes())
     return digest.hexdigest()

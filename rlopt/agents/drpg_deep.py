@@ -203,7 +203,7 @@ class RobustLearner(OffPolicyActorCritic):
     def build(self) -> None:
         super().build()
         self.adversary = Adversary(cast(RobustOptions, self.config), self.seed)
-        for name in ("worst", "bag", "counts", "generator"):
+        for name in ("nominal", "worst", "bag", "counts", "generator"):
             self.persist(f"adversary_{name}", getattr(self.adversary, name))
 
 

@@ -76,15 +76,8 @@ class OffPolicyActorCritic(Agent):
         if self.runs == 1:
             return batch
 
-        def cut(x: Tensor) -> Tensor:
-            return x.reshape(self.runs, -1, *x.shape[1:])
-
         weight = torch.ones_like(batch.reward) if batch.weight is None else batch.weight
-        return Batch(
-            map_obs(cut, batch.obs), cut(batch.action), cut(batch.reward), map_obs(cut, batch.next_obs),
-            cut(batch.terminated), cut(batch.discount), cut(weight), cut(batch.index),
-            {name: cut(x) for name, x in batch.extras.items()},
-        )  # fmt: skip
+        return batch._replace(weight=weight).map(lambda x: x.reshape(self.runs, -1, *x.shape[1:]))
 
     def add_optimiser(self, name: str, flat: Tensor, learning_rate: float) -> Optimiser:
         """An optimiser of ``flat``, (P,) or (R, P), as the configuration describes it, registered as ``name``."""

@@ -55,7 +55,7 @@ def td_error(
     for i in range(rows):
         smallest = next_q[0, i]
         for e in range(1, members):
-            if not next_q[e, i] >= smallest:
+            if not (next_q[e, i] >= smallest or np.isnan(smallest)):
                 smallest = next_q[e, i]
         y = reward[i] + discount[i] * (np.float32(1) - terminated[i]) * (smallest - temperature[0] * next_log_prob[i])
         td[i] = np.float32(0)
@@ -77,7 +77,7 @@ def pick_smaller(q: Array, log_prob: Array, temperature: Array, dq: Array) -> fl
     for i in range(rows):
         chosen = 0
         for e in range(1, members):
-            if not q[e, i] >= q[chosen, i]:
+            if not (q[e, i] >= q[chosen, i] or np.isnan(q[chosen, i])):
                 chosen = e
         for e in range(members):
             dq[e, i] = np.float32(0)

@@ -36,7 +36,7 @@ from rlopt.buffers import Batch
 from rlopt.jit import compiles
 from rlopt.nn import PRECISIONS, Net, NetworkConfig, Optimiser, OptimiserConfig
 from rlopt.nn.compiled import Array, Products, array, counters, products_available, rounds
-from rlopt.nn.fused_adam import describe
+from rlopt.nn.fused_adam import describe, refresh
 from rlopt.nn.fused_mlp import FusedMLP, ensemble, single
 from rlopt.nn.lanes import Lanes
 from rlopt.types import Metrics, Space
@@ -121,10 +121,13 @@ class FusedUpdate:
         def numbers(*shape: int) -> Array:
             return np.zeros(shape, np.float32)
 
-        if agent.learns_temperature:
-            temperature = describe(agent.temperature_optimiser, run)
-        else:
-            temperature = describe(Optimiser(agent.log_temperature, 1.0, c.optimiser), run)
+        last = (
+            agent.temperature_optimiser
+            if agent.learns_temperature
+            else Optimiser(agent.log_temperature, 1.0, c.optimiser)
+        )
+        self.agent, self.optimisers = agent, (agent.critic_optimiser, agent.actor_optimiser, last)
+        descents = [describe(optimiser, run) for optimiser in self.optimisers]
         code, target_flat = (t if run is None else t[run] for t in (agent.guard.code, agent.target.flat))
         self.memory = Memory(
             counters(WEIGHTS + len(actor) // 2), self.products.state,
@@ -132,10 +135,9 @@ class FusedUpdate:
             np.stack([net.table for net in critics]), np.stack([net.table for net in probes]),
             np.stack([net.table for net in targets]), np.array(action_products), array(action_grads), array(pair),
             numbers(members, rows), numbers(members, rows), numbers(members, rows), array(delta),
-            describe(agent.critic_optimiser, run), array(target_flat.detach()), describe(agent.actor_optimiser, run),
-            temperature, np.zeros(TEMPERATURE + 1), code.view(1).numpy(),
+            descents[0], array(target_flat.detach()), descents[1], descents[2],
+            np.zeros(TEMPERATURE + 1), code.view(1).numpy(),
         )  # fmt: skip
-        self.constants = Constants(c.tau, np.float32(c.huber), agent.target_entropy, agent.learns_temperature)
         self.ones = np.ones(rows, np.float32)
 
     def __getstate__(self) -> Any:
@@ -154,7 +156,11 @@ class FusedUpdate:
         """The same, with everything that is reported in one tensor (12,)."""
         obs, next_obs = batch.obs, batch.next_obs
         assert isinstance(obs, Tensor) and isinstance(next_obs, Tensor)
-        m, td = self.memory, torch.empty(len(batch.reward))
+        m, td, agent = self.memory, torch.empty(len(batch.reward)), self.agent
+        for descent, optimiser in zip((m.critic_step, m.actor_step, m.temperature_step), self.optimisers, strict=True):
+            refresh(descent, optimiser)
+        c = agent.config
+        constants = Constants(c.tau, np.float32(c.huber), float(agent.target_entropy), agent.learns_temperature)
         data = Data(
             plain(obs), plain(batch.action), plain(next_obs), plain(batch.reward), plain(batch.terminated),
             plain(batch.discount), self.ones if batch.weight is None else plain(batch.weight),
@@ -162,7 +168,7 @@ class FusedUpdate:
         actor_round = rounds(m.progress, PROBES, len(m.critics)) if act else -1
         work = partial(
             update_phases, m, data, rounds(m.progress, FINISH, 1), actor_round, plain(next_noise), plain(noise),
-            array(td), self.constants, factor,
+            array(td), constants, factor,
         )  # fmt: skip
         if compiles(update_phases):
             log.info("compiling the update; the first time on a machine this takes up to half a minute")
@@ -188,7 +194,7 @@ class FusedRuns:
         """As ``FusedUpdate``, with a leading run axis on everything; the priorities are (R·B,)."""
 
         def one(r: int) -> tuple[Tensor, Tensor]:
-            return self.runs[r].report(_of_run(batch, r), next_noise[r], noise[r], factor, act)
+            return self.runs[r].report(batch.map(lambda x: x[r]), next_noise[r], noise[r], factor, act)
 
         reports, priorities = zip(*self.lanes.run([partial(one, r) for r in range(len(self.runs))]), strict=True)
         return _named(torch.stack(reports, -1), act), torch.cat(priorities)
@@ -199,12 +205,3 @@ def _named(report: Tensor, act: bool) -> Metrics:
     if act:
         metrics |= {"actor_loss": report[ACTOR_LOSS], "entropy": report[ENTROPY]}
     return metrics | {"temperature": report[TEMPERATURE]}
-
-
-def _of_run(batch: Batch, r: int) -> Batch:
-    """Run r's part of a batch (R, B, …) of vectors."""
-    assert isinstance(batch.obs, Tensor) and isinstance(batch.next_obs, Tensor) and batch.weight is not None
-    return batch._replace(
-        obs=batch.obs[r], action=batch.action[r], reward=batch.reward[r], next_obs=batch.next_obs[r],
-        terminated=batch.terminated[r], discount=batch.discount[r], weight=batch.weight[r], index=batch.index[r],
-    )  # fmt: skip

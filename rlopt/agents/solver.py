@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -32,6 +32,12 @@ class SolverAgent(Agent):
         found: Any = model  # of one of ``models``, which mypy cannot read
         self.model = found.to(resolve_device(device))
         super().__init__(found.spec, *args, seed=seed, device=device, config=config)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        other = type(self)(self.model, config=self.config, seed=self.seed, device=self.device)
+        other.load_state_dict(self.state_dict())
+        memo[id(self)] = other
+        return other
 
     @classmethod
     def model_of(cls, env_id: str, kwargs: Mapping[str, Any]) -> Any:

@@ -35,7 +35,6 @@ class PrioritizedSampler:
     """
 
     name: ClassVar[str] = "prioritized"
-    prefetchable: ClassVar[bool] = False
     excludes_invalid: ClassVar[bool] = True
 
     def __init__(
@@ -120,22 +119,28 @@ class PrioritizedSampler:
         return error.abs().clamp_(min=self.floor).add_(self.epsilon).pow_(self.alpha)
 
     def state_dict(self) -> State:
-        if self._new:
-            self._enter_new()
+        # What waits is saved as it waits: entering it now would round otherwise than entering it with what comes next.
         return {
             "generator": generator_state(self.generator),
             "validity": self.validity.state_dict(),
             "draws": self.draws,
             "written": self.written,
             "masses": self.masses.state_dict(self.written),
+            "new": [
+                {"first": first, "count": count, "valid": None if valid is None else valid.clone()}
+                for first, count, valid in self._new
+            ],
         }
 
     def load_state_dict(self, state: State) -> None:
         set_generator_state(self.generator, state["generator"])
         self.validity.load_state_dict(state["validity"])
         self.draws, self.written = int(state["draws"]), int(state["written"])
-        self._new.clear()
         self.masses.load_state_dict(state["masses"])
+        self._new = [
+            (int(new["first"]), int(new["count"]), None if new["valid"] is None else new["valid"].to(self.device))
+            for new in state["new"]
+        ]
 
 
 class LAPSampler(PrioritizedSampler):

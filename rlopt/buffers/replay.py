@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,20 @@ class Batch(NamedTuple):
     extras: dict[str, Tensor] = {}
     """What the agent declared in ``extra_fields``."""
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """``function`` of every tensor."""
+        return Batch(
+            map_obs(function, self.obs),
+            function(self.action),
+            function(self.reward),
+            map_obs(function, self.next_obs),
+            function(self.terminated),
+            function(self.discount),
+            None if self.weight is None else function(self.weight),
+            function(self.index),
+            {key: function(value) for key, value in self.extras.items()},
+        )
+
 
 class Windows(NamedTuple):
     """What follows B transitions, L steps long at most: slots that belong to one episode of one environment."""
@@ -57,7 +72,8 @@ class ReplayBuffer:
     """Stores transitions of N environments and draws minibatches of them.
 
     Everything but images is packed side by side into one float32 block (rows, N, width), so that a draw is one gather;
-    uint8 leaves lie apart, and so do integers that may lie beyond 2**24.
+    uint8 leaves lie apart, and so do Discrete and MultiDiscrete numbers that may lie beyond 2**24. Other numbers of Box
+    spaces, integers too, are kept as float32.
 
     Args:
         capacity: transitions kept; rounded up to a whole number of vector steps.
@@ -152,7 +168,8 @@ class ReplayBuffer:
         """Store one vector step: every argument is (N, …).
 
         ``reset`` says where an episode ended (by default: where terminated or truncated), ``valid`` which rows are
-        transitions at all (by default: all). Raises RloptError where a field is missing or unknown.
+        transitions at all (by default: all). Raises RloptError where a field is missing, unknown or of
+        another size, and then stores nothing.
         """
         values = self.layout.step(obs, action, reward, next_obs, terminated, truncated, reset, extras)
         self.storage.check(values, valid)
@@ -201,7 +218,7 @@ class ReplayBuffer:
         action = storage.leaf("action", packed, index)
         extras = {key: storage.leaf(name, packed, index) for key, name in self.layout.extras.items()}
         batch = Batch(obs, action, reward, next_obs, terminated, discount, weight, index, extras)
-        return batch if self.batch_device == self.device else _to(batch, self.batch_device)
+        return batch if self.batch_device == self.device else batch.map(lambda x: x.to(self.batch_device))
 
     def update_priority(self, index: Tensor, priority: Tensor | None) -> None:
         """Tell the sampler the new priorities (B,) of the slots ``index`` (B,); None is ignored."""
@@ -286,21 +303,4 @@ def _describe(layout: Layout, memory: Memory) -> str:
     each = layout.nbytes / layout.slots
     return (
         f"replay buffer: {layout.slots:,} transitions of {each:,.0f} bytes, {layout.nbytes / 2**30:.2f} GiB on {memory}"
-    )
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device)
-
-    return Batch(
-        map_obs(move, batch.obs),
-        move(batch.action),
-        move(batch.reward),
-        map_obs(move, batch.next_obs),
-        move(batch.terminated),
-        move(batch.discount),
-        None if batch.weight is None else move(batch.weight),
-        move(batch.index),
-        {key: move(value) for key, value in batch.extras.items()},
     )

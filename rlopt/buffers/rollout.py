@@ -125,6 +125,7 @@ class RolloutBuffer:
         """Forget everything held, to begin the next rollout."""
         self.rows_written = 0
         self._filled.clear()
+        self.storage.restart()
 
     def rollout(self) -> Rollout:
         """Everything held so far, (T, N, …)."""

@@ -28,7 +28,7 @@ class RunSamplers:
         if num_envs % len(samplers):
             raise ValueError(f"{num_envs} environments cannot be shared by {len(samplers)} runs")
         self.samplers, self.width, self.each = list(samplers), num_envs, num_envs // len(samplers)
-        self.name, self.prefetchable = samplers[0].name, samplers[0].prefetchable
+        self.name = samplers[0].name
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
         runs = len(self.samplers)
@@ -58,7 +58,10 @@ class RunSamplers:
         index, weight = self.samplers[r].sample(batch_size, size)
         mask = self.validity[r].mask
         while mask is not None and self.validity[r].count(size) and (missing := int((~mask[index]).sum())):
-            index = torch.cat((index[mask[index]], self.samplers[r].sample(missing, size)[0]))
+            keep, (again, again_weight) = mask[index], self.samplers[r].sample(missing, size)
+            index = torch.cat((index[keep], again))
+            if weight is not None and again_weight is not None:
+                weight = torch.cat((weight[keep], again_weight))
         return index, weight
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:

@@ -15,9 +15,6 @@ class Sampler(Protocol):
     """Chooses slots of a ring of ``slots`` transitions. Slot numbers are flat: ``row * num_envs + environment``."""
 
     name: ClassVar[str]
-    prefetchable: ClassVar[bool]
-    """Whether draws depend on nothing but the writes, so that several minibatches can be drawn ahead of their
-    updates."""
     excludes_invalid: ClassVar[bool]
     """Whether slots that hold no transition are never returned; where False, the buffer draws those again."""
 
@@ -48,7 +45,6 @@ class UniformSampler:
     """Every stored transition with equal probability, with replacement."""
 
     name: ClassVar[str] = "uniform"
-    prefetchable: ClassVar[bool] = True
     excludes_invalid: ClassVar[bool] = False
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
@@ -115,7 +111,6 @@ class DistinctSampler:
     """
 
     name: ClassVar[str] = "distinct"
-    prefetchable: ClassVar[bool] = True
     excludes_invalid: ClassVar[bool] = True
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:

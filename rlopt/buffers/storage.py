@@ -144,6 +144,7 @@ class Storage:
             self.frames[key] = FrameRing(tensors, layout.frame_stack or 1, memory)
         self._flat = self.block.view(-1, layout.width)
         self._given = layout.fields.keys() - {"valid"}
+        self._sizes = {name: self.num_envs * math.prod(shape) for name, (shape, _) in layout.fields.items()}
         self._write = []
         for name, where in layout.slices.items():
             if name != "valid":
@@ -174,6 +175,10 @@ class Storage:
         if values.keys() != self._given:
             differ = ", ".join(sorted(values.keys() ^ self._given))
             raise RloptError(f"this step and the buffer's fields differ in {differ}; give each declared field once")
+        for name, value in values.items():
+            if value.numel() != self._sizes[name]:
+                shape = (self.num_envs, *self.layout.fields[name][0])
+                raise RloptError(f"{name} has shape {tuple(value.shape)}; this buffer takes {shape}")
         for key, ring in self.frames.items():
             ring.check(*self._pair(values, key), valid)
 
@@ -184,7 +189,7 @@ class Storage:
         for key, ring in self.frames.items():
             ring.write(number, *self._pair(values, key), valid)
         if self._on_cpu:
-            self._pack(row, values, valid)
+            self._pack(row, values if values["reward"].is_cpu else self._fetched(values), valid)
         elif all(values[name].is_cpu for name, *_ in self._write):
             self._pack(0, values, valid)
             self.block[row].copy_(self._staged[0])
@@ -196,13 +201,20 @@ class Storage:
         for name, tensor in self.apart.items():
             tensor[row].copy_(values[name])
 
+    def _fetched(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The packed fields brought from another device in one transfer."""
+        parts = [values[name].reshape(self.num_envs, -1).to(torch.float32) for name, *_ in self._write]
+        widths = [part.shape[1] for part in parts]
+        brought = torch.split(torch.cat([part.to(parts[0].device) for part in parts], 1).cpu(), widths, 1)
+        return {name: part for (name, *_), part in zip(self._write, brought, strict=True)}
+
     def _pack(self, line: int, values: Mapping[str, Tensor], valid: Tensor | None) -> None:
         for name, view, shape in self._views:
             value = values[name]
             try:
                 array = value.numpy()
-            except (RuntimeError, TypeError):  # with a gradient, or on another device
-                array = value.detach().cpu().numpy()
+            except RuntimeError:  # it carries a gradient
+                array = value.detach().numpy()
             view[line] = array if array.shape == shape else array.reshape(shape)
         for name, column in self._numbers:
             column[line] = values[name].item()  # a fourth of the time that an array of one takes
@@ -214,6 +226,11 @@ class Storage:
             tensor[number % self.rows].zero_()
         for ring in self.frames.values():
             ring.cut(number)
+
+    def restart(self) -> None:
+        """Forget everything: the next row written is number 0 again."""
+        for ring in self.frames.values():
+            ring.restart()
 
     def gather(self, index: Tensor) -> Tensor:
         """The packed part (B, width) of the slots ``index`` (B,)."""

@@ -143,7 +143,7 @@ class LazyVisits:
         heads, cursor = np.empty(BUCKETS, dtype=np.int64), np.zeros(4, dtype=np.int64)
         after, late = np.empty((2, max(4096, slots // 8)), dtype=np.int64)
         self.queue = Queue(0.0, 1.0, -1.0, none, none, heads, after, late, cursor)
-        self.touched: Ints = np.empty(2 * slots, dtype=np.int64)
+        self.touched: Ints = np.empty(2 * slots + 1, dtype=np.int64)  # one is written before it is known to count
         self._restart_queue()
 
     def _restart_queue(self) -> None:

@@ -30,14 +30,18 @@ class Descent(NamedTuple):
 def describe(optimiser: Optimiser, run: int | None = None) -> Descent:
     """What ``step`` needs; ``run`` picks one of several."""
     tensors = (optimiser.flat, optimiser.grad, optimiser.first, optimiser.second, optimiser.count)
-    parts = [array(t.detach() if run is None else t.detach()[run]) for t in tensors]
+    flat, grad, first, second, steps = (array(t.detach() if run is None else t.detach()[run]) for t in tensors)
     c = optimiser.config
-    limit = np.inf if optimiser.max_grad_norm is None else optimiser.max_grad_norm
-    constants = [
-        optimiser.learning_rate, c.beta1, c.beta2, c.epsilon, c.weight_decay, float(c.name == "adamw"), limit,
-    ]  # fmt: skip
-    flat, grad, first, second, steps = parts
-    return Descent(flat, grad, first, second, steps.reshape(1), np.array(constants), np.zeros(CHUNKS))
+    constants = np.array([0.0, c.beta1, c.beta2, c.epsilon, c.weight_decay, float(c.name == "adamw"), 0.0])
+    descent = Descent(flat, grad, first, second, steps.reshape(1), constants, np.zeros(CHUNKS))
+    refresh(descent, optimiser)
+    return descent
+
+
+def refresh(descent: Descent, optimiser: Optimiser) -> None:
+    """Take over what users may change between steps: the learning rate and the maximal norm."""
+    descent.constants[0] = optimiser.learning_rate
+    descent.constants[-1] = np.inf if optimiser.max_grad_norm is None else optimiser.max_grad_norm
 
 
 @compiled

@@ -7,8 +7,10 @@ the numbers do not depend on how many lanes there are.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +18,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
+
+log = logging.getLogger(__name__)
 
 Job = Callable[[], Any]
 
@@ -26,8 +30,9 @@ class Lanes:
     def __init__(self, count: int | None = None) -> None:
         """``count``: None takes torch's number of threads at this moment."""
         self.count = max(1, torch.get_num_threads() if count is None else count)
-        self._inboxes: list[SimpleQueue[Job]] = []
+        self._inboxes: list[SimpleQueue[Job | None]] = []
         self._process = os.getpid()
+        weakref.finalize(self, _end, self._inboxes).atexit = False
 
     def run(self, jobs: Sequence[Job]) -> list[Any]:
         """What each job returns, in order. Job i runs in lane i mod ``count``; the first error is raised again here,
@@ -68,7 +73,8 @@ class Lanes:
     def _single_threaded(self, lanes: int) -> Iterator[None]:
         """The lanes' threads exist, and torch computes with one thread in this one."""
         if self._process != os.getpid():  # threads do not survive a fork
-            self._inboxes, self._process = [], os.getpid()
+            self._inboxes.clear()
+            self._process = os.getpid()
         while len(self._inboxes) < lanes - 1:
             self._inboxes.append(_start_lane())
         threads = torch.get_num_threads()
@@ -102,14 +108,22 @@ class _Call:
         self.done.put(None)
 
 
-def _start_lane() -> SimpleQueue[Job]:
-    inbox: SimpleQueue[Job] = SimpleQueue()
+def _end(inboxes: list[SimpleQueue[Job | None]]) -> None:
+    """Let the threads of lanes that nobody uses any more return."""
+    for inbox in inboxes:
+        inbox.put(None)
+
+
+def _start_lane() -> SimpleQueue[Job | None]:
+    inbox: SimpleQueue[Job | None] = SimpleQueue()
 
     def live() -> None:
         torch.set_num_threads(1)  # a setting of each thread; the caller's is put back
-        while True:
-            job = inbox.get()
-            job()
+        while (job := inbox.get()) is not None:
+            try:
+                job()
+            except Exception:  # of ``share``: the caller makes the same call and raises; a dead lane would block it
+                log.debug("a lane's work failed", exc_info=True)
             del job
 
     threading.Thread(target=live, name="rlopt-lane", daemon=True).start()

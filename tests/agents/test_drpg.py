@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 
 import pytest
@@ -64,6 +65,19 @@ def test_stopped_and_continued_equals_never_stopped(name, tmp_path):
     while fresh.step < 25:
         fresh.advance()
     assert states_equal(fresh.state_dict(), straight.state_dict()) is None
+
+
+@EACH
+def test_a_copy_goes_on_alone(name):
+    agent = agent_of(name, tolerance=None)
+    for _ in range(3):
+        agent.update()
+    twin = copy.deepcopy(agent)
+    here = agent.solution().upper
+    twin.update()
+    assert torch.equal(agent.solution().upper, here)
+    agent.update()
+    assert torch.equal(agent.solution().upper, twin.solution().upper)
 
 
 def test_convergence_ends_the_run():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from gymnasium import spaces
@@ -195,6 +197,7 @@ def test_the_state_holds_worst_point_bag_tolerance_and_generator(name: str) -> N
     assert torch.equal(one.adversary.draw(20), other.adversary.draw(20))
     a, b = (x.adversary.attack(lambda p: -p[:, 1]) for x in (one, other))
     assert torch.equal(a.point, b.point)
+    assert copy.deepcopy(one).adversary.nominal.tolist() == [0.5, 0.5]
 
 
 @every_agent

@@ -47,14 +47,15 @@ def test_one_update_equals_the_readable_one(hidden: tuple[int, ...], weighted: b
     [
         {"policy_delay": 2, "max_grad_norm": 0.7},
         {"temperature": 0.2, "td_loss": "huber"},
-        {"optimiser": OptimiserConfig(name="adam", weight_decay=0.1), "lr_schedule": "linear", "schedule_steps": 100},
-        {"optimiser": OptimiserConfig(name="adamw", weight_decay=0.1, beta1=0.5, epsilon=1e-3)},
+        {"optimiser": OptimiserConfig(name="adam", weight_decay=0.1), "lr_schedule": "linear", "schedule_steps": 20},
+        {"optimiser": OptimiserConfig(name="adamw", weight_decay=1.0, beta1=0.5, epsilon=1e-3), "learning_rate": 1e-2},
     ],
 )
 def test_training_is_the_same_with_and_without(options, make_agent, make_batch) -> None:
     fused, plain = (make_agent("sac", fused=f, **options) for f in (True, False))
     assert fused.fused is not None and plain.fused is None
     for i in range(10):
+        fused.clock.env_steps = plain.clock.env_steps = i
         a, b = fused.update(make_batch(fused, i)), plain.update(make_batch(plain, i))
         assert a.metrics.keys() == b.metrics.keys()
         torch.testing.assert_close(a.metrics, b.metrics, rtol=1e-3, atol=1e-4)
@@ -167,14 +168,15 @@ def test_bfloat16_products_agree_with_the_readable_networks(name, hidden, make_a
     assert torch.allclose(theirs, full, rtol=1e-5, atol=1e-7) == (len(hidden) == 1)
 
 
-def test_two_lanes_compute_the_same_bits_as_one(make_agent, make_batch) -> None:
+@pytest.mark.parametrize("runs", [1, 4])
+def test_two_lanes_compute_the_same_bits_as_one(runs: int, make_agent, make_batch) -> None:
     agents = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        agent = make_agent("sac")
+        agent = make_agent("sac", runs=runs)
         assert agent.fused.lanes.count == threads
         for i in range(5):
-            agent.update(make_batch(agent, i))
+            agent.update(make_batch(agent, i, size=8 * runs))
         agents.append(agent)
     torch.set_num_threads(1)
     for net in ("actor", "critic", "target"):
@@ -195,3 +197,33 @@ def test_a_copy_learns_alone_and_a_pickle_is_refused(runs: int, make_agent, make
         assert torch.equal(getattr(agent, name).flat, getattr(twin, name).flat)
     with pytest.raises(TypeError, match="state_dict"):
         pickle.dumps(agent.fused if runs == 1 else agent.fused.runs[0])
+
+
+@pytest.mark.parametrize("member", [0, 1])
+@pytest.mark.parametrize("net", ["target", "critic"])
+def test_one_critic_that_is_not_a_number_is_not_hidden_by_the_other(net, member, make_agent, make_batch) -> None:
+    agents = [make_agent("sac", fused=fused, temperature=0.2) for fused in (True, False)]
+    for agent in agents:
+        getattr(agent, net).params["body.layers.0.weight"].data[member].fill_(float("nan"))
+        before = agent.actor.flat.clone(), agent.critic.flat.clone()
+        agent.update(make_batch(agent, 1))
+        assert agent.guard.first_bad() == "critic loss"
+        assert torch.equal(agent.actor.flat, before[0])
+        assert torch.equal(agent.critic.flat.nan_to_num(), before[1].nan_to_num())
+
+
+def test_a_learning_rate_or_target_entropy_set_by_hand_is_obeyed(make_agent, make_batch) -> None:
+    fused, plain = (make_agent("sac", fused=f) for f in (True, False))
+    for agent in (fused, plain):
+        agent.update(make_batch(agent, 0))
+        agent.critic_optimiser.learning_rate = 0.0
+        agent.actor_optimiser.max_grad_norm = 1e-3
+        agent.target_entropy = 50.0
+    critic = fused.critic.flat.clone()
+    for i in (1, 2):
+        for agent in (fused, plain):
+            agent.update(make_batch(agent, i))
+    assert torch.equal(fused.critic.flat, critic)
+    assert fused.temperature > 1.0  # it was sinking before
+    torch.testing.assert_close(fused.temperature, plain.temperature)
+    torch.testing.assert_close(fused.actor.flat, plain.actor.flat, rtol=1e-4, atol=1e-6)

@@ -118,8 +118,9 @@ def test_a_stack_of_runs_is_saved_and_restored(name: str, options, make_agent, m
     assert torch.equal(one.act(obs).action, other.act(obs).action)
 
 
-def test_weights_of_prioritised_draws_reach_their_run(make_agent, make_batch) -> None:
-    options = {"fused": False}
+@pytest.mark.parametrize("fused", [False, True])
+def test_weights_of_prioritised_draws_reach_their_run(fused: bool, make_agent, make_batch) -> None:
+    options = {"fused": fused}
     together = build(make_agent, "sac", options, FIRST_SEED, 2)
     alone = [build(make_agent, "sac", options, FIRST_SEED + r) for r in range(2)]
     batches = [

@@ -22,7 +22,6 @@ class Chosen:
     """A sampler that draws the slots it is told to."""
 
     name = "chosen"
-    prefetchable = True
     excludes_invalid = False
 
     def __init__(self) -> None:

@@ -118,13 +118,16 @@ def test_mistakes_are_told() -> None:
 
 
 def test_stacked_images_are_kept_once() -> None:
+    """One episode that goes on over three rollouts: the ring of frames begins anew with each."""
     space = spaces.Box(0, 255, (2, 1, 1), np.uint8)
     buffer = RolloutBuffer(3, space, spaces.Discrete(2), frame_stack=2)
     no = torch.tensor([False])
-    for t in range(3):
-        obs, next_obs = (torch.tensor([i, i + 1], dtype=torch.uint8).view(1, 2, 1, 1) for i in (t, t + 1))
-        buffer.add(obs, torch.tensor([0]), torch.ones(1), next_obs, no, no)
-    data = buffer.rollout()
-    assert isinstance(data.obs, torch.Tensor) and isinstance(data.next_obs, torch.Tensor)
-    assert data.obs.flatten().tolist() == [0, 1, 1, 2, 2, 3]
-    assert data.next_obs.flatten().tolist() == [1, 2, 2, 3, 3, 4]
+    for first in (0, 3, 6):
+        for t in range(first, first + 3):
+            obs, next_obs = (torch.tensor([i, i + 1], dtype=torch.uint8).view(1, 2, 1, 1) for i in (t, t + 1))
+            buffer.add(obs, torch.tensor([0]), torch.ones(1), next_obs, no, no)
+        data = buffer.rollout()
+        assert isinstance(data.obs, torch.Tensor) and isinstance(data.next_obs, torch.Tensor)
+        assert (data.obs.flatten() - first).tolist() == [0, 1, 1, 2, 2, 3]
+        assert (data.next_obs.flatten() - first).tolist() == [1, 2, 2, 3, 3, 4]
+        buffer.clear()

@@ -85,3 +85,21 @@ def test_state_goes_on_where_it_stood(kind) -> None:
 def test_environments_must_be_shareable() -> None:
     with pytest.raises(ValueError, match="5 environments cannot be shared by 2 runs"):
         RunSamplers([UniformSampler(), UniformSampler()], 5)
+
+
+class Weighted(UniformSampler):
+    """Its weights are the slots themselves."""
+
+    def sample(self, batch_size, size):
+        index, _ = super().sample(batch_size, size)
+        return index, index.float()
+
+
+def test_what_is_drawn_again_brings_its_weight() -> None:
+    runs, _ = together_and_alone(Weighted)
+    valid = torch.arange(ROWS * RUNS * EACH).view(ROWS, RUNS, EACH) % 3 != 0
+    for row in range(ROWS):
+        runs.wrote(row * RUNS * EACH, RUNS * EACH, valid[row].flatten())
+    index, weight = runs.sample(RUNS * 50, ROWS * RUNS * EACH)
+    local = (index // (RUNS * EACH)) * EACH + index % EACH
+    assert torch.equal(weight, local.float())

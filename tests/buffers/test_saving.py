@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.buffers import Batch, ReplayBuffer
+from rlopt.buffers import Batch, PrioritizedReshuffledSampler, PrioritizedSampler, ReplayBuffer, ReshuffledSampler
 
 
 def step(buffer: ReplayBuffer, number: float) -> None:
@@ -96,3 +96,48 @@ def test_rows_of_another_buffer_are_refused() -> None:
         other.write_rows(0, rows)
     with pytest.raises(ValueError, match="fields"):
         buffer.write_rows(0, {**rows, "extra": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("kind", [ReshuffledSampler, PrioritizedSampler, PrioritizedReshuffledSampler])
+def test_saving_changes_nothing(kind: type) -> None:
+    """Not even a last bit: a run that was saved at this moment goes on like one that was not, and so does its copy."""
+
+    def play(saved_at: int | None) -> ReplayBuffer:
+        buffer = ReplayBuffer(60, spaces.Box(-1, 1, (1,)), spaces.Discrete(4), sampler=kind(), seed=1)
+        for i in range(400):
+            step(buffer, float(i))
+            if i % 4 == 3 and i > 20:
+                index, _ = buffer.draw(16)
+                error = torch.rand(16, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+                buffer.update_priority(index, error)
+            if i == saved_at:
+                state, rows = buffer.state_dict(), buffer.read_rows(max(0, i + 1 - 60), i + 1)
+                buffer = ReplayBuffer(60, spaces.Box(-1, 1, (1,)), spaces.Discrete(4), sampler=kind(), seed=2)
+                buffer.load_state_dict(state)
+                buffer.write_rows(max(0, i + 1 - 60), rows)
+        return buffer
+
+    def numbers(buffer: ReplayBuffer) -> list[Tensor]:
+        state = buffer.state_dict()["sampler"]
+        masses = [t for t in state.get("masses", {}).values() if isinstance(t, Tensor) and t.is_floating_point()]
+        return [buffer.draw(16)[0], *masses]
+
+    straight = numbers(play(None))
+    for saved_at in (202, 205):
+        for a, b in zip(straight, numbers(play(saved_at)), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_state_of_frames_is_a_copy() -> None:
+    space = spaces.Box(0, 255, (2, 1, 1), np.uint8)
+    buffer = ReplayBuffer(4, space, spaces.Discrete(2), frame_stack=2)
+    no = torch.tensor([False])
+
+    def add(t: int) -> None:
+        obs, next_obs = (torch.tensor([i, i + 1], dtype=torch.uint8).view(1, 2, 1, 1) for i in (t, t + 1))
+        buffer.add(obs, torch.tensor([0]), torch.ones(1), next_obs, no, no)
+
+    add(0)
+    last = buffer.state_dict()["frames"]["0"]["last"]
+    add(1)
+    assert last.flatten().tolist() == [1, 2]

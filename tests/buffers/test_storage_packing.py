@@ -127,8 +127,11 @@ def test_a_field_of_the_wrong_size_or_kind_is_an_error(n: int) -> None:
     wrong = {"obs": torch.zeros(n, 2), "action": torch.zeros(n, 2), "reward": torch.zeros(n + 1)}
     wrong |= {"terminated": torch.zeros(n), "truncated": torch.zeros(n)}
     for name, value in wrong.items():
-        with pytest.raises((RuntimeError, ValueError)):
+        with pytest.raises((RuntimeError, RloptError)):
             buffer.add(**{**right, name: value})
+    assert len(buffer) == 0  # nothing was half stored
+    with pytest.raises(RloptError, match=rf"obs has shape \({n}, 2\); this buffer takes \({n}, 1\)"):
+        buffer.add(**{**right, "obs": wrong["obs"]})
 
 
 @pytest.mark.parametrize("n", [1, 3])

@@ -96,5 +96,11 @@ def test_a_function_compiles_once() -> None:
     assert not jit.compiles(fresh)
 
 
-def test_the_cache_of_machine_code_knows_every_source_of_the_package() -> None:
+def test_the_cache_of_machine_code_knows_every_source_of_the_package(tmp_path, monkeypatch) -> None:
     assert c.claim._cache._cache_file._source_stamp == jit._stamp()  # numba's own stamp is of one file
+    (tmp_path / "nn").mkdir()
+    (tmp_path / "nn" / "constants.py").write_text("LOW = -20.0")
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "jit.py"))
+    before = jit._stamp.__wrapped__()
+    (tmp_path / "nn" / "constants.py").write_text("LOW = -5.0")
+    assert jit._stamp.__wrapped__() != before

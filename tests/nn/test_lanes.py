@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -71,6 +72,31 @@ def test_shared_work_reaches_every_lane_and_errors_leave_none_behind() -> None:
     with pytest.raises(KeyboardInterrupt):
         lanes.share(fails_here)
     assert seen == ["other"]  # it had finished before the error went on
+
+
+def test_shared_work_that_fails_everywhere_is_raised_once_and_leaves_the_lanes_alive() -> None:
+    lanes = Lanes(2)
+
+    def fails() -> None:
+        raise ValueError("no")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            lanes.share(fails)
+    assert lanes.run([lambda: 1, lambda: 2]) == [1, 2]
+
+
+def test_lanes_end_with_their_owner() -> None:
+    before = set(threading.enumerate())
+    lanes = Lanes(3)
+    lanes.run([lambda: None] * 3)
+    own = set(threading.enumerate()) - before
+    assert len(own) == 2
+    del lanes
+    gc.collect()
+    for thread in own:
+        thread.join(20.0)
+        assert not thread.is_alive()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
