@@ -9,13 +9,13 @@ always obeys, and the optimum at the true adherence. Written: `advice.csv` and `
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from rlopt.analysis.robust_plots import draw_convergence
+from rlopt.analysis.tables import write_csv
 from rlopt.robust.advice import breakpoints, flappy_bird, ucb_ad
 
 
@@ -49,8 +49,7 @@ def main() -> None:
             rows.append([human, f"beta = {beta:.3f}: {100 * share:.0f} % of the gain", f"{value + beta * advices:.3f}",
                          f"{advices:.2f}"])  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with (arguments.out / "advice.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["human", "method", "reward", "expected_advices"], *rows])
+    write_csv(arguments.out / "advice.csv", ["human", "method", "reward", "expected_advices"], rows)
     for row in rows:
         print(*row)
     draw_convergence(panels, arguments.out / "advice.png", "regret of an episode", True,

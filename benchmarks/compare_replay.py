@@ -10,7 +10,6 @@ evaluations in the window before. Writes ``evaluations.csv``, ``table.csv``, ``t
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from rlopt.analysis.curves import WINDOW, Curve, merge
 from rlopt.analysis.plots import draw_panels, format_steps
 from rlopt.analysis.runs import Run, load_run
 from rlopt.analysis.statistics import Array, bootstrap_interval, iqm, probability_of_improvement
+from rlopt.analysis.tables import write_csv
 from rlopt.types import RloptError
 
 BASELINE = "uniform"
@@ -60,8 +60,15 @@ def curve(name: str, env_id: str, runs: Sequence[Run]) -> Curve:
 
 
 def finals(arms: dict[str, list[Run]], env_id: str) -> tuple[int, dict[str, Array]]:
-    """The last step that every seed of every buffer has reached, and each seed's window mean there."""
-    step = min(e.steps[-1] for runs in arms.values() for run in runs for e in run.evaluations)
+    """The last step at which every seed of every buffer was evaluated, and each seed's window mean there.
+
+    Raises:
+        RloptError: there is none.
+    """
+    shared = set.intersection(*({*e.steps} for runs in arms.values() for run in runs for e in run.evaluations))
+    if not shared:
+        raise RloptError(f"the runs on {env_id} share no step of evaluation; let the queue go on")
+    step = max(shared)
     scores = {name: curve(name, env_id, runs).window(step) for name, runs in arms.items()}
     return step, {name: s for name, s in scores.items() if s is not None}
 
@@ -109,8 +116,8 @@ def compare(root: Path, out: Path) -> str:
             rows.append([f"{len(pairs)} tasks", ratio, "", name, "", "", "", "", "", "", "", str(p)])
     head = ["env", "updates", "step", "buffer", "seeds", "mean", "sd", "iqm", "low", "high", "paired difference",
             "probability of improvement"]  # fmt: skip
-    write(out / "table.csv", head, rows)
-    write(
+    write_csv(out / "table.csv", head, rows)
+    write_csv(
         out / "evaluations.csv",
         ["env", "updates", "buffer", "seed", "step", "return"],
         [
@@ -133,13 +140,6 @@ def compare(root: Path, out: Path) -> str:
 
 def _line(cells: Sequence[object]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def write(path: Path, head: list[str], rows: list[list[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ of J(π_t) - J* and of the paper's |J_DRPG(t) - J_RVI(t)| at some t), `garnet_ga
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from rlopt.analysis.robust_plots import draw_convergence
+from rlopt.analysis.tables import write_csv
 from rlopt.robust import RobustMDP, make_solver, solve
 from rlopt.robust.bellman import objective, worst_case
 from rlopt.robust.garnet import garnet, random_policy
@@ -94,8 +94,7 @@ def main() -> None:
                 rows.append([f"G({s},{a},{b})", kind, t, *(f"{x:.4g}" for x in numbers), reference, z,
                              f"{error[t].mean():.4g}", f"{so_far[t].mean():.4g}"])  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with (arguments.out / "garnet.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([HEAD, *rows])
+    write_csv(arguments.out / "garnet.csv", HEAD, rows)
     count = f"{arguments.instances} instances: mean, 5 to 95 % band"
     draw_convergence(gaps, arguments.out / "garnet_gap.png", "J(π_t) − J*", True, f"DRPG on Garnet problems ({count})")
     draw_convergence(paper, arguments.out / "garnet_paper.png", "error", False,

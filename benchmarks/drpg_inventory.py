@@ -9,12 +9,12 @@ from ones and from its last answer. Written: `inventory.csv` and `inventory.png`
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import torch
 
 from rlopt.analysis.robust_plots import draw_convergence
+from rlopt.analysis.tables import write_csv
 from rlopt.robust.paper_inventory import ones, paper_inventory
 from rlopt.robust.parametric import solve_parametric
 
@@ -41,13 +41,13 @@ def main() -> None:
     }
     lines = {name: run.history["value"].numpy() for name, run in runs.items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with (arguments.out / "inventory.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "t", "worst_case_cost", "reference"])
-        for name, values in lines.items():
-            for t in STEPS:
-                if t < len(values):
-                    writer.writerow([name, t, f"{values[t, 0]:.4f}", REFERENCE[name].get(t, "")])
+    rows = [
+        [name, t, f"{values[t, 0]:.4f}", REFERENCE[name].get(t, "")]
+        for name, values in lines.items()
+        for t in STEPS
+        if t < len(values)
+    ]
+    write_csv(arguments.out / "inventory.csv", ["method", "t", "worst_case_cost", "reference"], rows)
     for name, run in runs.items():
         print(f"{name}: best {float(run.value.mean()):.4f}, lower bound of the optimum {float(run.lower[0]):.4f}")
     title = "Inventory instance of the paper: cost in the worst case found"

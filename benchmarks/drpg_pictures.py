@@ -9,13 +9,13 @@ its worst case), `worst_kernel.png` (machine replacement), `grid.png` (nominal a
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from rlopt.analysis.robust_plots import draw_grid_policy, draw_radius, draw_worst_kernel
+from rlopt.analysis.tables import write_csv
 from rlopt.robust import L1, Nominal, solve
 from rlopt.robust.bellman import objective, worst_case
 from rlopt.robust.domains import GRID, grid_world, machine_replacement
@@ -37,11 +37,9 @@ def main() -> None:
         robust.append(solve(here, "partial_policy_iteration", 100, 1e-8).upper.numpy())
         exposed.append(objective(here, worst_case(here, naive, here.kernel.probabilities).value).numpy())
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "radius.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["radius", "robust_optimum_mean", "nominal_policy_worst_case_mean"])
-        for radius, a, b in zip(RADII, robust, exposed, strict=True):
-            writer.writerow([radius, f"{a.mean():.4f}", f"{b.mean():.4f}"])
+    head = ["radius", "robust_optimum_mean", "nominal_policy_worst_case_mean"]
+    means = zip(RADII, robust, exposed, strict=True)
+    write_csv(out / "radius.csv", head, [[radius, f"{a.mean():.4f}", f"{b.mean():.4f}"] for radius, a, b in means])
     lines = {"robust optimum": np.stack(robust), "nominal optimum's policy, worst case": np.stack(exposed)}
     draw_radius(RADII, lines, out / "radius.png", "cost J", "G(10,6,3), 20 instances: mean, 5 to 95 % band")
     machine = machine_replacement(radius=0.4)

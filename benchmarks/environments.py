@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.metadata
 import importlib.util
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +26,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import torch
+from harness import cpu, versions
 
 from rlopt.envs import make_env
 
@@ -46,6 +45,7 @@ TARGETS = {
     ("Hopper-v5", "raw_envpool"): 0.9,
 }
 """What native is to be, times the peer, with 8 environments on two cores."""
+PACKAGES = ("rlopt", "gymnasium", "mujoco", "envpool", "torch", "numpy")
 ACTIONS = 256
 
 Window = Callable[[float], float]
@@ -138,8 +138,8 @@ def busy_seconds() -> float:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(env_id: str, args) -> dict[str, list[float]]:
-    """Transitions per second of each entrant, one number per window."""
+def measure(env_id: str, args) -> tuple[dict[str, list[float]], list[str]]:
+    """Transitions per second of each entrant, one number per window, and what must be said about them."""
     settings = ["--num-envs", str(args.num_envs), "--threads", str(args.threads), "--seconds", str(args.seconds)]
     workers = {}
     for name in LABELS:
@@ -162,13 +162,12 @@ def measure(env_id: str, args) -> dict[str, list[float]]:
                 if others < 0.15 * args.seconds:
                     clean[name].append(speed)
         if min(map(len, clean.values())) >= 3:
-            return clean
-        print(f"{env_id}: the machine was busy; windows that other processes disturbed are among these")
+            return clean, []
     finally:
         for worker in workers.values():
             worker.stdin.close()
             worker.wait()
-    return speeds
+    return speeds, [f"{env_id}: the machine was busy; windows that other processes disturbed are among these"]
 
 
 def report(env_id: str, speeds: dict[str, list[float]], num_envs: int) -> tuple[list[list[str]], list[str]]:
@@ -194,22 +193,6 @@ def report(env_id: str, speeds: dict[str, list[float]], num_envs: int) -> tuple[
     return rows, notes
 
 
-def hardware() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    avx512 = ", AVX-512" if cpuinfo.is_file() and "avx512f" in cpuinfo.read_text() else ""
-    return f"{os.cpu_count()}-core {platform.machine().replace('_', '-')} CPU{avx512}"
-
-
-def versions() -> str:
-    found = []
-    for name in ("rlopt", "gymnasium", "mujoco", "envpool", "torch", "numpy"):
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ", ".join([f"Python {platform.python_version()}", *found])
-
-
 def save(out: Path, header: list[str], rows: list[list[str]], table: str, notes: list[str], args) -> None:
     from matplotlib.figure import Figure
 
@@ -223,14 +206,14 @@ def save(out: Path, header: list[str], rows: list[list[str]], table: str, notes:
     )
     about = (
         f"Environment steps per second, {args.num_envs} environments, {args.threads} threads, random actions, "
-        f"on a {hardware()}. All entrants step in turn in windows of {args.seconds} s, each in a process of its own; "
+        f"on a {cpu()}. All entrants step in turn in windows of {args.seconds} s, each in a process of its own; "
         "the median of the windows in which other processes left the CPU alone. The rows named rlopt are behind "
         "rlopt's contract (tensors in and out, float32); the "
         "others are the libraries' own NumPy interfaces (Gymnasium's SyncVectorEnv, or one environment by itself). "
         "EnvPool brings its own MuJoCo."
     )
     (out / "README.md").write_text(
-        f"# Environment throughput\n\n{about}\n\n    {command}\n\n{versions()}\n\n{table}\n\n"
+        f"# Environment throughput\n\n{about}\n\n    {command}\n\n{versions(*PACKAGES)}\n\n{table}\n\n"
         + "\n".join(f"- {n}" for n in notes)
         + "\n\n![bar chart](chart.png)\n"
     )
@@ -264,9 +247,10 @@ def main() -> None:
     header = ["environment", "copies", "entrant", "steps/s (median)", "min", "max", "/ Gymnasium"]
     rows, notes = [], []
     for env_id in args.envs:
-        found, told = report(env_id, measure(env_id, args), args.num_envs)
-        rows, notes = rows + found, notes + told
-        print("\n".join("  ".join(r) for r in found), *told, sep="\n", flush=True)
+        speeds, remarks = measure(env_id, args)
+        found, told = report(env_id, speeds, args.num_envs)
+        rows, notes = rows + found, notes + told + remarks
+        print("\n".join("  ".join(r) for r in found), *told, *remarks, sep="\n", flush=True)
     table = "\n".join("| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *rows])
     if args.out:
         save(args.out, header, rows, table, notes, args)

@@ -366,6 +366,24 @@ def versions(*names: str) -> str:
     return ", ".join(found)
 
 
+def publish(
+    out: Path, title: str, about: str, command: str, packages: Sequence[str], made: Report, bars: Mapping[str, float],
+    label: str, colour: Callable[[str], str],
+) -> None:  # fmt: skip
+    """The results folder of a benchmark: `table.csv`, `README.md` and `chart.png`."""
+    from matplotlib.figure import Figure
+
+    out.mkdir(parents=True, exist_ok=True)
+    made.write_csv(out / "table.csv")
+    (out / "README.md").write_text(
+        f"# {title}\n\n{about}\n\n    {command}\n\n{versions(*packages)}.\n\n{made.text}\n\n![bar chart](chart.png)\n",
+        encoding="utf-8",
+    )
+    figure = Figure(figsize=(8, 0.38 * len(bars) + 0.9), layout="constrained")
+    draw_bars(figure.subplots(), bars, label, colour)
+    figure.savefig(out / "chart.png", dpi=150)
+
+
 def draw_bars(axes: Any, bars: Mapping[str, float], label: str, colour: Callable[[str], str]) -> None:
     """Horizontal bars, the first on top, with their values."""
     drawn = axes.barh(list(bars), list(bars.values()), color=[colour(name) for name in bars])

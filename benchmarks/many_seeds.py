@@ -16,7 +16,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness import BLUE, GREEN, GREY, Entrant, Report, best, cpu, draw_bars, measure, spread, verdict, versions
+from harness import BLUE, GREEN, GREY, Entrant, Report, best, cpu, measure, publish, spread, verdict
 
 TARGETS = {"float32": 0.95, "bf16": 1.3}
 """What R runs in one process are to be, times the best arrangement of separate float32 processes."""
@@ -67,10 +67,6 @@ def report(speeds: Mapping[Entrant, Sequence[float]], runs: int, remarks: Sequen
 
 
 def save(out: Path, made: Report, speeds: Mapping[Entrant, Sequence[float]], args: argparse.Namespace) -> None:
-    from matplotlib.figure import Figure
-
-    out.mkdir(parents=True, exist_ok=True)
-    made.write_csv(out / "table.csv")
     command = (
         f"python benchmarks/many_seeds.py --env {args.env} --runs {args.runs} --rounds {args.rounds} "
         f"--seconds {args.seconds:g} --out {out}"
@@ -80,18 +76,11 @@ def save(out: Path, made: Report, speeds: Mapping[Entrant, Sequence[float]], arg
         f"batch 256, 2x256 in every run, on a {cpu()}. Medians over turns of {args.seconds:g} s, {args.rounds} each, "
         "all arrangements in turn. Targets are against the best arrangement of separate float32 processes."
     )
-    (out / "README.md").write_text(
-        f"# Many seeds at once\n\n{about}\n\n    {command}\n\n{versions(*PACKAGES)}.\n\n{made.text}\n\n"
-        "![bar chart](chart.png)\n",
-        encoding="utf-8",
-    )
     bars = {e.label: float(row[2]) for e, row in zip(speeds, made.rows, strict=True)}
-    figure = Figure(figsize=(8, 0.34 * len(bars) + 0.9), layout="constrained")
-    draw_bars(
-        figure.subplots(), bars, "environment steps per second of all runs",
+    publish(
+        out, "Many seeds at once", about, command, PACKAGES, made, bars, "environment steps per second of all runs",
         lambda label: BLUE if label.startswith("num_runs") else GREEN if "rlopt" in label else GREY,
     )  # fmt: skip
-    figure.savefig(out / "chart.png", dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,17 +17,17 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
-import importlib.metadata
 import logging
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from harness import verdict, versions
 
+PACKAGES = ("torch", "numpy", "numba", "stable-baselines3", "cpprb", "torchrl", "tianshou")
 OBS, ACT, ENVS, POOL, BLOCKS = 17, 6, 64, 4096, 64
 METRICS = {
     "draws/s": "minibatches drawn (with priorities: and updated)",
@@ -409,29 +409,13 @@ def ratios(medians: dict[Contender, float]) -> list[str]:
         if sampler in own and kind in best:
             speed, library = best[kind]
             word = "uniform" if kind == "uniform" else "PER"
-            found = own[sampler] / speed
-            lines.append(verdict(f"rlopt {sampler} / fastest peer's {word} ({library})", goal, found))
+            lines.append(verdict(f"rlopt {sampler} / fastest peer's {word} ({library})", own[sampler] / speed, goal))
     if "uniform" in own and "RR-C" in own:
-        lines.append(verdict("rlopt RR-C / rlopt uniform", 0.85, own["RR-C"] / own["uniform"]))
+        lines.append(verdict("rlopt RR-C / rlopt uniform", own["RR-C"] / own["uniform"], 0.85))
     return lines
 
 
-def verdict(what: str, goal: float, found: float) -> str:
-    return f"{what}: {found:.2f} (target at least {goal:g}: {'met' if found >= goal else 'missed'})"
-
-
 # --- the report -----------------------------------------------------------------------------------------------------
-
-
-def versions() -> str:
-    names = ("torch", "numpy", "numba", "stable-baselines3", "cpprb", "torchrl", "tianshou")
-    found = [f"Python {sys.version.split()[0]}"]
-    for name in names:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{name} none")
-    return ", ".join(found)
 
 
 def main() -> None:
@@ -499,7 +483,7 @@ def save(
     columns = "\n".join(f"- `{name}`: {meaning}" for name, meaning in METRICS.items())
     hardware = f"Hardware: {args.hardware}. " if args.hardware else ""
     (out / "README.md").write_text(
-        f"# Replay buffers\n\n{about}\n\n    {command}\n\n{hardware}{versions()}.\n\n{table}\n\n{columns}\n\n"
+        f"# Replay buffers\n\n{about}\n\n    {command}\n\n{hardware}{versions(*PACKAGES)}.\n\n{table}\n\n{columns}\n\n"
         + "\n".join(f"- {line}" for line in lines)
         + "\n"
     )

@@ -15,7 +15,6 @@ Written: `sweeps.csv`, `certified.csv`. Ratios are what travels between machines
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rlopt.analysis.tables import write_csv
 from rlopt.robust import L1, Nominal, RobustMDP, StateL1, compiled, make_solver
 from rlopt.robust.garnet import garnet
 
@@ -137,6 +137,7 @@ def one(m: RobustMDP, method: str, limit: float) -> tuple[str, int, str]:
     options: dict[str, object] = {"inner": "gradient", "inner_limit": 20} if "gradient" in method else {}
     if method.startswith("drpg") and m.ambiguity.rectangular == "s":
         options["step_decay"] = 2.0
+    make_solver(m, method.partition(" ")[0], **options).step()  # loads machine code
     solver = make_solver(m, method.partition(" ")[0], **options)
     begin, gap = time.perf_counter(), float("inf")
     while time.perf_counter() - begin < limit:
@@ -158,17 +159,12 @@ def main() -> None:
     if arguments.only != "certified":
         head = ["K", "S", "A", "B", "cost", "set", "plain_ms", "plain_ns_per_row", "robust_ms", "ratio",
                 "tensor_plain_ms", "tensor_robust_ms", "tensor_ratio"]  # fmt: skip
-        write(arguments.out / "sweeps.csv", [head, *sweeps(arguments.repeats)])
+        write_csv(arguments.out / "sweeps.csv", head, sweeps(arguments.repeats))
         if importlib.util.find_spec("scipy"):
             by_linear_programs()
     if arguments.only != "sweeps":
         head = ["K", "S", "A", "B", "set", "method", "seconds", "iterations", "gap"]
-        write(arguments.out / "certified.csv", [head, *certified(arguments.limit)])
-
-
-def write(path: Path, rows: list[list[object]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+        write_csv(arguments.out / "certified.csv", head, certified(arguments.limit))
 
 
 if __name__ == "__main__":

@@ -31,12 +31,11 @@ from harness import (
     Window,
     best,
     cpu,
-    draw_bars,
     measure,
+    publish,
     spread,
     undisturbed,
     verdict,
-    versions,
 )
 
 RLOPT: dict[str, dict[str, object]] = {
@@ -106,10 +105,6 @@ def report(
 
 
 def save(out: Path, made: Report, tops: Mapping[str, tuple[float, str]], args: argparse.Namespace) -> None:
-    from matplotlib.figure import Figure
-
-    out.mkdir(parents=True, exist_ok=True)
-    made.write_csv(out / "table.csv")
     command = (
         f"python benchmarks/sac_throughput.py --env {args.env} --rounds {args.rounds} --seconds {args.seconds:g} "
         f"--out {out}"
@@ -120,19 +115,13 @@ def save(out: Path, made: Report, tops: Mapping[str, tuple[float, str]], args: a
         "products between hidden layers in bfloat16, master weights in float32. `overlap`: the environment is stepped "
         "while the agent learns, with the same update ratio."
     )
-    (out / "README.md").write_text(
-        f"# SAC throughput\n\n{about}\n\n    {command}\n\n{versions(*PACKAGES)}.\n\n{made.text}\n\n"
-        "![bar chart](chart.png)\n",
-        encoding="utf-8",
-    )
-    figure = Figure(figsize=(7, 0.4 * len(tops) + 0.9), layout="constrained")
     bars = {f"{name}, {setting}": speed for name, (speed, setting) in tops.items()}
     colour = {"rlopt float32": BLUE, "rlopt bf16": SKY}
-    draw_bars(
-        figure.subplots(), bars, "environment steps per second (best thread setting)",
+    publish(
+        out, "SAC throughput", about, command, PACKAGES, made, bars,
+        "environment steps per second (best thread setting)",
         lambda name: next((c for start, c in colour.items() if name.startswith(start)), GREY),
     )  # fmt: skip
-    figure.savefig(out / "chart.png", dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

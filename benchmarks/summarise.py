@@ -10,7 +10,6 @@ last is kept where it exists, unless ``--readme`` asks for a new one: it is wher
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import shlex
@@ -24,6 +23,7 @@ from rlopt.analysis.plots import draw_panels, format_steps
 from rlopt.analysis.reference import TD3_NORMALISATION, reference, td3_normalised
 from rlopt.analysis.runs import Run, load_run
 from rlopt.analysis.statistics import Array, Interval, bootstrap_interval, iqm
+from rlopt.analysis.tables import write_csv
 from rlopt.types import RloptError
 
 PRESETS = ("tianshou", "classic")
@@ -139,7 +139,7 @@ def write_evaluations(path: Path, runs: dict[tuple[str, str], list[Run]]) -> Non
         for e in run.evaluations
         for step, returns, mean in zip(e.steps, e.returns, e.means, strict=True)
     ]
-    _write_csv(path, ["env", "preset", "seed", "step", "episodes", "return"], rows)
+    write_csv(path, ["env", "preset", "seed", "step", "episodes", "return"], rows)
 
 
 def write_table(path: Path, made: Sequence[Cell]) -> None:
@@ -157,7 +157,7 @@ def write_table(path: Path, made: Sequence[Cell]) -> None:
                     seeds = sum(len(cell.scores) for cell in row if _task(cell.env_id) in tasks)
                     rows.append([f"pooled: {' '.join(tasks)}", name, step, statistic, seeds, "", ""])
                     rows[-1] += [f"{value:.4f}" for value in result]
-    _write_csv(path, ["env", "name", "step", "statistic", "seeds", "mean", "sd", "iqm", "low", "high"], rows)
+    write_csv(path, ["env", "name", "step", "statistic", "seeds", "mean", "sd", "iqm", "low", "high"], rows)
 
 
 def markdown(made: Sequence[Cell]) -> str:
@@ -245,13 +245,6 @@ def _shown(path: Path) -> str:
 
 def _task(env_id: str) -> str:
     return env_id.rpartition("-")[0]
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from rlopt.analysis.plots import COLOURS
+from rlopt.analysis.plots import COLOURS, save_figure
 from rlopt.types import RloptError
 
 
@@ -46,13 +45,7 @@ def draw_parameter_grid(
         _maps(figure, {k: g.min(tuple(range(2, g.ndim))) for k, g in grids.items()}, names, axes, nominal)
     if title:
         figure.suptitle(title, fontsize=11)
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    try:
-        figure.savefig(path)
-    except ValueError as e:
-        raise RloptError(f"{path} cannot be drawn: {e}; name a .png, .pdf or .svg file") from e
+    save_figure(figure, out)
 
 
 def _lines(

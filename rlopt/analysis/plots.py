@@ -253,10 +253,19 @@ def _finish(figure: Figure, drawn: Sequence[Axes], note: str | None, out: str | 
         legend.get_title().set_color("#555555")
     for line in legend.get_lines():
         line.set_alpha(1.0)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(figure, out)
+
+
+def save_figure(figure: Figure, out: str | Path) -> None:
+    """Write a figure, in a folder that is made where it is missing.
+
+    Raises:
+        RloptError: the name's ending is no kind of picture.
+    """
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     try:
-        figure.savefig(out)
+        figure.savefig(path)
     except ValueError as e:
-        raise RloptError(f"{out} cannot be drawn: {e}; name a .png, .pdf or .svg file") from e
+        raise RloptError(f"{path} cannot be drawn: {e}; name a .png, .pdf or .svg file") from e

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from rlopt.analysis.plots import COLOURS
+from rlopt.analysis.plots import COLOURS, save_figure
 from rlopt.analysis.statistics import Array
 from rlopt.analysis.tables import read_csv
 from rlopt.types import RloptError
@@ -49,7 +48,7 @@ def draw_convergence(
         place.set_ylabel(ylabel)
         place.legend(frameon=False, fontsize=8)
         _bare(place)
-    _save(figure, out)
+    save_figure(figure, out)
 
 
 def certified(run_folder: Path) -> dict[str, Array] | None:
@@ -87,7 +86,7 @@ def draw_bounds(bounds: Mapping[str, Array], out: str | Path, title: str | None 
         place.set_xlabel("iteration")
         place.legend(frameon=False, fontsize=8)
         _bare(place)
-    _save(figure, out)
+    save_figure(figure, out)
 
 
 def draw_radius(
@@ -110,7 +109,7 @@ def draw_radius(
     place.set_ylabel(ylabel)
     place.legend(frameon=False, fontsize=8)
     _bare(place)
-    _save(figure, out)
+    save_figure(figure, out)
 
 
 def draw_worst_kernel(
@@ -132,7 +131,7 @@ def draw_worst_kernel(
         place.set_xlabel("next state")
         place.set_ylabel("state")
         figure.colorbar(shown, ax=place, shrink=0.75)
-    _save(figure, out)
+    save_figure(figure, out)
 
 
 def draw_grid_policy(
@@ -176,7 +175,7 @@ def draw_grid_policy(
         place.set_title(name, fontsize=10)
         place.set_xticks([])
         place.set_yticks([])
-    _save(figure, out)
+    save_figure(figure, out)
 
 
 def _square(column: int, row: int, colour: str) -> Rectangle:
@@ -197,13 +196,3 @@ def _bare(place: Axes) -> None:
     place.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         place.spines[side].set_visible(False)
-
-
-def _save(figure: Figure, out: str | Path) -> None:
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    try:
-        figure.savefig(path)
-    except ValueError as e:
-        raise RloptError(f"{path} cannot be drawn: {e}; name a .png, .pdf or .svg file") from e

@@ -1,8 +1,9 @@
-"""Reading the tables of a run folder."""
+"""Tables as CSV files: those of a run folder, and results."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rlopt.types import RloptError
@@ -29,6 +30,12 @@ def read_csv(path: Path) -> dict[str, list[Cell]]:
         if len(row) != len(header):
             raise RloptError(f"{path}, line {number}: {len(row)} cells under {len(header)} columns; mend or remove it")
     return {name: [parse_cell(row[i]) for row in rows] for i, name in enumerate(header)}
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table, the same bytes on every system."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def whole_lines(text: str) -> list[str]:

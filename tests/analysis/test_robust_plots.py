@@ -24,8 +24,8 @@ from rlopt.types import RloptError
 @pytest.fixture
 def kept(monkeypatch) -> list[Figure]:
     figures: list[Figure] = []
-    save = robust_plots._save
-    monkeypatch.setattr(robust_plots, "_save", lambda figure, out: (figures.append(figure), save(figure, out)))
+    save = robust_plots.save_figure
+    monkeypatch.setattr(robust_plots, "save_figure", lambda figure, out: (figures.append(figure), save(figure, out)))
     return figures
 
 
