@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ numba: Any = import_module("numba")
 
 
 def jit(function: Any, signature: Any = None, **options: Any) -> Any:
-    """``numba.njit`` with a cache that is as old as the package's source.
+    """``numba.njit`` with a cache that is as old as all the source that went into it.
 
     With a ``signature`` the function is compiled at once, for it alone; without one there is a version for every
     combination of argument types that it meets.
@@ -24,7 +25,7 @@ def jit(function: Any, signature: Any = None, **options: Any) -> Any:
     made.enable_caching()
     file = getattr(made._cache, "_cache_file", None)
     if file is not None:
-        file._source_stamp = _stamp()
+        file._source_stamp = _stamp(Path(function.__code__.co_filename))
     if signature is not None:
         made.compile(signature)
         made.disable_compile()
@@ -38,9 +39,21 @@ def compiles(function: Any) -> bool:
 
 
 @functools.cache
-def _stamp() -> str:
-    """Of all source files of the package: compiled functions call each other and hold each other's constants."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _stamp(path: Path) -> str:
+    """Of a source file, this one, and all that they import from the package, directly or not."""
+    found: dict[Path, bytes] = {}
+    left = [path, Path(__file__)]
+    while left:
+        file = left.pop()
+        if file not in found and file.is_file():
+            found[file] = file.read_bytes()
+            left += [_file_of(name.decode()) for name in _IMPORT.findall(found[file])]
+    return hashlib.sha256(b"".join(found[file] for file in sorted(found))).hexdigest()
+
+
+_IMPORT = re.compile(rb"^\s*(?:from|import) (rlopt[\w.]*)", re.MULTILINE)
+
+
+def _file_of(module: str) -> Path:
+    place = Path(__file__).parents[1].joinpath(*module.split("."))
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")

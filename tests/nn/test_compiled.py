@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,11 +97,25 @@ def test_a_function_compiles_once() -> None:
     assert not jit.compiles(fresh)
 
 
-def test_the_cache_of_machine_code_knows_every_source_of_the_package(tmp_path, monkeypatch) -> None:
-    assert c.claim._cache._cache_file._source_stamp == jit._stamp()  # numba's own stamp is of one file
-    (tmp_path / "nn").mkdir()
-    (tmp_path / "nn" / "constants.py").write_text("LOW = -20.0")
-    monkeypatch.setattr(jit, "__file__", str(tmp_path / "jit.py"))
-    before = jit._stamp.__wrapped__()
-    (tmp_path / "nn" / "constants.py").write_text("LOW = -5.0")
-    assert jit._stamp.__wrapped__() != before
+def test_the_cache_of_machine_code_knows_every_source_that_went_into_it(tmp_path, monkeypatch) -> None:
+    assert c.claim._cache._cache_file._source_stamp == jit._stamp(Path(c.__file__))  # numba's own is of one file
+    package = tmp_path / "rlopt"
+    (package / "nn").mkdir(parents=True)
+    texts = {
+        "jit.py": "", "agents.py": "from rlopt.nn.mlp import forward", "nn/mlp.py": "import rlopt.nn.constants as k",
+        "nn/constants.py": "LOW = -20.0", "nn/other.py": "A = 1",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (package / name).write_text(text)
+    monkeypatch.setattr(jit, "__file__", str(package / "jit.py"))
+
+    def stamp() -> str:
+        return jit._stamp.__wrapped__(package / "agents.py")
+
+    first = stamp()
+    (package / "nn" / "other.py").write_text("A = 2")
+    assert stamp() == first
+    (package / "nn" / "constants.py").write_text("LOW = -5.0")  # two imports away
+    second = stamp()
+    (package / "jit.py").write_text("# new")
+    assert len({first, second, stamp()}) == 3
