@@ -260,12 +260,10 @@ def save_figure(figure: Figure, out: str | Path) -> None:
     """Write a figure, in a folder that is made where it is missing.
 
     Raises:
-        RloptError: the name's ending is no kind of picture.
+        RloptError: the name has no ending, or one that is no kind of picture.
     """
     path = Path(out)
+    if path.suffix[1:].lower() not in FigureCanvasAgg(figure).get_supported_filetypes():
+        raise RloptError(f"{str(out)!r} is no picture's name; name a .png, .pdf or .svg file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    try:
-        figure.savefig(path)
-    except ValueError as e:
-        raise RloptError(f"{path} cannot be drawn: {e}; name a .png, .pdf or .svg file") from e
+    figure.savefig(path)

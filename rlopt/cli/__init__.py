@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import signal
 import sys
 import threading
@@ -23,10 +24,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     A mistake of the user's is one line on stderr and code 2; whatever else goes wrong keeps its traceback.
     """
     prepare_environment()
+    _see_working_directory()
     if isinstance(sys.stdout, io.TextIOWrapper):  # where … cannot be written stands a ?
         sys.stdout.reconfigure(errors="replace")
     with _noted_interrupts() as interrupts:
         return _run(sys.argv[1:] if argv is None else list(argv), interrupts)
+
+
+def _see_working_directory() -> None:
+    """Import modules of the user's from where the command is typed, as ``python -m`` does: ``env=mymodule:Env-v0``."""
+    with contextlib.suppress(FileNotFoundError):
+        here = os.getcwd()
+        if not sys.flags.safe_path and not {"", here} & set(sys.path):
+            sys.path.insert(0, here)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ and ``agent.learning_rate=1e-3`` works although no file mentions it.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,40 @@ def compose(overrides: Sequence[str], extra_dirs: Sequence[str] = ()) -> TrainCo
     Raises RloptError in one line for whatever cannot be read, found or accepted.
     """
     parsed = _single(overrides)
-    load_extensions()
     given = {o.key_or_group: o for o in parsed}
+    if "resume" in given and given["resume"].value() is None:
+        parsed = [o for o in parsed if o.key_or_group != "resume"]
+    load_extensions()
     dirs = config_dirs(extra_dirs)
     groups = _groups(dirs)
     lines = [line for override in parsed for line in _for_hydra(override, groups)]
-    if "experiment" not in given and "env" not in given and (given.get("agent") is None or _is(given["agent"], "sac")):
+    agents = [str(given[key].value()) for key in ("agent", "agent.name") if key in given]
+    if not given.keys() & {"experiment", "env", "env.id"} and set(agents) <= {"sac"}:
         lines.insert(0, f"experiment={EXAMPLE}")
-    return train_config(_with_hydra(lines, dirs))
+    preset = "experiment" in given and "env" in given and str(given["env"].value()) in groups["env"]
+    own = [line for line in lines if line.lstrip("+~").startswith(("env=", "env."))] if preset else []
+    settings = _with_hydra(lines, dirs, own)
+    if isinstance(folder := settings.get("run_dir"), str):
+        settings["run_dir"] = os.path.expanduser(folder)
+    try:
+        return train_config(settings)
+    except RloptError as error:
+        if (better := _misfit(error, settings["experiment"], given)) is not None:
+            raise better from error
+        raise
+
+
+def _misfit(error: RloptError, experiment: str | None, given: Mapping[str, Override]) -> RloptError | None:
+    """Where ``error`` is of an option that the experiment sets and the user's own choice lacks, one that says so."""
+    key, unknown, _ = str(error).partition(": no such option")
+    group = key.partition(".")[0]
+    chosen = [f"{k}={o.value()}" for k, o in given.items() if k in (group, f"{group}.name", f"{group}.id")]
+    typed = any(f"{k}.".startswith(f"{key}.") or f"{key}.".startswith(f"{k}.") for k in given if k != group)
+    if experiment is None or not unknown or "." not in key or not chosen or typed:
+        return None
+    return RloptError(
+        f"experiment={experiment} does not fit {chosen[-1]}, which has no {key}; add '~{key}', or leave experiment out"
+    )
 
 
 def resume_request(overrides: Sequence[str]) -> tuple[Path, dict[str, Any]] | None:
@@ -61,7 +88,7 @@ def resume_request(overrides: Sequence[str]) -> tuple[Path, dict[str, Any]] | No
     run = next((o.value() for o in reversed(parsed) if o.key_or_group == "resume"), None)
     if run is None:
         return None
-    folder = Path(str(run)).expanduser()
+    folder = Path(os.path.expanduser(str(run)))
     if not (folder / "config.yaml").is_file():
         near = nearest(folder.name, [p.parent.name for p in folder.parent.glob("*/config.yaml")])
         advice = f"; did you mean {folder.parent / near}?" if near else ""
@@ -165,6 +192,9 @@ def _for_hydra(override: Override, groups: Mapping[str, set[str]]) -> list[str]:
     value = override.value()
     if isinstance(value, dict):
         raise RloptError(f"{text}: {key} takes a name; its options are set one by one, as in {key}.name=…")
+    if isinstance(value, list) and key in ("agent", "env", "buffer"):
+        each = ",".join(str(v) for v in value)
+        raise RloptError(f"{text}: {key} takes one name; -m {key}={each} runs each")
     if value is None:
         if key == "experiment":
             return []
@@ -188,17 +218,27 @@ class _SearchPath(SearchPathPlugin):
             search_path.prepend(provider="rlopt", path=f"file://{folder}")
 
 
-def _with_hydra(lines: Sequence[str], dirs: Sequence[Path]) -> dict[str, Any]:
-    """Compose, lay the agent's defaults underneath so that ``${agent.gamma}`` resolves, and resolve."""
+def _with_hydra(lines: Sequence[str], dirs: Sequence[Path], env_lines: Sequence[str]) -> dict[str, Any]:
+    """Compose, lay the agent's defaults underneath so that ``${agent.gamma}`` resolves, and resolve.
+
+    ``env_lines`` are those of an environment's preset: Hydra would lay the experiment's environment over it, so it is
+    composed apart.
+    """
     Plugins.instance().register(_SearchPath)
     _SearchPath.dirs = [d for d in dirs if d != shipped_configs()]
+    left_out = [line for line in lines if line.startswith("~") and "=" not in line]
+    lines, env_lines = ([line for line in some if line not in left_out] for some in (lines, env_lines))
     try:
         with initialize_config_dir(str(shipped_configs()), job_name="rlopt", version_base="1.3"):
-            composed = hydra_compose("train", list(lines), return_hydra_config=True)
+            composed = hydra_compose("train", lines, return_hydra_config=True)
+            env = hydra_compose("train", env_lines).env if env_lines else composed.env
         chosen = composed.hydra.runtime.choices.get("experiment")
-        settings = OmegaConf.to_container(composed, resolve=False)
-        assert isinstance(settings, dict)
-        settings = {str(k): v for k, v in settings.items() if k != "hydra"}
+        tree = OmegaConf.to_container(composed, resolve=False)
+        assert isinstance(tree, dict)
+        settings: dict[str, Any] = {str(k): v for k, v in tree.items() if k != "hydra"}
+        settings["env"] = OmegaConf.to_container(env, resolve=False)
+        for line in left_out:
+            _leave_out(settings, line[1:])
         settings["experiment"] = chosen if isinstance(chosen, str) and chosen != "null" else None
         agent = settings.get("agent")
         name = agent.get("name") if isinstance(agent, dict) else None
@@ -216,8 +256,15 @@ def _with_hydra(lines: Sequence[str], dirs: Sequence[Path]) -> dict[str, Any]:
     return {str(k): v for k, v in resolved.items()}
 
 
-def _is(override: Override, name: str) -> bool:
-    return str(override.value()) == name
+def _leave_out(settings: dict[str, Any], key: str) -> None:
+    """Delete a dotted key. Hydra itself does not find one whose value is null."""
+    *groups, last = key.split(".")
+    node: Any = settings
+    for name in groups:
+        node = node.get(name) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or last not in node:
+        raise RloptError(f"~{key}: no file sets this option, so there is nothing to leave out")
+    del node[last]
 
 
 def _quote(text: str) -> str:

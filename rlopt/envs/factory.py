@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymSpec
 
+from rlopt.config import nearest
 from rlopt.envs.torch_env import class_spec
 from rlopt.types import RloptError
 
@@ -27,12 +28,10 @@ def _missing(module: str, needed_by: str) -> RloptError:
     return RloptError(f"{needed_by} needs the package {module}, which is not installed; {advice}")
 
 
-def _nearest(env_id: str) -> str:
-    found = difflib.get_close_matches(env_id, gymnasium.registry, n=1, cutoff=0.4)
-    if not found:
-        lowered = {name.lower(): name for name in gymnasium.registry}
-        found = [lowered[n] for n in difflib.get_close_matches(env_id.lower(), lowered, n=1, cutoff=0.4)]
-    return f"; did you mean {found[0]}?" if found else "; `rlopt list envs` shows what there is"
+def _import(module: str, needed_by: str) -> ModuleType:
+    if module.startswith("."):
+        raise RloptError(f"{needed_by}: {module} is no module's name; write module:Name for module.py on PYTHONPATH")
+    return importlib.import_module(module)
 
 
 def find_spec(env_id: str) -> GymSpec:
@@ -45,7 +44,7 @@ def find_spec(env_id: str) -> GymSpec:
     module, _, name = env_id.rpartition(":")
     if module:
         try:
-            importlib.import_module(module)
+            _import(module, f"env={env_id}")
         except ModuleNotFoundError as e:
             raise RloptError(f"env={env_id}: no module named {e.name}; install it or put it on PYTHONPATH") from e
         if (own := class_spec(env_id)) is not None:
@@ -60,7 +59,9 @@ def find_spec(env_id: str) -> GymSpec:
         if versions:
             raise RloptError(f"env={env_id} lacks its version; did you mean {max(versions, key=_version)}?")
     if name not in gymnasium.registry:
-        raise RloptError(f"env={env_id} is not a registered environment{_nearest(name)}")
+        near = nearest(name, gymnasium.registry)
+        advice = f"did you mean {near}?" if near else "`rlopt list envs` shows what there is"
+        raise RloptError(f"env={env_id} is not a registered environment; {advice}")
     return gymnasium.registry[name]
 
 
@@ -72,14 +73,14 @@ def find_wrapper(name: str) -> Callable[..., Env]:
     """``module:Class``, or the bare name of a class in ``gymnasium.wrappers``."""
     module, _, attribute = name.rpartition(":")
     try:
-        found = getattr(importlib.import_module(module or "gymnasium.wrappers"), attribute, None)
+        home = _import(module or "gymnasium.wrappers", f"env.wrappers: {name}")
     except ImportError as e:
         raise RloptError(f"env.wrappers: cannot import {name!r}: {e}") from e
+    found = getattr(home, attribute, None)
     if not callable(found):
-        names = gymnasium.wrappers.__all__ if not module else dir(importlib.import_module(module))
-        near = difflib.get_close_matches(attribute, names, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise RloptError(f"env.wrappers: {module or 'gymnasium.wrappers'} has no class {attribute!r}{hint}")
+        near = nearest(attribute, dir(home) if module else gymnasium.wrappers.__all__)
+        advice = f"; did you mean {near}?" if near else ""
+        raise RloptError(f"env.wrappers: {home.__name__} has no class {attribute!r}{advice}")
     return found  # type: ignore[no-any-return]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from gymnasium import VectorizeMode
 from gymnasium.vector import AutoresetMode
 
+from rlopt.config import hint
 from rlopt.envs.adapter import VectorAdapter
 from rlopt.envs.factory import EnvFactory, Wrapper, find_spec
 from rlopt.envs.sync import SyncVectorEnv
@@ -142,11 +142,7 @@ def resolve_backend(
             return "torch"
         return "sync" if refusal(EnvFactory(spec, dict(kwargs or {}), tuple(wrappers))) else "native"
     if backend not in _BACKENDS:
-        near = difflib.get_close_matches(backend, backend_names(), n=1)
-        raise RloptError(
-            f"backend={backend!r} is unknown; choose one of {', '.join(backend_names())}"
-            + (f" (nearest: {near[0]})" if near else "")
-        )
+        raise RloptError(f"backend={backend!r} is unknown; {hint(backend, backend_names())}")
     return backend
 
 

@@ -2,8 +2,10 @@
 
 An environment may say itself what its state is, by a pair of methods on the unwrapped environment or on a wrapper::
 
-    def state_dict(self) -> dict: ...            # plain values, tuples, sets, NumPy arrays and generators, tensors;
-    nested as you like def load_state_dict(self, state) -> None: ...
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state) -> None: ...
+
+whose dict holds plain values, tuples, sets, NumPy arrays and generators, and tensors, nested as you like.
 
 Otherwise every wrapper's and the environment's instance attributes are walked, strictly: values that are understood
 are saved, wiring that construction makes again (spaces, models, functions, modules, renderers, windows) is skipped,

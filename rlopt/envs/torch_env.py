@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec as GymSpec
 from torch import Tensor
 
+from rlopt.config import hint
 from rlopt.envs.spaces import ActionCodec, ObservationCodec
 from rlopt.envs.streams import RowStreams
 from rlopt.random import derive_seed
@@ -236,9 +236,7 @@ class TorchEnv:
         """
         for name, value in values.items():
             if name not in self.parameters:
-                near = difflib.get_close_matches(name, self.parameters, n=1, cutoff=0.3)
-                known = f"did you mean {near[0]}?" if near else f"it has {', '.join(self.parameters) or 'none'}"
-                raise RloptError(f"{type(self).__name__} has no parameter {name!r}; {known}")
+                raise RloptError(f"{type(self).__name__} has no parameter {name!r}; {hint(name, self.parameters)}")
             if isinstance(value, Tensor) and value.shape not in ((), (self.num_envs,)):
                 raise RloptError(
                     f"parameter {name} has shape {tuple(value.shape)}; it must be one number or ({self.num_envs},)"

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any
 
 import gymnasium
@@ -186,6 +187,16 @@ class _Worker:
         self.kill()
 
 
+def _end(workers: list[_Worker | None]) -> None:
+    for worker in workers:
+        if worker is not None:
+            with contextlib.suppress(_Lost):
+                worker.send(b"c")  # all close at once; close() then waits for each
+    for worker in workers:
+        if worker is not None:
+            worker.close()
+
+
 class AsyncVectorEnv:
     """N environments in N worker processes, behind the contract of ``rlopt.envs.vector.VectorEnv``.
 
@@ -236,6 +247,9 @@ class AsyncVectorEnv:
         self._lost_in_a_row = [0] * self.num_envs
         self._ended = [False] * self.num_envs
         self._started = self._closed = False
+        # One that is never closed must end its workers before multiprocessing's exit hook (of priority 0) waits for
+        # them for ever: they ignore its SIGTERM.
+        self._end = Finalize(self, _end, (self._workers,), exitpriority=10)
         try:
             for slot in range(self.num_envs):
                 self._workers[slot] = _Worker(self._context, slot, self._fns[slot], autoreset)
@@ -338,15 +352,8 @@ class AsyncVectorEnv:
 
     def close(self) -> None:
         """End every worker. Safe to call twice."""
-        if not self._closed:
-            self._closed = True
-            for worker in self._workers:
-                if worker is not None:
-                    with contextlib.suppress(_Lost):
-                        worker.send(b"c")  # all close at once; close() then waits for each
-            for worker in self._workers:
-                if worker is not None:
-                    worker.close()
+        self._closed = True
+        self._end()
 
     def _hello(self, slot: int) -> Any:
         worker = self._workers[slot]

@@ -85,6 +85,17 @@ def test_nothing_to_draw_yet(tmp_path: Path, make_run: MakeRun) -> None:
         draw_runs([tmp_path / "a"], tmp_path / "curve.png")
 
 
+@pytest.mark.parametrize("name", ["noext", "", "folder", "new/curve", "new/curve.foo"])
+def test_a_picture_has_an_ending(name: str, tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("run", {1000: [1.0, 2.0]})
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RloptError, match=f"^'{name}' is no picture's name; name a .png, .pdf or .svg file$"):
+        draw_run(run, name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_draw_runs_groups_seeds_and_gives_panels(tmp_path: Path, make_run: MakeRun, drawn: list[Figure]) -> None:
     folders = [
         make_run("a0", {5000: [1.0, 3.0], 10000: [10.0]}, seed=0),

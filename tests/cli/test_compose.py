@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,10 @@ def test_without_a_word_it_is_the_pendulum_example() -> None:
     assert config.total_steps < 20_000
 
 
-@pytest.mark.parametrize("override", ["env=Pendulum-v1", "agent=sac_2018", "experiment=null"])
+@pytest.mark.parametrize(
+    "override",
+    ["env=Pendulum-v1", "env.id=Pendulum-v1", "agent=sac_2018", "agent.name=sac_2018", "experiment=null"],
+)
 def test_the_example_steps_back_as_soon_as_something_else_is_named(override: str) -> None:
     config = compose([override])
     assert config.experiment is None
@@ -109,8 +113,9 @@ def test_a_schedule_without_its_length_lasts_the_whole_run() -> None:
             "agent={name: sac}",
             "agent={name: sac}: agent takes a name; its options are set one by one, as in agent.name=…",
         ),
+        ("agent=[sac,sac_2018]", "agent=[sac,sac_2018]: agent takes one name; -m agent=sac,sac_2018 runs each"),
         ("~agent", "~agent: a group is not left out; choose another agent"),
-        ("~agent.x", "Could not delete from config. 'agent.x' does not exist."),
+        ("~agent.x", "~agent.x: no file sets this option, so there is nothing to leave out"),
         ("env=null", "env=null: name one; `rlopt list envs` shows what there is"),
         ("agent.gamma=${seeed}", "agent.gamma: Interpolation key 'seeed' not found"),
         ("run_dir=a b [", "run_dir=a b [: the value cannot be read; write it in double quotes: 'run_dir=\"…\"'"),
@@ -151,6 +156,46 @@ def test_the_five_tasks_have_both_versions() -> None:
 def test_overrides_win_over_an_experiment() -> None:
     config = compose(["experiment=sac_hopper_v4", "env=Ant-v4", "agent.learning_rate=1e-2", "total_steps=5"])
     assert (config.env.id, config.agent["learning_rate"], config.total_steps) == ("Ant-v4", 1e-2, 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "id", "kwargs"),
+    [
+        (["experiment=sac_hopper_v4", "env=mycheetah"], "HalfCheetah-v5", {"frame_skip": 3}),
+        (["env=mycheetah", "experiment=sac_hopper_v4", "env.kwargs.frame_skip=4"], "HalfCheetah-v5", {"frame_skip": 4}),
+        (["experiment=tilted", "env=mycheetah"], "HalfCheetah-v5", {"frame_skip": 3}),
+        (["experiment=tilted", "env=garnet", "agent.gamma=0.5"], "Garnet-v0", {"gamma": 0.5, "seed": 0}),
+        (["experiment=tilted"], "Pendulum-v1", {"g": 9.0}),
+        (["experiment=tilted", "env.kwargs.g=8.0"], "Pendulum-v1", {"g": 8.0}),
+    ],
+)
+def test_a_typed_environment_wins_over_that_of_an_experiment(
+    words: list[str], id: str, kwargs: Mapping[str, object], tmp_path: Path
+) -> None:
+    outside = write(tmp_path, "env/mycheetah.yaml", "id: HalfCheetah-v5\nkwargs: {frame_skip: 3}\n")
+    write(tmp_path, "experiment/tilted.yaml", "# @package _global_\nenv: {id: Pendulum-v1, kwargs: {g: 9.0}}\n")
+    config = compose(words, [outside])
+    assert (config.env.id, config.env.kwargs) == (id, kwargs)
+
+
+def test_an_experiment_that_does_not_fit_the_typed_agent_says_how_to_go_on() -> None:
+    words = ["experiment=sac_hopper_v4", "agent=sac_2018"]
+    assert mistake(*words) == (
+        "experiment=sac_hopper_v4 does not fit agent=sac_2018, which has no agent.temperature; "
+        "add '~agent.temperature', or leave experiment out"
+    )
+    config = compose([*words, "~agent.temperature"])
+    assert (config.agent["name"], config.agent["warmup_steps"]) == ("sac_2018", 10_000)
+    own = mistake(*words, "~agent.temperature", "agent.lerning_rate=1")
+    assert own == "agent.lerning_rate: no such option; did you mean agent.learning_rate?"
+
+
+def test_a_run_folder_below_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert compose(["run_dir='~/run'"]).run_dir == "/somewhere/run"
+    assert compose(["run_dir='~nobody-at-all/run'"]).run_dir == "~nobody-at-all/run"
+    with pytest.raises(RloptError, match="no run lies there"):
+        resume_request(["resume='~nobody-at-all/run'"])
 
 
 def test_every_shipped_agent_and_buffer_has_a_file_with_its_source() -> None:
@@ -248,4 +293,10 @@ def test_resume_names_what_it_may_not_change(run_folder: Path, override: str) ->
 def test_resume_of_nothing_says_what_lies_near(run_folder: Path) -> None:
     with pytest.raises(RloptError, match=r"no run lies there \(no config.yaml\); did you mean .*runs/first\?"):
         resume_request([f"resume={run_folder.parent}/frist"])
-    assert resume_request(["env=Hopper-v5", "resume=null"]) is None
+
+
+def test_resume_null_is_a_new_run() -> None:
+    words = ["env=Hopper-v5", "resume=null"]
+    assert resume_request(words) is None
+    assert compose(words) == compose(words[:1])
+    assert compose(["resume=null"]) == compose([])

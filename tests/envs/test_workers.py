@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from rlopt.envs.counting import CountEnv
 from rlopt.envs.factory import EnvFactory, find_spec
 from rlopt.types import RloptError
 
+ROOT = Path(__file__).resolve().parents[2]
 QUIET = torch.zeros(3, 1)
 SECOND = torch.tensor([[0.0], [1.0], [0.0]])
 
@@ -126,3 +131,35 @@ def test_a_worker_lost_in_a_seeded_reset_begins_with_the_seed_that_was_asked_for
     finally:
         env.close()
         other.close()
+
+
+@pytest.mark.parametrize(("last", "code"), [("", 0), ("raise ValueError('a bug')", 1)])
+def test_a_script_ends_although_it_closes_nothing(last: str, code: int, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from rlopt.envs import make_env\n"
+        "if __name__ == '__main__':\n"
+        "    env = make_env('Pendulum-v1', 2, backend='async')\n"
+        "    env.reset()\n"
+        "    print(*(worker.process.pid for worker in env._workers), flush=True)\n"
+        f"    {last}\n"
+    )
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert ("a bug" in done.stderr) == bool(code)
+    for pid in done.stdout.split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+def test_an_environment_that_is_dropped_ends_its_workers() -> None:
+    env = make_env("Pendulum-v1", 1, backend="async")
+    assert isinstance(env, AsyncVectorEnv) and env._workers[0] is not None
+    process = env._workers[0].process
+    del env
+    gc.collect()
+    assert not process.is_alive()

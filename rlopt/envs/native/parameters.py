@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlopt.config import hint
 from rlopt.envs.arrays import Array
 from rlopt.envs.native.env import NativeVectorEnv
 from rlopt.envs.native.physics import BatchPhysics
@@ -53,9 +53,7 @@ class ParametricNativeEnv(NativeVectorEnv):
         changed = np.zeros(self.num_envs, np.bool_)
         for name, value in values.items():
             if name not in self._fields:
-                near = difflib.get_close_matches(name, self._fields, n=1, cutoff=0.3)
-                known = f"did you mean {near[0]}?" if near else f"it has {', '.join(self._fields)}"
-                raise RloptError(f"{self.spec.id} has no parameter {name!r}; {known}")
+                raise RloptError(f"{self.spec.id} has no parameter {name!r}; {hint(name, self._fields)}")
             new = torch.as_tensor(value, dtype=torch.float64).cpu()
             if new.shape not in ((), (self.num_envs,)):
                 raise RloptError(
