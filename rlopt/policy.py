@@ -8,6 +8,7 @@ closed registry ``rlopt.nn.make_actor``, and sizes are compared with the weights
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from rlopt.files import digest_file, replace_folder, write_file
 from rlopt.nn.actors import Actor, make_actor
 from rlopt.nn.module import build_seeded
 from rlopt.registry import load_extensions
-from rlopt.state import CorruptCheckpoint, load_state, read_json, save_state
+from rlopt.state import CorruptCheckpoint, load_state, read_json, save_state, tag_floats, untag_floats
 from rlopt.types import Act, EnvSpec, Obs, RloptError, State, resolve_device
 
 FORMAT = 1
@@ -208,7 +209,7 @@ def _words(keys: Any) -> str:
 def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None = None) -> None:
     """Write ``policy`` as the folder ``path``; a crash at any moment leaves the old one or the new one, whole.
 
-    ``meta`` is JSON that says how it was trained (``policy.meta`` by default).
+    ``meta`` is JSON, or numbers that JSON lacks (inf, NaN), that says how it was trained (``policy.meta`` by default).
 
     Raises:
         OSError: if the disk fails or is full; what was there before is untouched.
@@ -229,7 +230,7 @@ def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None
         "kind": policy.actor.kind,
         "options": policy.actor.options,
         "spec": spec_to_json(policy.spec),
-        "meta": dict(policy.meta if meta is None else meta),
+        "meta": tag_floats(policy.meta if meta is None else meta),
     }
     try:
         digests = save_state(staged, state)
@@ -275,16 +276,30 @@ def find_policy(path: Path | str) -> Path:
     """
     whole = Path(os.path.abspath(path))  # "." has no name
     for folder in (whole, whole / "policy"):
-        # A crash in the middle of an overwrite leaves the old folder under the name that replace_folder gives it.
-        for candidate in (folder, folder.with_name(f".{folder.name}.old")):
-            if (candidate / DESCRIPTION).is_file():
-                return candidate
+        if (found := _described(folder)) is not None:
+            return found
     if not whole.exists():
         raise RloptError(f"{path} does not exist; give a policy folder or a run folder")
-    for several in (whole, whole / "policy"):
-        if (several / "run0" / DESCRIPTION).is_file():
-            raise RloptError(f"{path} holds the policies of several runs; name one of them, such as {several / 'run0'}")
+    if runs := run_policies(whole):
+        raise RloptError(f"{path} holds the policies of several runs; name one of them, such as {runs[0]}")
     raise RloptError(f"{path} holds no policy; give a folder with {DESCRIPTION} in it, or a run folder with policy/")
+
+
+def run_policies(path: Path | str) -> list[Path]:
+    """The policies ``run0``, ``run1`` … of a run folder, or of its ``policy/``, that holds several; else nothing."""
+    whole = Path(os.path.abspath(path))
+    for folder in (whole, whole / "policy"):
+        each = (folder / f"run{r}" for r in itertools.count())
+        if runs := list(itertools.takewhile(lambda one: _described(one) is not None, each)):
+            return runs
+    return []
+
+
+def _described(folder: Path) -> Path | None:
+    """The policy in ``folder``. A crash in the middle of an overwrite leaves the old one under the name that
+    ``replace_folder`` gives it."""
+    both = (folder, folder.with_name(f".{folder.name}.old"))
+    return next((candidate for candidate in both if (candidate / DESCRIPTION).is_file()), None)
 
 
 def _load(folder: Path, device: torch.device) -> Policy:
@@ -315,7 +330,7 @@ def _load(folder: Path, device: torch.device) -> Policy:
     if state["normalizer"] is not None:
         normalizer = _load_statistics(spec, state["normalizer"], device)
     policy = Policy(spec, actor, normalizer)
-    policy.meta = dict(data["meta"])
+    policy.meta = untag_floats(data["meta"])
     return policy
 
 

@@ -181,6 +181,28 @@ def _refuse_constant(word: str) -> Any:
     raise ValueError(f"{word} is no JSON")
 
 
+# Plain JSON
+
+
+def tag_floats(tree: Any) -> Any:
+    """Plain values as JSON has them: a float that is not finite becomes ``{"$float": hex}``, a tuple a list, and a key
+    that begins with ``$`` has one more."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return {"$float": struct.pack(">d", tree).hex()}
+    if isinstance(tree, Mapping):
+        return {"$" + key if str(key).startswith("$") else key: tag_floats(child) for key, child in tree.items()}
+    return [tag_floats(child) for child in tree] if isinstance(tree, list | tuple) else tree
+
+
+def untag_floats(tree: Any) -> Any:
+    """What ``tag_floats`` was given. Raises ValueError where a ``$float`` holds no float."""
+    if isinstance(tree, dict):
+        if tree.keys() == {"$float"}:
+            return float(struct.unpack(">d", _float_bits(tree["$float"]))[0])
+        return {key[1:] if key.startswith("$$") else key: untag_floats(child) for key, child in tree.items()}
+    return [untag_floats(child) for child in tree] if isinstance(tree, list) else tree
+
+
 # The tree
 
 

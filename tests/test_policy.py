@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -339,6 +340,28 @@ def test_saving_a_loaded_policy_keeps_how_it_was_trained(tmp_path: Path) -> None
     save_policy(make(VECTOR, TORQUE), tmp_path / "a", {"step": 3})
     save_policy(load_policy(tmp_path / "a"), tmp_path / "b")
     assert load_policy(tmp_path / "b").meta == {"step": 3}
+
+
+def test_numbers_that_json_lacks_are_kept(tmp_path: Path) -> None:
+    meta = {"env": {"kwargs": {"range": [0.6, math.inf], "low": -math.inf, "$float": 1.5}}, "gap": math.nan, "step": 3}
+    save_policy(make(VECTOR, TORQUE), tmp_path, meta)
+    text = (tmp_path / "policy.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    loaded = load_policy(tmp_path).meta
+    assert math.isnan(loaded.pop("gap")) and meta.pop("gap")
+    assert loaded == meta
+    rewrite(tmp_path, lambda d: d["meta"].update(gap={"$float": "7ff0"}))
+    refused(tmp_path, "a \\$float holds 16 hexadecimal digits")
+
+
+@pytest.mark.parametrize("device", ["meta", "vulkan"])
+def test_a_device_that_is_not_there_is_no_damage(tmp_path: Path, device: str) -> None:
+    policy = make(VECTOR, TORQUE)
+    save_policy(policy, tmp_path)
+    for use in (lambda: load_policy(tmp_path, device), lambda: policy.to(device)):
+        with pytest.raises(RloptError, match=f"^device={device} cannot be used on this machine; use auto, cpu") as e:
+            use()
+        assert "\n" not in str(e.value)
 
 
 def test_a_missing_policy_is_one_clear_line(tmp_path: Path) -> None:

@@ -99,12 +99,15 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """The mean of independent values (n,) with Student's t interval: mean ± t(n-1) · s / √n, s with n - 1.
 
     For what is roughly normal, such as the returns of a run's evaluation episodes. For a few seeds of one agent
-    ``bootstrap_interval(values, mean)`` assumes less, but is too narrow below about ten seeds. NaN values are left out.
+    ``bootstrap_interval(values, mean)`` assumes less, but is too narrow below about ten seeds. NaN values are left out;
+    where there is nothing else, all three are NaN.
     """
     x = np.asarray(values, dtype=np.float64).ravel()
-    x = x[~np.isnan(x)]
     if len(x) == 0:
         raise ValueError("a mean needs at least one value")
+    x = x[~np.isnan(x)]
+    if len(x) == 0:
+        return Interval(math.nan, math.nan, math.nan)
     centre = float(x.mean())
     if len(x) == 1:
         return Interval(centre, math.nan, math.nan)

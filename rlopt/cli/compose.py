@@ -102,7 +102,8 @@ def resume_request(overrides: Sequence[str]) -> tuple[Path, dict[str, Any]] | No
         if top not in TrainConfig.__dataclass_fields__:
             refuse(key, top, list(TrainConfig.__dataclass_fields__), "")
         if top not in RESUMABLE or override.is_delete():
-            raise RloptError(f"{key}: a resumed run keeps its own; only total_steps, device and log.… go with resume=")
+            may = "total_steps, device, on_nonfinite and log.…"
+            raise RloptError(f"{key}: a resumed run keeps its own; only {may} go with resume=")
         OmegaConf.update(changes, key, override.value(), force_add=True)
     return folder, {str(k): v for k, v in OmegaConf.to_container(changes).items()}  # type: ignore[union-attr]
 

@@ -4,40 +4,63 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from functools import partial
 from pathlib import Path
 
 from rlopt.files import replace_file
+from rlopt.policy import run_policies
 from rlopt.registry import load_extensions
-from rlopt.training.evaluate import describe, evaluate_path
+from rlopt.training.evaluate import Evaluation, describe, evaluate_path
 from rlopt.types import RloptError
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, print the mean return with its interval, and write what was asked for."""
+    """Evaluate, print the mean return with its interval, and write what was asked for.
+
+    Of a folder of several runs each is evaluated; the film is the first one's, and ``--json`` writes a list.
+    """
     load_extensions()
-    evaluation = evaluate_path(
+    evaluate = partial(
+        evaluate_path,
         arguments.path,
         arguments.episodes,
         env_id=arguments.env,
         deterministic=not arguments.stochastic,
         seed=arguments.seed,
-        video=arguments.video,
         device=arguments.device,
     )
-    print(describe(evaluation))
-    lengths = [episode.length for episode in evaluation.episodes]
-    print(f"returns {evaluation.min:.1f} to {evaluation.max:.1f}, lengths {min(lengths)} to {max(lengths)}", end="")
-    print(f", seed {evaluation.seed}, {'modes' if evaluation.deterministic else 'samples'} of the policy")
+    out = sys.stderr if arguments.json == "-" else sys.stdout  # which is then JSON and nothing else
+    several = range(len(run_policies(arguments.path)))
+    evaluations: list[Evaluation] = []
+    for run in several or [None]:
+        evaluations.append(evaluate(video=None if run else arguments.video, run=run))
+        name = "" if run is None else f"run{run}  seed {evaluations[-1].seed}  "
+        print(f"{name}{describe(evaluations[-1])}", file=out, flush=True)
+    if not several:
+        print(_more(evaluations[0]), file=out)
     if arguments.video:
-        print(f"filmed: {arguments.video}")
+        print(f"filmed: {arguments.video}", file=out)
+    found = [evaluation.to_json() for evaluation in evaluations]
+    text = json.dumps(found if several else found[0], indent=1)
     if arguments.json == "-":
-        print(json.dumps(evaluation.to_json(), indent=1))
+        print(text)
     elif arguments.json:
         path = Path(arguments.json)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, (json.dumps(evaluation.to_json(), indent=1) + "\n").encode())
+            replace_file(path, f"{text}\n".encode())
         except OSError as error:
             raise RloptError(f"--json {path} cannot be written: {error}") from error
         print(f"written: {path}")
     return 0
+
+
+def _more(evaluation: Evaluation) -> str:
+    """The second line: extremes, seed and kind of actions."""
+    lengths = [episode.length for episode in evaluation.episodes]
+    kind = "modes" if evaluation.deterministic else "samples"
+    return (
+        f"returns {evaluation.min:.1f} to {evaluation.max:.1f}, lengths {min(lengths)} to {max(lengths)}, "
+        f"seed {evaluation.seed}, {kind} of the policy"
+    )

@@ -22,7 +22,7 @@ def print_options(config: TrainConfig) -> None:
     rows += [row for row in _rows(buffer_config(config), "buffer") if row[0] != "buffer.name"]
     rows += [(join("buffer", name), _text(value), "of the sampler") for name, value in sampler_options(config).items()]
     rows.append(
-        ("resume", "null", "a run folder to go on with; only total_steps, device and log.… may be given beside it")
+        ("resume", "null", "a run folder to go on with; beside it only total_steps, device, on_nonfinite and log.…")
     )
     width, values = max(len(r[0]) for r in rows), max(min(len(r[1]), 24) for r in rows)
     for name, value, help_text in rows:

@@ -21,7 +21,7 @@ import rlopt
 from rlopt.cli.compose import compose, resume_request, split
 from rlopt.cli.options import print_options
 from rlopt.config import to_dict
-from rlopt.training.config import TrainConfig, train_config
+from rlopt.training.config import TrainConfig, schedule_end, train_config
 from rlopt.training.display import Display
 from rlopt.training.evaluate import Evaluation
 from rlopt.training.evaluate import describe as summary
@@ -47,28 +47,29 @@ def run(arguments: argparse.Namespace) -> int:
         print(yaml.safe_dump(to_dict(settle(config)), sort_keys=False, allow_unicode=True), end="")
         return 0
     display = Display(config.total_steps)
-    try:
-        with _told(display):
+    with _told(display):
+        try:
             trainer = train(config, display=display) if request is None else resume(folder, changes, display=display)
-    except BaseException:
-        display.close()
-        raise
-    try:
-        for line in describe(trainer, config):
-            display.message(line)
-        result = trainer.run()
-    except KeyboardInterrupt:  # before the first step, or a second time while the run was being saved
-        print("interrupted; what was saved last is intact", file=sys.stderr)
-        print(f"go on        rlopt train resume={shlex.quote(str(trainer.folder.path))}")
-        return 128 + signal.SIGINT
-    finally:
-        trainer.close()
+        except BaseException:
+            display.close()
+            raise
+        try:
+            for line in describe(trainer, config):
+                display.message(line)
+            result = trainer.run()
+        except KeyboardInterrupt:  # before the first step, or a second time while the run was being saved
+            print("interrupted; what was saved last is intact", file=sys.stderr)
+            print(f"go on        rlopt train resume={shlex.quote(str(trainer.folder.path))}")
+            return 128 + signal.SIGINT
+        finally:
+            trainer.close()
     return _ended(result, config)
 
 
 @contextlib.contextmanager
 def _told(display: Display) -> Iterator[None]:
-    """Show what is logged before long work: the planned size of the replay buffer, and what is compiled."""
+    """Show what is logged before long work: the planned size of the replay buffer, and what is compiled, which is
+    known at the first update only."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -94,12 +95,15 @@ def _ended(result: Result, config: TrainConfig) -> int:
     if result.evaluation:
         print(f"evaluation   {summary(Evaluation(result.evaluation, config.env.id, config.seed))}")
     print(f"run folder   {result.folder} ({result.status} at step {result.step} of {config.total_steps})")
-    if result.status != FINISHED:
+    twice = 2 * config.total_steps
+    if result.status == NONFINITE and config.on_nonfinite == "stop":
+        print(f"go on        rlopt train resume={where} on_nonfinite=skip")
+    elif result.status != FINISHED:
         print(f"go on        rlopt train resume={where}")
-    elif result.step == config.total_steps:  # a solver may have found its answer before
-        print(f"train on     rlopt train resume={where} total_steps={2 * config.total_steps}")
-    policy = where if config.num_runs == 1 else shlex.quote(str(result.folder / "policy" / "run0"))
-    print(f"evaluate     rlopt evaluate {policy} --episodes 20")
+    # A solver may have found its answer before, and a schedule may have ended all learning.
+    elif result.step == config.total_steps and (schedule_end(config) or twice) >= twice:
+        print(f"train on     rlopt train resume={where} total_steps={twice}")
+    print(f"evaluate     rlopt evaluate {where} --episodes 20")
     print(f"draw         rlopt plot {where} --out curve.png")
     if not result.saved:
         print(

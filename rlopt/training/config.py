@@ -102,7 +102,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = option(CheckpointConfig, "checkpoints")
 
 
-RESUMABLE = ("total_steps", "device", "log")
+RESUMABLE = ("total_steps", "device", "on_nonfinite", "log")
 """What may be changed when a run is resumed; ``log`` stands for every ``log.…`` option."""
 
 
@@ -163,6 +163,13 @@ def agent_config(config: TrainConfig) -> Any:
     """The named agent's own configuration object."""
     name, options = _named(config.agent, "agent")
     return build(get_agent(name).config_class, options, "agent")
+
+
+def schedule_end(config: TrainConfig) -> int | None:
+    """The step from which the learning rate stays where its schedule ends; None where it is constant."""
+    if config.agent.get("lr_schedule", "constant") == "constant":
+        return None
+    return config.agent.get("schedule_steps") or config.total_steps
 
 
 def buffer_config(config: TrainConfig) -> BufferConfig:

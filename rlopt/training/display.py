@@ -27,7 +27,8 @@ class Display:
     """
 
     def __init__(self, total_steps: int, unit: str = "steps", stream: TextIO | None = None) -> None:
-        self._total = total_steps
+        self.total_steps = total_steps
+        """What is aimed at; may be lowered on the way."""
         self._unit = unit
         self._stream: TextIO | None = sys.stdout if stream is None else stream
         self._values: dict[str, float] = {}
@@ -75,7 +76,7 @@ class Display:
     # What is shown
 
     def _line(self) -> str:
-        parts = [f"step {self._step}/{self._total} ({self._percent()}%)", *self._speed(), *self._returns()]
+        parts = [f"step {self._step}/{self.total_steps} ({self._percent()}%)", *self._speed(), *self._returns()]
         parts += [f"{name} {_number(value)}" for name, value in self._rest()[:4]]
         parts += [part for part in (self._split(), self._left()) if part]
         return "  ".join(parts)
@@ -87,8 +88,8 @@ class Display:
         from rich.table import Table
 
         head = Table.grid(padding=(0, 2))
-        step = self._readable(f"{self._step}/{self._total} {self._unit} ({self._percent()}%)")
-        head.add_row(ProgressBar(self._total, self._step or 0, width=30), step, *self._speed(), self._left())
+        step = self._readable(f"{self._step}/{self.total_steps} {self._unit} ({self._percent()}%)")
+        head.add_row(ProgressBar(self.total_steps, self._step or 0, width=30), step, *self._speed(), self._left())
         body = Table.grid(padding=(0, 2))
         cells = [part.split(" ", 1) for part in self._returns()] + [
             [self._readable(k), _number(v)] for k, v in self._rest()
@@ -98,7 +99,7 @@ class Display:
         return Panel(Group(head, body, self._split()), expand=False)
 
     def _percent(self) -> int:
-        return 100 * (self._step or 0) // max(1, self._total)
+        return 100 * (self._step or 0) // max(1, self.total_steps)
 
     def _rate(self) -> float:
         """Steps per second: the newest given, else the mean since the first update."""
@@ -125,7 +126,7 @@ class Display:
 
     def _left(self) -> str:
         rate = self._rate()
-        return f"left {_duration((self._total - (self._step or 0)) / rate)}" if rate > 0 else ""
+        return f"left {_duration((self.total_steps - (self._step or 0)) / rate)}" if rate > 0 else ""
 
     # Writing, come what may
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,9 @@ from rlopt.analysis.statistics import mean_interval
 from rlopt.config import build
 from rlopt.envs import VectorEnv, make_env
 from rlopt.envs.factory import EnvFactory, find_spec
-from rlopt.policy import Policy, load_policy
+from rlopt.policy import Policy, load_policy, run_policies
 from rlopt.random import derive_seed, torch_generator
+from rlopt.state import tag_floats
 from rlopt.training.config import EnvConfig, EvalConfig
 from rlopt.training.run_folder import RunFolder
 from rlopt.training.video import record_episode
@@ -173,7 +175,7 @@ class Evaluation:
         return max(self.returns)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what is not finite is None."""
+        """Plain values; what is not finite is None, in ``policy`` tagged as ``rlopt.state.tag_floats`` does."""
         numbers = {
             "mean": self.mean,
             "std": self.std,
@@ -188,7 +190,7 @@ class Evaluation:
             "deterministic": self.deterministic,
             **{name: _finite(value) for name, value in numbers.items()},
             "episodes": [{"return": _finite(e.total_reward), "length": e.length} for e in self.episodes],
-            "policy": self.meta,
+            "policy": tag_floats(self.meta),
         }
 
 
@@ -218,12 +220,13 @@ def evaluate_path(
     seed: int | None = None,
     video: Path | str | None = None,
     device: str | torch.device = "cpu",
+    run: int | None = None,
 ) -> Evaluation:
     """Evaluate the policy of a run folder (its last one) or of a policy folder.
 
     Without further arguments a run's final evaluation is repeated exactly: as many episodes (``eval.episodes``), the
     same seeds, the environment of ``config.yaml``, the statistics frozen with the policy. A policy folder tells its
-    environment and seed itself; the default is then 20 episodes.
+    environment and seed itself; the default is then 20 episodes, or its run's where it lies in one.
 
     A run's ``config.yaml`` may name modules of environments and wrappers, which are imported, just as training did. A
     policy folder, which people pass on, may only name what Gymnasium registers and its own wrappers.
@@ -232,21 +235,23 @@ def evaluate_path(
         env_id: another environment with the same spaces; it keeps the wrappers but not ``env.kwargs``.
         seed: of the episodes; the run's by default.
         video: an mp4 file for episode 0.
+        run: which policy, where a run folder holds those of several runs.
 
     Raises:
         RloptError: no policy there, an environment that does not fit it, or a video that cannot be made.
     """
     path = Path(path)
-    policy = load_policy(path, device)
-    run = (path / "config.yaml").is_file()
-    settings: Mapping[str, Any] = RunFolder(path).config() if run else policy.meta
+    policy = load_policy(path if run is None else run_policies(path)[run], device)
+    trusted = (path / "config.yaml").is_file()
+    settings: Mapping[str, Any] = RunFolder(path).config() if trusted else policy.meta
     if episodes is None:
-        episodes = build(EvalConfig, settings.get("eval", {}), "eval").episodes if run else 20
+        home = _run_folder(path)
+        episodes = 20 if home is None else build(EvalConfig, home.config().get("eval", {}), "eval").episodes
     if episodes < 1:
         raise RloptError(f"episodes={episodes} must be at least 1")
-    env = _environment(policy, settings, env_id, trusted=run)
+    env = _environment(policy, settings, env_id, trusted)
     if seed is None:
-        seed = settings.get("seed", 0)
+        seed = (settings if run is None else policy.meta).get("seed", 0)
         if not isinstance(seed, int):
             raise RloptError(f"{path} names no seed that is a whole number; give one (--seed)")
 
@@ -268,11 +273,19 @@ def evaluate_path(
             evaluator.prepare(episodes)
             if video is not None:  # before the evaluation, because it fails where there is no graphics stack
                 factory = EnvFactory(find_spec(env.id), {**env.kwargs, "render_mode": "rgb_array"}, env.wrappers)
-                record_episode(policy, factory, Path(video), seed, deterministic)
+                record_episode(policy, factory, Path(video), seed, deterministic, MAX_LENGTH)
             found = evaluator.evaluate(policy, episodes, deterministic)
         finally:
             evaluator.close()
     return Evaluation(found, env.id, seed, deterministic, policy.meta)
+
+
+def _run_folder(path: Path) -> RunFolder | None:
+    """The run that ``path`` is, or to whose ``policy/`` or ``policy_best/`` it belongs."""
+    whole = Path(os.path.abspath(path))
+    owners = [folder.parent for folder in (whole, whole.parent) if folder.name in ("policy", "policy_best")]
+    runs = (RunFolder(folder) for folder in (whole, *owners))
+    return next((run for run in runs if run.config_path.is_file()), None)
 
 
 def _environment(policy: Policy, settings: Mapping[str, Any], env_id: str | None, trusted: bool) -> EnvConfig:

@@ -49,7 +49,6 @@ class ReplayLoop(Loop):
         evaluator: Evaluator | None = None,
         normalizer: Normalizer | None = None,
         seed: int = 0,
-        skip_nonfinite: bool = False,
         overlap: bool = False,
         update_mode: str = "eager",
     ) -> None:
@@ -59,7 +58,7 @@ class ReplayLoop(Loop):
         super().__init__(agent, total_steps, env, evaluator, normalizer)
         self.env: VectorEnv = env
         self.config: ReplayAgentConfig = agent.config
-        self.buffer, self.seed, self.skip_nonfinite = buffer, seed, skip_nonfinite
+        self.buffer, self.seed = buffer, seed
         self.owed = 0
         self.carry: Any = None
         self.obs: Obs | None = None
@@ -154,9 +153,9 @@ class ReplayLoop(Loop):
             bad_reward = bool((~step.reward.isfinite() & valid).any())
             self._bad = self._bad or ("reward" if bad_reward else "observation")
             valid = valid & finite
-            if self.skip_nonfinite:
-                obs = self.env.reset(mask=~finite)
-                step = step._replace(obs=obs, reset=step.reset | ~finite)
+            # Even where the run stops here: resumed, it must not begin with what stopped it.
+            obs = self.env.reset(mask=~finite)
+            step = step._replace(obs=obs, reset=step.reset | ~finite)
         by_run = valid.view(self.runs, self.each)
         count = int(by_run.sum(1).max())
         if count > remaining:

@@ -17,7 +17,8 @@ import re
 import sys
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -84,14 +85,15 @@ class RunFolder:
         """Become the writer of a run that exists, to resume it.
 
         Raises:
-            RloptError: if there is no run, or another process writes there.
+            RloptError: if there is no run, if another process writes there, or if it cannot be written.
         """
         folder = cls(path)
         if not folder.config_path.is_file():
             raise RloptError(
                 f"{folder.path} holds no run (no config.yaml); resume= wants the folder that a run printed"
             )
-        folder._lock = Lock(folder.path)
+        with told_as_one_line(folder.path):
+            folder._lock = Lock(folder.path)
         return folder
 
     def config(self) -> dict[str, Any]:
@@ -117,10 +119,8 @@ class RunFolder:
         Raises:
             RloptError: the disk is full, or the folder may not be written.
         """
-        try:
+        with told_as_one_line(self.config_path):
             replace_file(self.config_path, _to_yaml(config))
-        except OSError as e:
-            raise RloptError(f"{self.config_path} cannot be written: {e}; free some space, or mend its rights") from e
 
     def draw_curve(self, unit: str = "environment steps") -> None:
         """Redraw ``curve.png`` from the tables. What goes wrong is logged: no picture is worth a run."""
@@ -159,6 +159,15 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def told_as_one_line(path: Path) -> Iterator[None]:
+    """What fails while ``path`` or something in it is written: a RloptError that names it."""
+    try:
+        yield
+    except OSError as e:
+        raise RloptError(f"{path} cannot be written: {e}; free some space, or mend its rights") from e
 
 
 def parse_config(text: str, path: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from rlopt.training.config import (
     agent_config,
     buffer_config,
     sampler_options,
+    schedule_end,
     train_config,
 )
 from rlopt.training.evaluate import Evaluator
@@ -69,15 +70,16 @@ def resume(
 ) -> Trainer:
     """A trainer that goes on exactly where the newest sound checkpoint of ``run`` stood.
 
-    ``changes`` are top-level options that may change: ``total_steps``, ``device`` and ``log``.
+    ``changes`` are top-level options that may change: ``total_steps``, ``device``, ``on_nonfinite`` and ``log``.
 
-    Raises RloptError where the configuration is not the one that the checkpoints were saved with, where the buffer no
-    longer fits, or where no checkpoint is sound.
+    Raises RloptError where the configuration is not the one that the checkpoints were saved with, where the run would
+    outlive its learning rate, where the buffer no longer fits, or where no checkpoint is sound.
     """
     folder = RunFolder.open(Path(run))
     try:
         config = settle(train_config({**folder.config(), **changes}))
         _refuse_edits(folder)
+        _refuse_dead_rate(folder, config)
         loop = make_loop(config)
         try:
             trainer = make_trainer(config, loop, folder, callbacks, display)
@@ -109,9 +111,24 @@ def _refuse_edits(folder: RunFolder) -> None:
         if old != new and name.split(".")[0] not in (*RESUMABLE, "run_dir"):
             raise RloptError(
                 f"{folder.config_path} was changed: {name} is {new or 'missing'}, but the run was trained "
-                f"{'without it' if old is None else f'with {old}'}; put that back (only total_steps, device and log.… "
-                "may change), or begin a new run"
+                f"{'without it' if old is None else f'with {old}'}; put that back (only total_steps, device, "
+                "on_nonfinite and log.… may change), or begin a new run"
             )
+
+
+def _refuse_dead_rate(folder: RunFolder, config: TrainConfig) -> None:
+    """A run that is extended beyond its schedule would learn no more, and nothing would tell."""
+    saved, end = saved_config(folder.checkpoints), schedule_end(config)
+    before = folder.config() if saved is None else parse_config(*saved)
+    if end is None or config.total_steps <= max(end, before.get("total_steps", 0)):
+        return
+    kind, final = config.agent["lr_schedule"], config.agent["final_learning_rate"]
+    if final == 0.0:
+        raise RloptError(
+            f"total_steps={config.total_steps}: this run's learning rate is 0 from step {end} on "
+            f"(agent.lr_schedule={kind}); begin a new run with that many steps, or with agent.lr_schedule=constant"
+        )
+    log.warning("from step %d on the learning rate stays at %g of what it began with (%s)", end, final, kind)
 
 
 def _flat(mapping: dict[Any, Any], where: str) -> dict[str, str]:
@@ -127,8 +144,8 @@ def settle(config: TrainConfig) -> TrainConfig:
     """Decide once what was left open: threads, device, the environment's backend, the length of a schedule, the loss of
     the critics. ``config.yaml`` keeps the answers."""
     agent = dict(config.agent)
-    if agent.get("lr_schedule", "constant") != "constant" and agent.get("schedule_steps") is None:
-        agent["schedule_steps"] = config.total_steps
+    if (end := schedule_end(config)) is not None:
+        agent["schedule_steps"] = end
     if agent.get("td_loss") == "auto":
         sampler = get_sampler(config.buffer["name"])
         agent["td_loss"] = getattr(sampler, "td_loss", "squared")
@@ -209,7 +226,6 @@ def _replay_loop(config: TrainConfig, make: Callable[..., Loop] = ReplayLoop) ->
             evaluator(config, device),
             normalizer,
             config.seed,
-            config.on_nonfinite == "skip",
             config.overlap,
             _update_mode(config, agent, buffer, normalizer is not None),
         )

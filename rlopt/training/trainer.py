@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import signal
 import threading
 from collections.abc import Sequence
@@ -13,12 +14,13 @@ from time import monotonic, perf_counter
 from types import FrameType
 from typing import Any
 
+from rlopt.analysis.tables import read_csv
 from rlopt.policy import Policy, save_policy
 from rlopt.training.checkpoint import CheckpointFailed, Checkpoints
 from rlopt.training.logging import Display, Logger
 from rlopt.training.loop import Loop, Progress
 from rlopt.training.metrics import Sums, load_sums, means, merge, sums_state
-from rlopt.training.run_folder import RunFolder
+from rlopt.training.run_folder import RunFolder, told_as_one_line
 from rlopt.types import Episode, RloptError, State
 
 log = logging.getLogger(__name__)
@@ -103,7 +105,8 @@ class Trainer:
         self.eval_every, self.eval_episodes, self.log_every = eval_every, eval_episodes, log_every
         self.checkpoint_minutes, self.checkpoint_every = checkpoint_minutes, checkpoint_every
         self.skip_nonfinite, self.policy_meta, self.callbacks = skip_nonfinite, policy_meta or {}, list(callbacks)
-        self.checkpoints = Checkpoints(folder.checkpoints, keep=keep, config=folder.config_text())
+        with told_as_one_line(folder.path):
+            self.checkpoints = Checkpoints(folder.checkpoints, keep=keep, config=folder.config_text())
         self.tensorboard, self.display = tensorboard, display
         self.logger: Logger | None = None
         self.last_evaluation: list[Episode] = []
@@ -145,13 +148,17 @@ class Trainer:
         returns."""
         first = self.loop.step
         runs = self.loop.runs
-        self.logger = Logger(self.folder, tensorboard=self.tensorboard, resume_step=first, num_runs=runs)
+        with told_as_one_line(self.folder.path):
+            self.logger = Logger(self.folder, tensorboard=self.tensorboard, resume_step=first, num_runs=runs)
         for c in self.callbacks:
             c.on_start(self)
         self._window_start, self._window_step = perf_counter(), first
         saved_at = monotonic()
         status = FINISHED
         with _Signals(self):
+            if first >= self.loop.total_steps and first not in read_csv(self.folder.evaluations)["step"]:
+                self._evaluate()  # a non-finite value stopped the run at its last step
+                self._saved_step = -1
             while self.loop.step < self.loop.total_steps:
                 status = self._advance()
                 if status != FINISHED:
@@ -242,6 +249,7 @@ class Trainer:
         stop = self._nonfinite()
         self.logger.metrics(self.loop.step, values)
         if self.display is not None:
+            self.display.total_steps = self.loop.total_steps  # lower once a solver has converged
             self.display.update(self.loop.step, values)
         self._sums, self._returns, self._updates = {}, [], 0
         self._env_seconds = self._learn_seconds = 0.0
@@ -260,7 +268,8 @@ class Trainer:
             return False
         self._first_bad = bad
         if not self.skip_nonfinite:
-            what = "stopping (on_nonfinite=skip would go on)"
+            where = shlex.quote(str(self.folder.path))
+            what = f"stopping; what goes on without it is `rlopt train resume={where} on_nonfinite=skip`"
         elif hopeless:
             what = f"stopping, as {FRUITLESS:,} steps in a row gave nothing else; look at the environment"
         else:

@@ -15,11 +15,17 @@ from rlopt.types import Episode, RloptError
 
 
 def record_episode(
-    policy: Policy, make: Callable[[], Env], path: Path, seed: int, deterministic: bool = True
+    policy: Policy,
+    make: Callable[[], Env],
+    path: Path,
+    seed: int,
+    deterministic: bool = True,
+    max_length: int | None = None,
 ) -> Episode:
     """Film episode 0 of an evaluation with ``seed`` into the mp4 file ``path``.
 
-    ``make`` builds one environment with ``render_mode="rgb_array"``. An episode that fails leaves no file.
+    ``make`` builds one environment with ``render_mode="rgb_array"``. Where it declares no limit of its own, the film
+    ends after ``max_length`` steps. An episode that fails leaves no file.
 
     Raises:
         RloptError: a missing extra, a path that is no mp4 or cannot be written, or an environment that cannot be drawn.
@@ -31,7 +37,7 @@ def record_episode(
         path.parent.mkdir(parents=True, exist_ok=True)
         fps = float(env.envs[0].metadata.get("render_fps") or 30)
         with open_writer(str(staged), fps=fps, codec="libx264", macro_block_size=2) as writer:
-            episode = _film(policy, env, writer, seed, deterministic)
+            episode = _film(policy, env, writer, seed, deterministic, max_length)
         staged.replace(path)
     except OSError as e:
         raise RloptError(f"{path} cannot be written: {' '.join(str(e).split())}") from e
@@ -54,7 +60,9 @@ def check_video(path: Path) -> Callable[..., Any]:
     return writer
 
 
-def _film(policy: Policy, env: SyncVectorEnv, writer: Any, seed: int, deterministic: bool) -> Episode:
+def _film(
+    policy: Policy, env: SyncVectorEnv, writer: Any, seed: int, deterministic: bool, max_length: int | None
+) -> Episode:
     generator = None if deterministic else torch_generator(seed, "evaluation", "noise", device=policy.device)
     obs = env.reset(seeds=[derive_seed(seed, "evaluation", 0)])
     total, length, carry = 0.0, 0, None
@@ -65,7 +73,8 @@ def _film(policy: Policy, env: SyncVectorEnv, writer: Any, seed: int, determinis
         obs, carry = step.obs, act.carry
         total += float(step.reward)
         length += 1
-        if bool(step.terminated | step.truncated):
+        cut = env.spec.episode_limit is None and length == max_length
+        if cut or bool(step.terminated | step.truncated):
             writer.append_data(_frame(env))
             return Episode(total, length)
 

@@ -62,6 +62,12 @@ def test_mean_interval_is_students() -> None:
     assert 3.0 - interval.low == pytest.approx(interval.high - 3.0)
 
 
+def test_a_mean_of_nothing_but_nan_is_nan() -> None:
+    assert all(math.isnan(value) for value in mean_interval([math.nan, math.nan]))
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_interval([])
+
+
 def test_one_value_has_no_interval() -> None:
     assert mean_interval([7.0])[0] == 7.0
     assert all(math.isnan(end) for end in mean_interval([7.0])[1:])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +19,10 @@ from rlopt import registry
 from rlopt.buffers.storage import Storage
 from rlopt.cli import main
 from rlopt.cli.environment import WAIT_POLICY, prepare_environment
+from rlopt.cli.train import _ended
 from rlopt.nn.networks import ENCODERS
+from rlopt.training.config import train_config
+from rlopt.training.trainer import Result
 from rlopt.types import RloptError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,7 +260,9 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(
     logged = [float(row["return"]) for row in rows(trained / "evaluations.csv")]
     assert [episode["return"] for episode in result["episodes"]] == logged
     assert main(["evaluate", str(trained), "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out.partition("policy\n")[2]) == result
+    said = capsys.readouterr()
+    assert json.loads(said.out) == result
+    assert "over 2 episodes (Pendulum-v1)" in said.err
     assert main(["evaluate", str(trained / "policy"), "--episodes", "3", "--stochastic", "--seed", "5"]) == 0
     said = capsys.readouterr().out
     assert "over 3 episodes" in said
@@ -492,3 +498,33 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytes
     prepare_environment()
     assert os.environ[first] == "ACTIVE"
     assert {name: os.environ[name] for name in rest} == {name: WAIT_POLICY[name] for name in rest}
+
+
+def test_what_is_compiled_is_told_while_it_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlopt.agents.sac_fused.compiles", lambda function: True)
+    assert main(["train", *SHORT, "total_steps=31", "eval.episodes=1", f"run_dir={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr()
+    lines = [line for line in said.out.splitlines() if line.startswith("compiling the update")]
+    assert len(lines) == 1, "one update, one line"
+    assert "compiling" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("status", "overrides", "line"),
+    [
+        ("finished", {}, "train on     rlopt train resume='a run' total_steps=200"),
+        ("finished", {"agent": {"name": "sac", "lr_schedule": "cosine"}}, None),
+        ("nonfinite", {}, "go on        rlopt train resume='a run' on_nonfinite=skip"),
+        ("nonfinite", {"on_nonfinite": "skip"}, "go on        rlopt train resume='a run'"),
+        ("interrupted", {"num_runs": 2}, "go on        rlopt train resume='a run'"),
+    ],
+)
+def test_the_commands_that_are_printed_are_those_that_work(
+    status: str, overrides: dict[str, Any], line: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _ended(Result(status, 100, [], Path("a run")), train_config({"total_steps": 100, **overrides}))
+    said = capsys.readouterr().out.splitlines()
+    assert [text for text in said if text.startswith(("train on", "go on"))] == ([] if line is None else [line])
+    assert "evaluate     rlopt evaluate 'a run' --episodes 20" in said

@@ -7,7 +7,9 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -23,6 +25,7 @@ from rlopt.nn import CategoricalActor, NetworkConfig, SquashedGaussianActor, bui
 from rlopt.policy import Policy, save_policy
 from rlopt.random import derive_seed
 from rlopt.training import evaluate as evaluate_module
+from rlopt.training import video
 from rlopt.training.config import train_config
 from rlopt.training.evaluate import MAX_SLOTS, Evaluation, Evaluator, describe, evaluate_path, run_episodes
 from rlopt.training.setup import train
@@ -315,6 +318,27 @@ def test_the_trainers_last_evaluation_is_repeated_from_the_run_folder(tmp_path: 
     assert found.meta["step"] == 40 and found.meta["selected"] == "last"
 
 
+def test_an_infinite_argument_reaches_the_environment(tmp_path: Path) -> None:
+    save_policy(policy_for("Lengths-v0"), tmp_path, {"env": {"id": "Lengths-v0", "kwargs": {"shift": -math.inf}}})
+    found = evaluate_path(tmp_path, 3)
+    assert found.returns == [-math.inf] * 3
+    assert "Infinity" not in json.dumps(found.to_json()["policy"])
+
+
+def test_returns_that_are_all_nan_are_told() -> None:
+    found = Evaluation([Episode(math.nan, 3)] * 3, "Lengths-v0", seed=0)
+    assert describe(found) == "mean return nan, 95% interval [nan, nan] over 3 episodes (Lengths-v0)"
+    data = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert data["mean"] is data["interval_low"] is data["episodes"][0]["return"] is None
+
+
+def test_a_policy_inside_its_run_is_evaluated_as_often_as_the_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{seed: 0, env: {id: Lengths-v0}, eval: {episodes: 4}}")
+    for folder in ("policy/run0", "policy_best", "other"):
+        save_policy(policy_for("Lengths-v0"), tmp_path / folder)
+        assert len(evaluate_path(tmp_path / folder).episodes) == (20 if folder == "other" else 4)
+
+
 def test_threads_are_the_runs_and_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_policy(policy_for("Lengths-v0"), tmp_path / "policy")
     (tmp_path / "config.yaml").write_text("{seed: 0, threads: 2, env: {id: Lengths-v0}, eval: {episodes: 1}}")
@@ -419,14 +443,38 @@ def test_an_environment_without_pictures_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*film*"))
 
 
+def endless(env: VectorEnv) -> Policy:
+    """CliffWalking has no time limit, and a policy that walks into the wall never leaves the start."""
+    actor: Any = make_actor("tabular", env.spec.observation_space, env.spec.action_space, {})
+    actor.probabilities.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64))  # always left
+    return Policy(env.spec, actor)
+
+
+def test_a_film_without_an_end_is_cut_off_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: list[int] = []
+
+    @contextmanager
+    def writer(file: str, **_: Any) -> Iterator[Any]:
+        Path(file).touch()
+        yield SimpleNamespace(append_data=frames.append)
+
+    def frame(env: VectorEnv) -> int:
+        assert len(frames) <= 50, "the film goes on"
+        return 1
+
+    monkeypatch.setattr(evaluate_module, "MAX_LENGTH", 50)
+    monkeypatch.setattr(video, "check_video", lambda path: writer)
+    monkeypatch.setattr(video, "_frame", frame)
+    save_policy(endless(make_env("CliffWalking-v1", 1, autoreset=False)), tmp_path / "p")
+    assert evaluate_path(tmp_path / "p", 1, video=tmp_path / "film.mp4").episodes == [Episode(-50.0, 50)]
+    assert len(frames) == 51
+
+
 def test_an_episode_without_an_end_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """CliffWalking has no time limit, and a policy that walks into the wall never leaves the start."""
     monkeypatch.setattr(evaluate_module, "MAX_LENGTH", 50)
     env = make_env("CliffWalking-v1", 2, autoreset=False)
-    actor: Any = make_actor("tabular", env.spec.observation_space, env.spec.action_space, {})
-    actor.probabilities.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64))  # always left
-    episodes = run_episodes(Policy(env.spec, actor), env, 2, seed=0)
+    episodes = run_episodes(endless(env), env, 2, seed=0)
     assert [(e.total_reward, e.length) for e in episodes] == [(-50.0, 50)] * 2
     assert "cut off after 50 steps" in caplog.text

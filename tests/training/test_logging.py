@@ -210,6 +210,16 @@ def test_plain_lines_come_at_most_every_ten_seconds_and_the_last_always(clock: C
     assert lines[-1] == "step 100/100 (100%)  1 steps/s  evaluation -7.0  left 0s"
 
 
+def test_a_total_that_was_lowered_is_what_is_shown(clock: Clock) -> None:
+    out = io.StringIO()
+    shown = Display(1_000_000, stream=out)
+    shown.update(10, {"steps_per_second": 1.0})
+    shown.total_steps = 438
+    shown.update(438, {})
+    shown.close()
+    assert out.getvalue().splitlines()[-1] == "step 438/438 (100%)  1 steps/s  left 0s"
+
+
 def test_speed_is_measured_where_none_is_given(clock: Clock) -> None:
     out = io.StringIO()
     shown = Display(100, stream=out)

@@ -1,14 +1,17 @@
 """What a resumed run may change, what it refuses, and what it settles."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 from test_resume import config, run_to_end
 
+from rlopt.training.config import complete_agent
 from rlopt.training.manifest import read_manifest
 from rlopt.training.replay_loop import _moved
+from rlopt.training.run_folder import RunFolder
 from rlopt.training.setup import resume, train
 from rlopt.types import RloptError
 
@@ -63,6 +66,30 @@ def test_what_may_change_may_change_by_hand_too(run):
     edit(run, "log", "every", value=10)
     edit(run, "run_dir", value="elsewhere")
     assert run_to_end(resume(run, {})).step == 70
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_a_run_does_not_silently_outlive_its_learning_rate(tmp_path, final, caplog):
+    plain = {"name": "sac", "network": {"hidden": [8]}, "warmup_steps": 100, "fused": False}
+    run = tmp_path / "run"
+    settings = config("sac-pendulum", run, total_steps=20)
+    agent = complete_agent({**plain, "lr_schedule": "linear", "final_learning_rate": final})
+    run_to_end(train(replace(settings, agent=agent)))
+    assert resume_to(run, 20) == 20
+    if final == 0.0:
+        with pytest.raises(RloptError, match=r"^total_steps=30: this run's learning rate is 0 from step 20 on .*line"):
+            resume(run, {"total_steps": 30})
+        edit(run, "total_steps", value=30)
+        with pytest.raises(RloptError, match="begin a new run"):
+            resume(run, {})
+        RunFolder.open(run).close()
+    else:
+        assert resume_to(run, 30) == 30
+        assert "from step 20 on the learning rate stays at 0.1 of what it began with (linear)" in caplog.text
+
+
+def resume_to(run, total_steps):
+    return run_to_end(resume(run, {"total_steps": total_steps})).step
 
 
 def test_an_option_that_an_older_file_lacks_is_no_change(run):

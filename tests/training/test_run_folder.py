@@ -47,6 +47,14 @@ def test_a_folder_that_holds_a_run_is_never_overwritten(tmp_path: Path) -> None:
     RunFolder.open(tmp_path).close()  # the refusal has let the lock go
 
 
+def test_a_run_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, CONFIG).close()
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()  # as on a read-only disk, where the superuser fails too
+    with pytest.raises(RloptError, match=rf"^{tmp_path} cannot be written: .*; free some space, or mend its rights$"):
+        RunFolder.open(tmp_path)
+
+
 @pytest.mark.parametrize("left", ["metrics.csv", "checkpoints"])
 def test_remains_of_a_run_count_as_one(tmp_path: Path, left: str) -> None:
     (tmp_path / left).mkdir()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from rlopt.cli import main
 from rlopt.policy import load_policy
 from rlopt.training.config import train_config
 from rlopt.training.evaluate import evaluate_path
@@ -71,6 +73,23 @@ def test_a_run_folder_of_several_runs(tmp_path) -> None:
         assert (tmp_path / "run" / "policy_best" / f"run{r}").is_dir()
     with pytest.raises(RloptError, match=r"holds the policies of several runs; name one of them, such as .*run0"):
         load_policy(tmp_path / "run")
+
+
+def test_all_runs_of_a_folder_are_evaluated_in_an_environment_of_the_users(tmp_path, capsys) -> None:
+    run, agent = tmp_path / "run", {**AGENT, "network": {"hidden": [8]}, "fused": False}
+    env = {"id": "rlopt.envs.counting:rlopt/Count-v0", "kwargs": {"length": [3, 5]}}
+    trainer = train(config(run, num_runs=2, total_steps=10, agent=agent, env=env))
+    result = trainer.run()
+    trainer.close()
+    assert main(["evaluate", str(run), "--json", "-"]) == 0
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert [line.split("  ")[:2] for line in lines] == [["run0", "seed 4"], ["run1", "seed 5"]]
+    assert all("over 2 episodes (rlopt.envs.counting:rlopt/Count-v0)" in line for line in lines)
+    for r, found in enumerate(json.loads(said.out)):
+        assert [e["return"] for e in found["episodes"]] == [e.total_reward for e in result.evaluation if e.run == r]
+    with pytest.raises(RloptError, match="names a module"):
+        evaluate_path(run / "policy" / "run0")
 
 
 def test_statistics_are_not_shared_between_runs() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,9 @@ from rlopt.policy import load_policy, save_policy
 from rlopt.robust import TabularMDP, from_toy_text, policy_value
 from rlopt.state import load_state, save_state, states_equal
 from rlopt.training.config import train_config
+from rlopt.training.display import Display
 from rlopt.training.evaluate import Evaluator
-from rlopt.training.setup import make_loop
+from rlopt.training.setup import make_loop, train
 from rlopt.training.solver_loop import SolverLoop
 from rlopt.types import RloptError
 
@@ -23,7 +26,8 @@ TWO_STATES = ([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.0, 1.0]]], [[1.0, 4.0],
 
 def optimal_value(m: TabularMDP, gamma: float) -> torch.Tensor:
     """By policy iteration with exact linear solves: nothing of the agent's own arithmetic."""
-    kernel, reward = m.kernel.numpy(), m.reward.numpy()
+    kernel = m.kernel.numpy()
+    reward = (kernel * m.reward.numpy()).sum(-1)
     actions, states = np.zeros(m.num_states, int), np.arange(m.num_states)
     while True:
         p, r = kernel[states, actions], reward[states, actions]
@@ -95,6 +99,19 @@ def test_convergence_ends_the_run_and_a_resume_does_nothing_more(tmp_path):
     again = frozen_lake(True, total_steps=50_000)
     again.load_state_dict(load_state(tmp_path / "state"))
     assert again.step == again.total_steps == loop.step
+
+
+def test_the_last_line_of_a_converged_run_says_that_it_is_done(tmp_path):
+    settings = train_config({
+        "total_steps": 50_000, "device": "cpu", "run_dir": str(tmp_path / "run"), "log": {"tensorboard": False},
+        "agent": {"name": "value_iteration"}, "env": {"id": "FrozenLake-v1"}, "eval": {"every": None, "episodes": 1},
+    })  # fmt: skip
+    out = io.StringIO()
+    trainer = train(settings, display=Display(settings.total_steps, stream=out))
+    step = trainer.run().step
+    trainer.close()
+    assert out.getvalue().splitlines()[-1].startswith(f"step {step}/{step} (100%)  ")
+    assert out.getvalue().endswith("left 0s\n")
 
 
 def test_without_a_tolerance_every_iteration_is_done():

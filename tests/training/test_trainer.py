@@ -13,6 +13,7 @@ import torch
 
 from rlopt.state import states_equal
 from rlopt.training import checkpoint as checkpoint_module
+from rlopt.training import csv_table
 from rlopt.training import trainer as trainer_module
 from rlopt.training.checkpoint import CheckpointFailed, Checkpoints
 from rlopt.training.config import train_config
@@ -185,7 +186,56 @@ def test_a_non_finite_value_stops_the_run_by_default_and_is_named(tmp_path, wher
     assert where in caplog.text
     after = trainer.loop.agent.state_dict()
     assert all(states_equal(before[k], after[k]) is None for k in ("actor", "critic", "target"))
-    assert bool(trainer.loop.buffer.block[:5].isfinite().all()) or trainer.loop.buffer.transitions == 4
+    batch = trainer.loop.buffer.sample(200)
+    assert trainer.loop.buffer.transitions == 4 == len(batch.reward.unique())
+    assert bool(batch.reward.isfinite().all()) and bool(batch.next_obs.isfinite().all())
+
+
+PLAIN = {"name": "sac", "network": {"hidden": [8]}, "batch_size": 8, "warmup_steps": 20, "fused": False}
+
+
+@pytest.mark.parametrize("where", ["reward", "observation"])
+def test_a_run_that_stopped_for_a_non_finite_value_goes_on_as_its_message_says(tmp_path, where, caplog):
+    env = {"id": "rlopt-tests/Poisoned-v0", "kwargs": {"where": where, "at": 5}}
+    run = tmp_path / "a run"
+    result = run_to_end(train(config(run, env=env, agent=PLAIN, total_steps=40)))
+    assert (result.status, result.step) == ("nonfinite", 4)
+    assert f"rlopt train resume='{run}' on_nonfinite=skip" in caplog.text
+    again = run_to_end(resume(run, {}))
+    assert (again.status, again.step) == ("nonfinite", 8), "a new episode begins, not the poisoned one"
+    again = run_to_end(resume(run, {"on_nonfinite": "skip"}))
+    assert (again.status, again.step) == ("finished", 40)
+    assert bool(trainer_module.read_csv(run / "evaluations.csv")["step"])
+
+
+def test_a_run_that_stopped_at_its_last_step_is_evaluated_by_a_resume(tmp_path):
+    class Bad(Callback):
+        def on_step(self, trainer, progress):
+            trainer.loop._bad = "reward" if trainer.loop.step == 30 else None
+
+    settings = config(tmp_path / "run", agent=PLAIN, total_steps=30, eval={"every": None, "episodes": 2})
+    result = run_to_end(train(settings, callbacks=[Bad()]))
+    assert (result.status, result.step, result.evaluation) == ("nonfinite", 30, [])
+    for _ in range(2):
+        again = run_to_end(resume(tmp_path / "run", {}))
+        assert (again.status, again.step, len(again.evaluation)) == ("finished", 30, 2)
+        assert [row["step"] for row in rows(tmp_path / "run" / "evaluations.csv")] == ["30", "30"]
+    assert (tmp_path / "run" / "policy_best" / "policy.json").is_file()
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    told = rf"^{tmp_path}/\w+ cannot be written: .*No space left on device; free some space"
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint_module.Checkpoints, "__init__", full)
+        with pytest.raises(RloptError, match=told):
+            train(config(tmp_path / "one", agent=PLAIN))
+    trainer = train(config(tmp_path / "two", agent=PLAIN))
+    monkeypatch.setattr(csv_table, "replace_file", full)
+    with pytest.raises(RloptError, match=told):
+        run_to_end(trainer)
 
 
 @pytest.mark.parametrize("where", ["reward", "observation"])
