@@ -286,7 +286,9 @@ def test_resume_may_change_the_length_the_device_and_logging(run_folder: Path) -
 )
 def test_resume_names_what_it_may_not_change(run_folder: Path, override: str) -> None:
     key = override.lstrip("~").partition("=")[0]
-    with pytest.raises(RloptError, match=f"^{key}: a resumed run keeps its own; only total_steps, device, on_nonfinite"):
+    with pytest.raises(
+        RloptError, match=f"^{key}: a resumed run keeps its own; only total_steps, device, on_nonfinite"
+    ):
         resume_request([f"resume={run_folder}", override])
 
 

@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def compare(load_script: Callable[[str], ModuleType]) -> ModuleType:
-    return load_script("compare_replay")
+    return load_script("compare_runs")
 
 
 @pytest.fixture
@@ -43,6 +43,16 @@ def test_arms_are_compared_where_all_have_been(
     assert lost["paired difference"] == "-100 ± 0" and lost["probability of improvement"].startswith("0.00")
     assert rows["Hopper-v4", "1 update per step", "uniform"]["paired difference"] == ""
     assert rows["1 tasks", "1 update per step", "reshuffled"]["probability of improvement"].startswith("1.00")
+
+
+def test_precisions_are_compared_with_float32(
+    tmp_path: Path, make_run: Callable[..., Path], compare: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for precision, value in (("float32", 10.0), ("bf16", 30.0)):
+        own = {"agent.update_ratio": [1, 1], "buffer.name": "uniform", "precision": precision}
+        make_run(f"root/{precision}/seed0", {100: [value]}, env="Hopper-v4", seed=0, **own)
+    assert compare.main(["--by", "precision", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]) == 0
+    assert "| bf16 | 1 | 30 ± nan | +20 |" in capsys.readouterr().out
 
 
 def test_no_run_is_one_line(tmp_path: Path, compare: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,12 @@
-"""SAC with different ways of drawing minibatches: curves, final returns, and how often one beats another.
+"""Runs that differ in one word: curves, final returns, and how often one beats another.
 
-    python benchmarks/compare_replay.py --root runs/sac_replay --out results/sac_replay
+    python benchmarks/compare_runs.py --root runs/sac_replay --out results/sac_replay
+    python benchmarks/compare_runs.py --by precision --root runs/sac_precision --out results/sac_precision
 
-Reads what ``run_queue.py`` made of ``jobs/sac_replay.yaml``, finished or not. Runs of one task and one update ratio
-that differ in their buffer alone are compared at the last step that all of them reach: every seed's mean over its
-evaluations in the window before. Writes ``evaluations.csv``, ``table.csv``, ``table.md`` and ``curves.png``.
+Reads what ``run_queue.py`` made of ``jobs/sac_replay.yaml`` or ``jobs/sac_precision.yaml``, finished or not. Runs of
+one task and one update ratio that differ in their buffer (or precision) alone are compared at the last step at which
+all of them were evaluated: every seed's mean over its evaluations in the window before. Writes ``evaluations.csv``,
+``table.csv``, ``table.md`` and ``curves.png``.
 """
 
 from __future__ import annotations
@@ -23,15 +25,16 @@ from rlopt.analysis.statistics import Array, bootstrap_interval, iqm, probabilit
 from rlopt.analysis.tables import write_csv
 from rlopt.types import RloptError
 
-BASELINE = "uniform"
+WORDS = {"buffer": ("buffer.name", "uniform"), "precision": ("precision", "float32")}
+"""What may differ: the option, and the baseline."""
 RESAMPLES = 20_000
 
 Setting = tuple[str, str]
 """Task and update ratio."""
 
 
-def find(root: Path) -> dict[Setting, dict[str, list[Run]]]:
-    """Runs with an evaluation by setting and buffer, seeds in order.
+def find(root: Path, option: str) -> dict[Setting, dict[str, list[Run]]]:
+    """Runs with an evaluation by setting and value of ``option``, seeds in order.
 
     Raises:
         RloptError: there is none.
@@ -42,7 +45,7 @@ def find(root: Path) -> dict[Setting, dict[str, list[Run]]]:
         if run.evaluations:
             updates, steps = run.config["agent.update_ratio"]
             setting = run.env_id, f"{updates} update per {steps} steps" if steps > 1 else "1 update per step"
-            found.setdefault(setting, {}).setdefault(str(run.config["buffer.name"]), []).append(run)
+            found.setdefault(setting, {}).setdefault(str(run.config[option]), []).append(run)
     if not found:
         raise RloptError(f"{root} has no run with an evaluation yet (looked for {root}/<name>/seed<seed>)")
     for arms in found.values():
@@ -73,29 +76,30 @@ def finals(arms: dict[str, list[Run]], env_id: str) -> tuple[int, dict[str, Arra
     return step, {name: s for name, s in scores.items() if s is not None}
 
 
-def paired(arms: dict[str, list[Run]], scores: dict[str, Array], name: str) -> Array:
+def paired(arms: dict[str, list[Run]], scores: dict[str, Array], name: str, baseline: str) -> Array:
     """Differences to the baseline over the seeds that both have."""
-    mine, base = (dict(zip(seeds(arms[n]), scores[n], strict=True)) for n in (name, BASELINE))
+    mine, base = (dict(zip(seeds(arms[n]), scores[n], strict=True)) for n in (name, baseline))
     return np.array([mine[s] - base[s] for s in mine if s in base])
 
 
-def compare(root: Path, out: Path) -> str:
+def compare(root: Path, out: Path, word: str = "buffer") -> str:
     """Write the results folder; returns the table."""
-    found = find(root)
+    option, baseline = WORDS[word]
+    found = find(root, option)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[list[object]] = []
-    heads = ["task", "updates", "at", "buffer", "seeds", "return", "paired difference", f"P(better than {BASELINE})"]
+    heads = ["task", "updates", "at", word, "seeds", "return", "paired difference", f"P(better than {baseline})"]
     text = [_line(heads), "|---" * len(heads) + "|"]
     pooled: dict[str, dict[str, list[tuple[Array, Array]]]] = {}
     for (env_id, ratio), arms in found.items():
         step, scores = finals(arms, env_id)
         for name, own in scores.items():
             against, difference = "", ""
-            if name != BASELINE and BASELINE in scores:
-                gap = paired(arms, scores, name)
+            if name != baseline and baseline in scores:
+                gap = paired(arms, scores, name, baseline)
                 difference = f"{gap.mean():+.0f} ± {gap.std(ddof=1):.0f}" if len(gap) > 1 else f"{gap.mean():+.0f}"
-                against = str(probability_of_improvement(own, scores[BASELINE], resamples=RESAMPLES))
-                pooled.setdefault(ratio, {}).setdefault(name, []).append((own, scores[BASELINE]))
+                against = str(probability_of_improvement(own, scores[baseline], resamples=RESAMPLES))
+                pooled.setdefault(ratio, {}).setdefault(name, []).append((own, scores[baseline]))
             spread = own.std(ddof=1) if len(own) > 1 else float("nan")
             told = f"{own.mean():.0f} ± {spread:.0f}"
             text.append(_line([env_id, ratio, format_steps(step), name, len(own), told, difference, against]))
@@ -105,21 +109,21 @@ def compare(root: Path, out: Path) -> str:
     text += [
         "",
         f"Return: mean over the evaluations of the {format_steps(WINDOW)} steps before, mean ± sd over seeds. Paired"
-        f" difference: to {BASELINE}, same seed. P: the chance that a run beats one with {BASELINE} draws, with its"
+        f" difference: to {baseline}, same seed. P: the chance that a run beats one with {baseline}, with its"
         " 95 % bootstrap interval.",
         "",
     ]
     for ratio, arms_of in pooled.items():
         for name, pairs in arms_of.items():
             p = probability_of_improvement([x for x, _ in pairs], [y for _, y in pairs], resamples=RESAMPLES)
-            text.append(f"- {ratio}, {len(pairs)} tasks pooled: P({name} better than {BASELINE}) = {p}")
+            text.append(f"- {ratio}, {len(pairs)} tasks pooled: P({name} better than {baseline}) = {p}")
             rows.append([f"{len(pairs)} tasks", ratio, "", name, "", "", "", "", "", "", "", str(p)])
-    head = ["env", "updates", "step", "buffer", "seeds", "mean", "sd", "iqm", "low", "high", "paired difference",
+    head = ["env", "updates", "step", word, "seeds", "mean", "sd", "iqm", "low", "high", "paired difference",
             "probability of improvement"]  # fmt: skip
     write_csv(out / "table.csv", head, rows)
     write_csv(
         out / "evaluations.csv",
-        ["env", "updates", "buffer", "seed", "step", "return"],
+        ["env", "updates", word, "seed", "step", "return"],
         [
             [env_id, ratio, name, e.seed, step, f"{mean:.2f}"]
             for (env_id, ratio), arms in found.items()
@@ -143,12 +147,13 @@ def _line(cells: Sequence[object]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Compare SAC's minibatch draws.")
+    parser = argparse.ArgumentParser(description="Compare runs that differ in one word.")
+    parser.add_argument("--by", choices=WORDS, default="buffer", help="the word")
     parser.add_argument("--root", type=Path, required=True, help="the queue's --root")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     given = parser.parse_args(arguments)
     try:
-        print(compare(given.root, given.out))
+        print(compare(given.root, given.out, given.by))
     except RloptError as e:
         print(e, file=sys.stderr)
         return 2
