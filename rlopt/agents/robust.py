@@ -41,7 +41,9 @@ SETS: dict[str, type[Any]] = {
 class RobustConfig(AgentConfig):
     """What every solver of robust MDPs has."""
 
-    gamma: float = option(0.95, "discount of the model", low=0.0, high=1.0)
+    gamma: float | None = option(  # type: ignore[assignment]  # of a solver's discount, no loop asks
+        None, "discount (null: the model's own; 0.95 where it has none)", low=0.0, high=1.0
+    )
     tolerance: float | None = option(
         1e-3, "stop once every instance's certified gap is at most this (null: never)", above=0.0
     )
@@ -51,15 +53,28 @@ class RobustConfig(AgentConfig):
         None, "ambiguity set put around the nominal model (null: the model's own, l1 where it has none)",
         choices=(None, *SETS),
     )  # fmt: skip
-    radius: float = option(0.2, "its radius, where it is not the model's own", low=0.0)
+    radius: float | None = option(None, "its radius, where the set is not the model's own (null: 0.2)", low=0.0)
 
     def __post_init__(self) -> None:
-        if self.gamma >= 1.0:
+        if self.gamma is not None and self.gamma >= 1.0:
             raise RloptError(f"agent.gamma={self.gamma:g}: robust MDPs need a discount below 1; use agent.gamma=0.99")
 
     def make_set(self) -> Ambiguity:
-        made: Ambiguity = SETS[self.ambiguity or "l1"](self.radius)
+        made: Ambiguity = SETS[self.ambiguity or "l1"](0.2 if self.radius is None else self.radius)
         return made
+
+    def make_model(self, given: TabularMDP | RobustMDP) -> RobustMDP:
+        """The model as these options want it."""
+        if isinstance(given, TabularMDP):
+            return RobustMDP.from_tabular(given, 0.95 if self.gamma is None else self.gamma, self.make_set())
+        if self.ambiguity is not None:
+            given = given.replace(self.make_set())
+        elif self.radius is not None:
+            raise RloptError(
+                f"agent.radius={self.radius:g}: the model brings its own ambiguity set; name the set that is to "
+                "have this radius, such as agent.ambiguity=l1"
+            )
+        return given if self.gamma is None else given.with_gamma(self.gamma)
 
 
 class RobustAgent(SolverAgent):
@@ -79,12 +94,7 @@ class RobustAgent(SolverAgent):
 
     def build(self) -> None:
         c = self.config
-        given = self.model
-        if isinstance(given, TabularMDP):
-            given = RobustMDP.from_tabular(given, c.gamma, c.make_set())
-        elif c.ambiguity is not None:
-            given = given.replace(c.make_set())
-        self.robust_model = given.with_gamma(c.gamma).to(self.device)
+        self.robust_model = c.make_model(self.model).to(self.device)
         start = random_policy(self.robust_model, self.seed) if c.start == "random" else None
         options = self.solver_class.options_class
         names = [f.name for f in dataclasses.fields(options)]

@@ -11,7 +11,7 @@ from rlopt.agents.base import AgentConfig
 from rlopt.agents.solver import SolverAgent
 from rlopt.nn import Net, TabularActor
 from rlopt.policy import Policy
-from rlopt.robust import action_values, discounted_bounds, greedy
+from rlopt.robust import action_values, discounted_bounds, expected_reward, greedy
 from rlopt.types import Act, Obs, RloptError, Update, option
 
 
@@ -45,7 +45,7 @@ class ValueIteration(SolverAgent):
 
     def build(self) -> None:
         c = self.config
-        reward = self.model.reward.to(self.device)
+        reward = self.reward = expected_reward(self.model.kernel, self.model.reward).to(self.device)
         self.value = self.persist("value", torch.zeros_like(reward[:, 0]))
         # Before the first backup: no return is below that of the worst reward for ever, none above that of the best.
         self.lower = self.persist("lower", torch.full_like(self.value, float(reward.min()) / (1.0 - c.gamma)))
@@ -69,7 +69,7 @@ class ValueIteration(SolverAgent):
         Σ initial(s) V*(s); ``gap`` is the widest interval of any state.
         """
         m, gamma = self.model, self.config.gamma
-        q = action_values(m.kernel, m.reward, gamma, self.value)
+        q = action_values(m.kernel, self.reward, gamma, self.value)
         backed_up = q.amax(-1)
         lower, upper = discounted_bounds(gamma, self.value, backed_up)
         residual = (backed_up - self.value).abs().amax()

@@ -10,11 +10,13 @@ from rlopt.robust.mdp import (
     action_values,
     bellman_policy,
     discounted_bounds,
+    expected_reward,
     from_toy_text,
     greedy,
     policy_value,
 )
 from rlopt.robust.model import RobustMDP
+from rlopt.robust.parametric import ParametricSet, solve_parametric
 from rlopt.robust.solve import Solution, make_solver, solve
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Kernel",
     "LInf",
     "Nominal",
+    "ParametricSet",
     "RobustMDP",
     "Solution",
     "StateL1",
@@ -34,9 +37,11 @@ __all__ = [
     "action_values",
     "bellman_policy",
     "discounted_bounds",
+    "expected_reward",
     "from_toy_text",
     "greedy",
     "make_solver",
     "policy_value",
     "solve",
+    "solve_parametric",
 ]

@@ -28,7 +28,8 @@ class Backup(NamedTuple):
     policy: Tensor
     """(K, S, A) a minimiser."""
     rows: Tensor | None
-    """(K, S, A, B) the adversary's side of the saddle point, where asked for."""
+    """(K, S, A, B) the adversary's side of the saddle point, where asked for: rows of the set, worth ``value`` to the
+    best of the state's actions, both up to rounding, also where targets are all but equal."""
 
 
 class Ambiguity(ABC):

@@ -135,7 +135,8 @@ class MirrorDescent(Solver):
         assert isinstance(options, MirrorDescentOptions)
         s, m = self.state, self.model
         self.step_size = options.step_size
-        automatic = 1.0 / m.gamma if m.ambiguity.rectangular == "sa" else 1.0
+        # With discount 0 the steps after the first are as long as the cap of ``advance`` lets them be.
+        automatic = 1.0 / max(m.gamma, 1e-14) if m.ambiguity.rectangular == "sa" else 1.0
         self.growth = automatic if options.growth is None else options.growth
         s["rows"] = m.kernel.probabilities.clone()
         s["logits"] = s["policy"].clamp(min=1e-12).log()

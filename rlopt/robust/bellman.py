@@ -76,19 +76,20 @@ def robust_step(m: RobustMDP, policy: Tensor, value: Tensor) -> tuple[Tensor, Te
 def worst_case(
     m: RobustMDP, policy: Tensor, rows: Tensor, tolerance: Tensor | float = 0.0, limit: int = 1000
 ) -> Evaluation:
-    """The exact adversary: policy iteration of its own MDP from ``rows``, until the gap of J is at most ``tolerance``.
+    """The exact adversary: policy iteration of its own MDP from ``rows``, until the gap of J is at most ``tolerance``
+    or it has improved its kernel ``limit`` times.
 
     Value of the present kernel, worst rows for that value, and again; monotone, and for polyhedral sets
     finite. The bound is MacQueen's on T_π. It stops where rounding allows no better, also at tolerance 0.
     """
     allowed = torch.as_tensor(tolerance, dtype=torch.float64, device=m.device).expand(m.num_instances)
     steps = torch.zeros(m.num_instances, dtype=torch.int64, device=m.device)
-    for _ in range(limit):
+    for i in range(limit + 1):
         value = policy_value(m, policy, rows)
         backed_up, found = robust_step(m, policy, value)
         upper = certified_upper(m, value, backed_up)
         open_ = _unfinished(m, value, backed_up, upper, allowed)
-        if not bool(open_.any()):
+        if i == limit or not bool(open_.any()):
             break
         rows = torch.where(open_[:, None, None, None], found, rows)
         steps += open_
@@ -125,14 +126,15 @@ def best_response(m: RobustMDP, rows: Tensor, limit: int = 1000) -> tuple[Tensor
     """The optimal policy (K, S, A) of the ordinary MDP ``rows`` and a certified lower bound (K,) of its cost.
 
     By weak duality, min_π J(π, p) ≤ min_π max_p' J(π, p') for every p of the set, so this bounds the robust optimum.
+    After ``limit`` improvements the policy is the best one so far, and the bound holds nonetheless.
     """
     value = policy_value(m, m.uniform_policy(), rows)
     policy = m.uniform_policy()
-    for _ in range(limit):
+    for i in range(limit + 1):
         q = action_values(m, rows, value)
         backed_up, action = q.min(-1)
         scale = ROUNDING * (1.0 + value.abs().amax())
-        if bool(((value - backed_up) <= scale).all()):
+        if i == limit or bool(((value - backed_up) <= scale).all()):
             break
         policy = torch.zeros_like(q).scatter_(-1, action[..., None], 1.0)
         value = policy_value(m, policy, rows)

@@ -40,7 +40,7 @@ def usable(value: Tensor) -> bool:
 def plain_sweep(kernel: Kernel, cost: Tensor, gamma: float, value: Tensor) -> Tensor:
     """(K, S, A) Σ p̂ (c + γ v): the ordinary Bellman sweep."""
     out = np.empty(kernel.count.shape)
-    _plain(*_arrays(kernel, cost, value), gamma, out)
+    _plain(*_arrays(kernel, cost, value), gamma, out, kernel.dense)
     return torch.from_numpy(out)
 
 
@@ -50,7 +50,7 @@ def l1_sweep(
     """(K, S, A) the support function of every row's L1 ball at c + γ v, and the rows that attain it if wanted."""
     out = np.empty(kernel.count.shape)
     found = np.empty(kernel.probabilities.shape) if rows else _NO_ROWS
-    _l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, found, _shared(kernel, cost, rows))
+    _l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, found, kernel.dense, _shared(kernel, cost, rows))
     return torch.from_numpy(out), torch.from_numpy(found) if rows else None
 
 
@@ -60,7 +60,8 @@ def state_l1_sweep(
     """(K, S) values, (K, S, A) policies and rows of the s-rectangular L1 game in every state."""
     out, policy = np.empty(kernel.count.shape[:2]), np.zeros(kernel.count.shape)
     found = np.empty(kernel.probabilities.shape) if rows else _NO_ROWS
-    _state_l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, policy, found, _shared(kernel, cost, rows))
+    _state_l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, policy, found, kernel.dense,
+              _shared(kernel, cost, rows))  # fmt: skip
     return torch.from_numpy(out), torch.from_numpy(policy), torch.from_numpy(found) if rows else None
 
 
@@ -76,8 +77,10 @@ def _arrays(kernel: Kernel, cost: Tensor, value: Tensor) -> tuple[Any, ...]:
 
 
 @_compiled
-def _plain(p: Array, successors: Any, count: Any, cost: Array, value: Array, gamma: float, out: Array) -> None:
-    dense, narrow = successors.shape[1] == 1 and p.shape[1] > 1, cost.shape[3] == 1
+def _plain(
+    p: Array, successors: Any, count: Any, cost: Array, value: Array, gamma: float, out: Array, dense: bool
+) -> None:
+    narrow = cost.shape[3] == 1
     for k in range(p.shape[0]):
         v = value[k]
         for s in range(p.shape[1]):
@@ -237,11 +240,24 @@ def _move(z: Array, r: Array, n: int, top: float, left: float) -> Any:
 
 
 @_compiled
+def _lay_out(q: Array, r: Array, donors: Any, n: int, z: Array, top: float, left: float) -> None:
+    """Moves ``left`` of mass in the row r, which is q, from its n ``donors``, in their order, to the one of z = top."""
+    receiver = 0
+    while z[receiver] != top:
+        receiver += 1
+    for d in range(n):
+        i = donors[d]
+        m = min(q[i], left)
+        r[i] -= m
+        r[receiver] += m
+        left -= m
+
+
+@_compiled
 def _l1(
     p: Array, successors: Any, count: Any, cost: Array, value: Array, gamma: float, radius: Array, out: Array,
-    rows: Array, shared: bool,
+    rows: Array, dense: bool, shared: bool,
 ) -> None:  # fmt: skip
-    dense = successors.shape[1] == 1 and p.shape[1] > 1
     wanted = rows.shape[0] > 0
     z, order = np.empty(p.shape[3]), np.zeros(1, np.int64)
     for k in range(p.shape[0]):
@@ -270,33 +286,33 @@ def _l1(
 @_compiled
 def _state_l1(
     p: Array, successors: Any, count: Any, cost: Array, value: Array, gamma: float, radius: Array, out: Array,
-    policy: Array, rows: Array, shared: bool,
+    policy: Array, rows: Array, dense: bool, shared: bool,
 ) -> None:  # fmt: skip
     """Raise the level u of the game from the best nominal action, paying for every action that lies below it.
 
     An action is *in* once u passes its nominal worth; it then costs 1/slope of budget per unit of u, slope = (top -
     z of its present donor)/2. Events: a donor is used up, another action comes in, the budget ends, or an action in
     play has nothing left to give (then it alone is the answer).
+
+    The rows are laid out from what each action has spent, never from u: where gains are a few roundings, a rounding of
+    u is worth any mass, but what is spent adds up to the budget to the last digit.
     """
-    dense = successors.shape[1] == 1 and p.shape[1] > 1
     wanted = rows.shape[0] > 0
     actions, last = p.shape[2], p.shape[3] - 1
-    order, position = (
-        np.zeros(1, np.int64),
-        np.empty(actions, np.int64),
-    )  # of the present donor, where all rows share it
+    order, position = np.zeros(1, np.int64), np.empty(actions, np.int64)  # the position of the present donor
     z, top, worth = np.empty((actions, p.shape[3])), np.empty(actions), np.empty(actions)
     gain, end = np.empty(actions), np.empty(actions)  # of the present donor: top - z, and the level that uses it up
-    donor, inside = np.empty(actions, np.int64), np.empty(actions, np.bool_)
+    donors, inside = np.empty((actions, p.shape[3]), np.int64), np.empty(actions, np.bool_)
+    spent = np.empty(actions)
     for k in range(p.shape[0]):
         v = value[k]
         if shared:
             order = np.argsort(v)
         for s in range(p.shape[1]):
             for a in range(actions):
-                inside[a] = False
+                inside[a], position[a], spent[a] = False, -1, 0.0
                 if shared:
-                    worth[a], position[a] = cost[k, s, a, 0] + gamma * _mean(p[k, s, a], v), -1
+                    worth[a] = cost[k, s, a, 0] + gamma * _mean(p[k, s, a], v)
                     continue
                 t = successors[0, 0, 0] if dense else successors[k, s, a]
                 worth[a], top[a] = _fill(z[a], p[k, s, a], t, cost[k, s, a], v, gamma, count[k, s, a], dense)
@@ -316,14 +332,13 @@ def _state_l1(
                             break
                     else:
                         if inside[a]:
-                            if wanted:
-                                rows[k, s, a, donor[a]] = 0.0
-                            z[a, donor[a]] = _USED
+                            z[a, donors[a, position[a]]] = _USED
                         i = _smallest(z[a], count[k, s, a], top[a])
                         if i < 0:
                             alone = a
                             break
-                        donor[a], gain[a] = i, top[a] - z[a, i]
+                        position[a] += 1
+                        donors[a, position[a]], gain[a] = i, top[a] - z[a, i]
                     end[a] = (end[a] if inside[a] else worth[a]) + p[k, s, a, i] * gain[a]
                     inside[a] = True
                 if alone >= 0:
@@ -335,10 +350,16 @@ def _state_l1(
                         rate += 2.0 / gain[a]
                     else:
                         nearest = min(nearest, worth[a])
-                if (nearest - u) * rate >= left:
-                    u += left / rate
+                done = (nearest - u) * rate >= left
+                climb = left / rate if done else nearest - u
+                if wanted:
+                    for a in range(actions):
+                        if inside[a]:
+                            spent[a] += climb * (2.0 / gain[a])
+                if done:
+                    u += climb
                     break
-                left -= (nearest - u) * rate
+                left -= climb * rate
                 u = nearest
             out[k, s] = u
             # The weights 1/slope: with nothing to spend, the nominally best actions' mixture is as good as any of them.
@@ -351,19 +372,7 @@ def _state_l1(
                     x = 1.0 / gain[a]
                 policy[k, s, a] = x
                 total += x
-                if wanted and inside[a]:
-                    # What stays of the present donor: the part of its way that u has not come.
-                    stays = max(end[a] - u, 0.0) / gain[a]
-                    rows[k, s, a, donor[a]] = min(p[k, s, a, donor[a]], stays)
-                    sent = 1.0
-                    receiver = 0
-                    for j in range(count[k, s, a]):
-                        if z[a, j] == top[a]:
-                            receiver = j
-                            break
-                    for j in range(count[k, s, a]):
-                        if j != receiver:
-                            sent -= rows[k, s, a, j]
-                    rows[k, s, a, receiver] = max(sent, 0.0)
+                if wanted and spent[a] > 0.0:
+                    _lay_out(p[k, s, a], rows[k, s, a], donors[a], position[a] + 1, z[a], top[a], 0.5 * spent[a])
             for a in range(actions):
                 policy[k, s, a] /= total

@@ -63,6 +63,11 @@ class RobustEnv(gymnasium.Env[Any, Any]):
         return k * self.robust_model.num_states + s
 
 
+def _own(gamma: float | None) -> dict[str, Any]:
+    """The discount as an argument of a generator; None leaves it its own, as configurations do without agent.gamma."""
+    return {} if gamma is None else {"gamma": gamma}
+
+
 class GarnetEnv(RobustEnv):
     """Garnet problems with L1 sets, as in the DRPG paper."""
 
@@ -72,30 +77,31 @@ class GarnetEnv(RobustEnv):
         actions: int = 6,
         branching: int = 3,
         instances: int = 1,
-        gamma: float = 0.95,
+        gamma: float | None = None,
         rectangular: str = "sa",
         radius: Sequence[float] | None = None,
         seed: int = 0,
         render_mode: str | None = None,
     ) -> None:
         ends = None if radius is None else (float(radius[0]), float(radius[1]))
-        super().__init__(garnet(states, actions, branching, instances, gamma, rectangular, ends, seed), render_mode)
+        sizes = (states, actions, branching, instances)
+        super().__init__(garnet(*sizes, rectangular=rectangular, radius=ends, seed=seed, **_own(gamma)), render_mode)
 
 
 class MachineReplacementEnv(RobustEnv):
     """Machine replacement: run an ageing machine or repair it."""
 
-    def __init__(self, gamma: float = 0.8, radius: float = 0.2, render_mode: str | None = None) -> None:
-        super().__init__(machine_replacement(gamma, radius), render_mode)
+    def __init__(self, gamma: float | None = None, radius: float = 0.2, render_mode: str | None = None) -> None:
+        super().__init__(machine_replacement(radius=radius, **_own(gamma)), render_mode)
 
 
 class RiverSwimEnv(RobustEnv):
     """RiverSwim: swim against the current for a large reward."""
 
     def __init__(
-        self, states: int = 6, gamma: float = 0.95, radius: float = 0.2, render_mode: str | None = None
+        self, states: int = 6, gamma: float | None = None, radius: float = 0.2, render_mode: str | None = None
     ) -> None:
-        super().__init__(river_swim(states, gamma, radius), render_mode)
+        super().__init__(river_swim(states, radius=radius, **_own(gamma)), render_mode)
 
 
 class GridWorldEnv(RobustEnv):
@@ -105,12 +111,12 @@ class GridWorldEnv(RobustEnv):
         self,
         rows: Sequence[str] = GRID,
         slip: float = 0.2,
-        gamma: float = 0.95,
+        gamma: float | None = None,
         radius: float = 0.3,
         hole_cost: float = 20.0,
         render_mode: str | None = None,
     ) -> None:
-        super().__init__(grid_world(rows, slip, gamma, radius, hole_cost), render_mode)
+        super().__init__(grid_world(rows, slip, radius=radius, hole_cost=hole_cost, **_own(gamma)), render_mode)
 
 
 class InventoryEnv(RobustEnv):
@@ -126,12 +132,12 @@ class InventoryEnv(RobustEnv):
         order_cost: float = 2.0,
         holding_cost: float = 0.5,
         shortage_cost: float = 8.0,
-        gamma: float = 0.95,
+        gamma: float | None = None,
         render_mode: str | None = None,
     ) -> None:
-        model = inventory(capacity, largest_order, mean_demand, largest_demand, unit_cost, order_cost, holding_cost,
-                          shortage_cost, gamma)  # fmt: skip
-        super().__init__(model, render_mode)
+        demand = (mean_demand, largest_demand)
+        costs = (unit_cost, order_cost, holding_cost, shortage_cost)
+        super().__init__(inventory(capacity, largest_order, *demand, *costs, **_own(gamma)), render_mode)
 
 
 def model_of(id: str, kwargs: Mapping[str, Any] | None = None) -> RobustMDP | TabularMDP:

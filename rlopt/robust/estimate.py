@@ -14,10 +14,17 @@ from rlopt.types import RloptError
 
 
 def count_transitions(states: Any, actions: Any, next_states: Any, num_states: int, num_actions: int) -> Tensor:
-    """(S, A, S) how often each transition was seen, from equally long lists of states, actions and next states."""
+    """(S, A, S) how often each transition was seen, from equally long lists of states, actions and next states.
+
+    Raises:
+        RloptError: lists of different lengths, states or actions out of range.
+    """
     s, a, t = (torch.as_tensor(x, dtype=torch.int64) for x in (states, actions, next_states))
     if not s.shape == a.shape == t.shape:
         raise RloptError("states, actions and next_states must be equally long")
+    for name, x, n in (("states", s, num_states), ("actions", a, num_actions), ("next_states", t, num_states)):
+        if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < n:
+            raise RloptError(f"{name} must lie between 0 and {n - 1}, not {int(x.min())} … {int(x.max())}")
     index = (s * num_actions + a) * num_states + t
     counts = torch.bincount(index.flatten(), minlength=num_states * num_actions * num_states)
     return counts.reshape(num_states, num_actions, num_states).to(torch.float64)

@@ -47,7 +47,7 @@ def garnet(
         ambiguity: L1 | StateL1 = L1(low + (high - low) * budgets)
     else:
         ambiguity = StateL1(low + (high - low) * state_budgets)
-    return RobustMDP(kernel, costs, gamma, ambiguity, start / start.sum(-1, keepdims=True))
+    return RobustMDP(kernel, costs, gamma, ambiguity, start / start.sum(-1, keepdims=True), per_successor=True)
 
 
 def _instance(rng: np.random.Generator, states: int, actions: int, branching: int) -> tuple[Any, ...]:

@@ -56,4 +56,4 @@ def inventory(
     )
     law = np.broadcast_to(poisson(mean_demand, largest_demand), left.shape)
     spec = EnvSpec("inventory", spaces.Discrete(capacity + 1), spaces.Discrete(largest_order + 1))
-    return RobustMDP(Kernel(np.array(law), left), cost, gamma, ambiguity or L1(0.3), spec=spec)
+    return RobustMDP(Kernel(np.array(law), left), cost, gamma, ambiguity or L1(0.3), spec=spec, per_successor=True)

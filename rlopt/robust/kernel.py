@@ -12,8 +12,24 @@ from torch import Tensor
 
 from rlopt.types import RloptError
 
-TOLERANCE = 1e-9
-"""How far the probabilities of a distribution may be from summing to one."""
+TOLERANCE = 1e-6
+"""How far the probabilities of a distribution may be from summing to one: float32 leaves about 1e-7."""
+_EXACT = 1e-9
+"""A sum as near to one as this is float64's own rounding, and the probabilities stay as they are."""
+
+
+def normalised(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Distributions (…, n), divided by their sum where rounding is to blame (``TOLERANCE``); (…,) true where none."""
+    total = p.sum(-1, keepdim=True)
+    error = (total - 1.0).abs()
+    rough = error > _EXACT
+    bad = ~((p >= 0.0).all(-1) & (error[..., 0] <= TOLERANCE))
+    return torch.where(rough, p / total, p) if bool(rough.any()) else p, bad
+
+
+def told(p: Tensor) -> str:
+    """What is wrong with a row (n,) that is no distribution."""
+    return f"(smallest {p.min():g}, sum {p.sum():.9g}); probabilities must be at least 0 and sum to 1"
 
 
 class Kernel:
@@ -24,13 +40,20 @@ class Kernel:
     the list is the row's *support*: where a worst case may lead, also where the nominal probability is 0. With every
     state as a successor (``dense``) the list is 0 … S-1 and takes no memory.
 
+    A list may name a state several times, and each entry is then an outcome of its own: with its own probability, its
+    own cost (``RobustMDP(per_successor=True)``) and its own place in an ambiguity set. An L1 distance adds up over the
+    entries, an interval or an L∞ radius bounds each of them, and a weight given per state counts for each. ``to_dense``
+    adds the probabilities up.
+
     Args:
-        probabilities: (S, A, B) or (K, S, A, B), rows sum to one; float64.
-        successors: the same shape, distinct inside one row, or None for 0 … S-1 (then B = S).
-        count: (S, A) or (K, S, A) lengths of the lists (default: B).
+        probabilities: (S, A, B) or (K, S, A, B), kept in float64; a row whose sum is within 1e-6 of one, as float32
+            leaves it, is divided by its sum.
+        successors: the same shape, or None for 0 … S-1 (then B = S).
+        count: (S, A) or (K, S, A) lengths of the lists, 1 … B (default: B).
 
     Raises:
-        RloptError: shapes that do not fit, rows that are no distributions, successors that are no states.
+        RloptError: shapes that do not fit, rows that are no distributions, successors that are no states, lengths
+            outside 1 … B.
     """
 
     def __init__(
@@ -59,20 +82,24 @@ class Kernel:
         self.successors = index
         lengths = torch.full((k, s, a), b) if count is None else torch.as_tensor(count)
         self.count = lengths.to(p.device, torch.int64).expand(k, s, a).contiguous()
+        if int(self.count.min()) < 1 or int(self.count.max()) > b:
+            raise RloptError(
+                f"count must lie between 1 and the {b} successors given, not {int(self.count.min())} … "
+                f"{int(self.count.max())}"
+            )
         self.mask: Tensor = torch.arange(b, device=p.device) < self.count[..., None]
         self.full = bool((self.count == b).all())
         self._check()
 
     def _check(self) -> None:
         p = self.probabilities
-        bad = ~((p >= 0.0).all(-1) & ((p.sum(-1) - 1.0).abs() <= TOLERANCE) & ((p * ~self.mask).amax(-1) <= 0.0))
+        self.probabilities, bad = normalised(p)
+        bad = bad | ((p * ~self.mask).amax(-1) > 0.0)
         if bool(bad.any()):
             k, s, a = bad.nonzero()[0].tolist()
             where = f"[{k}, {s}, {a}]" if self.batched else f"[{s}, {a}]"
-            raise RloptError(
-                f"kernel{where} is no distribution on its successors (smallest {p[k, s, a].min():g}, sum "
-                f"{p[k, s, a].sum():g}); probabilities must be at least 0 and sum to 1"
-            )
+            row = p[k, s, a, : int(self.count[k, s, a])]
+            raise RloptError(f"kernel{where} is no distribution on its {len(row)} successors {told(row)}")
 
     @classmethod
     def from_dense(cls, kernel: Any, support: Any = "nominal", device: torch.device | str = "cpu") -> Kernel:

@@ -110,22 +110,24 @@ class StateL1(_L1):
         low = torch.zeros(shape[:2], dtype=torch.int64, device=levels.device)[..., None]
         high = torch.full_like(low, levels.shape[-1] - 1)
 
-        def needed(level: Tensor) -> Tensor:
-            return path.price(level.expand(shape[:3]))[0].sum(-1, keepdim=True)
+        def price(level: Tensor) -> tuple[Tensor, Tensor]:
+            return path.price(level.expand(shape[:3]))
 
         budget = self.radius[..., None]
         while bool((low < high).any()):  # the last level that the budget reaches
             middle = (low + high + 1) // 2
-            reached = needed(levels.gather(-1, middle)) <= budget
+            reached = price(levels.gather(-1, middle))[0].sum(-1, keepdim=True) <= budget
             low, high = torch.where(reached, middle, low), torch.where(reached, high, middle - 1)
         first = levels.gather(-1, low)
         second = levels.gather(-1, (low + 1).clamp(max=levels.shape[-1] - 1))
-        spent, more = needed(first), needed(second)
-        t = ((budget - spent) / (more - spent).clamp(min=1e-300)).clamp(0.0, 1.0)
+        less, (more, slope) = price(first)[0], price(second)
+        spent, wanted = less.sum(-1, keepdim=True), more.sum(-1, keepdim=True)
+        t = ((budget - spent) / (wanted - spent).clamp(min=1e-300)).clamp(0.0, 1.0)
         u = torch.where(second > first, torch.lerp(first, second, t), first)
-        each, slope = path.price(u.expand(shape[:3]))
-        policy = _policy(path, u, ceiling, each, slope)
-        return Backup(u[..., 0], policy, path.rows(each) if rows else None)
+        # Not u's own price: where gains are a few roundings, a rounding of u is worth any mass. These add up to κ, and
+        # no slope changes between the two levels.
+        each = torch.lerp(less, more, t)
+        return Backup(u[..., 0], _policy(path, u, ceiling, each, slope), path.rows(each) if rows else None)
 
     def project(self, y: Tensor) -> Tensor:
         return project_l1(y, self.kernel, self.radius, self.weight)

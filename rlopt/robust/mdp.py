@@ -14,10 +14,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.envs.factory import EnvFactory, find_spec
+from rlopt.robust.kernel import normalised, told
 from rlopt.types import EnvSpec, RloptError
-
-TOLERANCE = 1e-9
-"""How far the probabilities of a distribution may be from summing to one."""
 
 
 class TabularMDP:
@@ -27,9 +25,11 @@ class TabularMDP:
     its value is 0. States beyond the observations of ``spec`` are allowed behind them; nobody ever acts there.
 
     Args:
-        kernel: (S, A, S) probabilities p(s'|s, a), rows sum to one.
-        reward: (S, A) expected rewards r(s, a).
-        initial: (S,) distribution of the first state.
+        kernel: (S, A, S) probabilities p(s'|s, a).
+        reward: (S, A) expected rewards r(s, a), or (S, A, S) rewards r(s, a, s'). Only the latter follow the mass that
+            an adversary moves; to a solver that is not robust both are the same.
+        initial: (S,) distribution of the first state. It and the kernel's rows sum to one; what is off by up to 1e-6,
+            as float32 leaves it, is divided by its sum.
         spec: the environment it models, with Discrete observations and actions; by default of S states and A actions.
         device: where the tensors live, all float64.
 
@@ -52,29 +52,26 @@ class TabularMDP:
         if len(shape) != 3 or shape[0] != shape[2] or 0 in shape:
             raise RloptError(f"kernel has shape {shape}; it must be (states, actions, states)")
         self.num_states, self.num_actions = shape[:2]
-        if tuple(self.reward.shape) != shape[:2]:
+        if tuple(self.reward.shape) not in (shape[:2], shape):
             raise RloptError(
-                f"reward has shape {tuple(self.reward.shape)}; this kernel needs {shape[:2]}, one per state and action"
+                f"reward has shape {tuple(self.reward.shape)}; this kernel needs {shape[:2]}, one per state and "
+                f"action, or {shape}, one per next state too"
             )
         if tuple(self.initial.shape) != shape[:1]:
             raise RloptError(
                 f"initial has shape {tuple(self.initial.shape)}; this kernel needs {shape[:1]}, one per state"
             )
         if not bool(self.reward.isfinite().all()):
-            state, action = (~self.reward.isfinite()).nonzero()[0].tolist()
+            state, action = (~self.reward.isfinite()).nonzero()[0].tolist()[:2]
             raise RloptError(f"the reward of action {action} in state {state} is not finite; mend the model")
-        bad = _no_distribution(self.kernel)
+        rows, bad = normalised(self.kernel)
         if bool(bad.any()):
             state, action = bad.nonzero()[0].tolist()
-            raise RloptError(
-                f"kernel[{state}, {action}] is no distribution (smallest {self.kernel[state, action].min():g}, sum "
-                f"{self.kernel[state, action].sum():g}); probabilities must be at least 0 and sum to 1"
-            )
-        if bool(_no_distribution(self.initial)):
-            raise RloptError(
-                f"initial is no distribution (smallest {self.initial.min():g}, sum {self.initial.sum():g}); "
-                "probabilities must be at least 0 and sum to 1"
-            )
+            raise RloptError(f"kernel[{state}, {action}] is no distribution {told(self.kernel[state, action])}")
+        first, bad = normalised(self.initial)
+        if bool(bad):
+            raise RloptError(f"initial is no distribution {told(self.initial)}")
+        self.kernel, self.initial = rows, first
         self.spec = spec or EnvSpec("tabular", spaces.Discrete(self.num_states), spaces.Discrete(self.num_actions))
         self._check_spec()
 
@@ -93,15 +90,17 @@ class TabularMDP:
         return TabularMDP(self.kernel, self.reward, self.initial, self.spec, device)
 
 
-def _no_distribution(p: Tensor) -> Tensor:
-    """(…,) true where p (…, S) is no probability distribution; NaN is none."""
-    sound = (p >= 0.0).all(-1) & ((p.sum(-1) - 1.0).abs() <= TOLERANCE)
-    return ~sound
+def expected_reward(kernel: Tensor, reward: Tensor) -> Tensor:
+    """r(s, a) (…, S, A) of a reward (…, S, A), or of one per next state, which has the kernel's shape (…, S, A, S)."""
+    return (kernel * reward).sum(-1) if reward.shape == kernel.shape else reward
 
 
 def action_values(kernel: Tensor, reward: Tensor, gamma: float, value: Tensor) -> Tensor:
-    """Q(s, a) = r(s, a) + γ Σ p(s'|s, a) V(s'): (…, S, A) from kernel (…, S, A, S), reward (…, S, A), value (…, S)."""
-    return reward + gamma * (kernel @ value[..., None, :, None]).squeeze(-1)
+    """Q(s, a) = r(s, a) + γ Σ p(s'|s, a) V(s'): (…, S, A) from kernel (…, S, A, S) and value (…, S).
+
+    Here and below, ``reward`` is (…, S, A), or (…, S, A, S) of the kernel's own shape (``expected_reward``).
+    """
+    return expected_reward(kernel, reward) + gamma * (kernel @ value[..., None, :, None]).squeeze(-1)
 
 
 def bellman_policy(kernel: Tensor, reward: Tensor, gamma: float, policy: Tensor, value: Tensor) -> Tensor:
@@ -119,7 +118,8 @@ def policy_value(kernel: Tensor, reward: Tensor, gamma: float, policy: Tensor) -
     """The value (…, S) of the policy (…, S, A): the solution of (I - γ P_π) v = r_π, by LU. Needs γ < 1."""
     transition = torch.einsum("...sa,...sat->...st", policy, kernel)
     identity = torch.eye(transition.shape[-1], dtype=transition.dtype, device=transition.device)
-    value: Tensor = torch.linalg.solve(identity - gamma * transition, (policy * reward).sum(-1))
+    income = (policy * expected_reward(kernel, reward)).sum(-1)
+    value: Tensor = torch.linalg.solve(identity - gamma * transition, income)
     return value
 
 
@@ -140,7 +140,8 @@ def from_toy_text(id: str, kwargs: Mapping[str, Any] | None = None, device: torc
 
     A transition that ends the episode leads to an absorbing state of value 0. Where every transition into a state ends
     the episode, that is the state itself; where only some do (Taxi), one more state is appended and those lead there.
-    So values equal those of the real environment without its time limit, from every state of the table.
+    So values equal those of the real environment without its time limit, from every state of the table. The reward is
+    r(s, a, s'), the mean over the table's entries of that transition: an adversary that moves mass moves it as well.
 
     Args:
         id: a registered environment.
@@ -176,11 +177,13 @@ def from_toy_text(id: str, kwargs: Mapping[str, Any] | None = None, device: torc
     mixed = bool(ends & passes)
     size = n + 1 if mixed else n
     kernel = torch.zeros(size, k, size, dtype=torch.float64)
-    reward = torch.zeros(size, k, dtype=torch.float64)
+    reward = torch.zeros_like(kernel)
     absorbing = [n] if mixed else sorted(ends)
     for s, a, p, t, r, done in entries:
-        kernel[s, a, n if done and mixed else t] += p
-        reward[s, a] += p * r
+        to = n if done and mixed else t
+        kernel[s, a, to] += p
+        reward[s, a, to] += p * r
+    reward = torch.where(kernel > 0.0, reward / kernel.clamp(min=1e-300), 0.0)
     for s in absorbing:
         kernel[s], reward[s] = 0.0, 0.0
         kernel[s, :, s] = 1.0

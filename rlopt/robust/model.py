@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.robust.ambiguity import Ambiguity, Backup
-from rlopt.robust.kernel import TOLERANCE, Kernel
+from rlopt.robust.kernel import Kernel, normalised, told
 from rlopt.robust.mdp import TabularMDP
 from rlopt.types import EnvSpec, RloptError
 
@@ -22,14 +22,18 @@ class RobustMDP:
 
     Args:
         kernel: nominal probabilities (S, A, S) or (K, S, A, S), or a ``Kernel`` of successor lists.
-        cost: (S, A) or (S, A, S), with a leading K or not; for a ``Kernel`` of lists also (…, S, A, B) on the lists.
+        cost: (S, A), or (S, A, S) with one entry per next *state*, with a leading K or not. Of a batched kernel with
+            K = S = A the shapes (K, S, A) and (S, A, S) are one, and (K, S, A) wins: give (K, S, A, S) there.
         gamma: the discount, in [0, 1).
         ambiguity: the adversary's set, such as ``L1(0.2)``.
-        initial: (S,) or (K, S) distribution of the first state (default: uniform).
+        initial: (S,) or (K, S) distribution of the first state (default: uniform); a sum within 1e-6 of one, as float32
+            leaves it, is divided out.
         sense: ``cost`` (minimised) or ``reward`` (maximised).
         support: where the adversary may put mass: ``nominal`` (where the kernel has some), ``all``, or a mask.
         spec: what the exported policy acts on; by default one ``Discrete`` observation per instance and state,
             numbered k·S + s.
+        per_successor: ``cost`` is (S, A, B) or (K, S, A, B) instead, one entry per entry of the kernel's successor
+            lists. Never guessed from the shape: where B = S both would fit.
 
     Raises:
         RloptError: shapes that do not fit, values that are not finite, rows that are no distributions.
@@ -46,6 +50,7 @@ class RobustMDP:
         support: Any = "nominal",
         spec: EnvSpec | None = None,
         device: torch.device | str = "cpu",
+        per_successor: bool = False,
     ) -> None:
         if not 0.0 <= gamma < 1.0:
             raise RloptError(f"gamma={gamma:g}: robust MDPs need a discount in [0, 1)")
@@ -54,13 +59,15 @@ class RobustMDP:
         self.kernel = kernel.to(device) if isinstance(kernel, Kernel) else Kernel.from_dense(kernel, support, device)
         k, s, a = self.num_instances, self.num_states, self.num_actions
         self.gamma, self.sign = float(gamma), 1.0 if sense == "cost" else -1.0
-        self.cost = self.sign * self._cost(torch.as_tensor(cost, dtype=torch.float64, device=device))
-        rho = torch.full((s,), 1.0 / s, dtype=torch.float64) if initial is None else torch.as_tensor(initial)
+        self.cost = self.sign * self._cost(torch.as_tensor(cost, dtype=torch.float64, device=device), per_successor)
+        rho = torch.as_tensor([1.0 / s] * s if initial is None else initial, dtype=torch.float64)
         if rho.shape[-1:] != (s,) or rho.ndim > 2 or (rho.ndim == 2 and len(rho) not in (1, k)):
             raise RloptError(f"initial has shape {tuple(rho.shape)}; this model needs ({s},) or ({k}, {s})")
-        self.initial = rho.to(self.device, torch.float64).expand(k, s).contiguous()
-        if bool(((self.initial < 0.0).any(-1) | ((self.initial.sum(-1) - 1.0).abs() > TOLERANCE)).any()):
-            raise RloptError("initial is no distribution; probabilities must be at least 0 and sum to 1")
+        rho = rho.to(self.device).expand(k, s)
+        start, bad = normalised(rho)
+        if bool(bad.any()):
+            raise RloptError(f"initial is no distribution {told(rho[int(bad.nonzero()[0])])}")
+        self.initial = start.contiguous()
         self.ambiguity = ambiguity.bind(self.kernel)
         self.spec = spec or EnvSpec("robust", spaces.Discrete(k * s), spaces.Discrete(a))
 
@@ -80,20 +87,27 @@ class RobustMDP:
     def device(self) -> torch.device:
         return self.kernel.probabilities.device
 
-    def _cost(self, cost: Tensor) -> Tensor:
+    def _cost(self, cost: Tensor, per_successor: bool) -> Tensor:
         """(K, S, A, B) or (K, S, A, 1), zero in the padding."""
         if not bool(cost.isfinite().all()):
             raise RloptError("a cost is not finite; mend the model")
         k, s, a, b = self.kernel.probabilities.shape
         shape = tuple(cost.shape)
-        if shape in ((s, a), (k, s, a)) and not (shape == (s, a, s) and not self.kernel.batched):
+        if per_successor:
+            if shape not in ((s, a, b), (k, s, a, b)):
+                raise RloptError(
+                    f"cost has shape {shape}; per successor this kernel needs ({s}, {a}, {b}), with a leading {k} or "
+                    "not"
+                )
+            return cost.expand(k, s, a, b).masked_fill(~self.kernel.mask, 0.0).contiguous()
+        if shape in ((s, a), (k, s, a)):
             return cost.expand(k, s, a)[..., None].contiguous()
         if shape in ((s, a, s), (k, s, a, s)):
             return self.kernel.pick(cost).contiguous()
-        if shape in ((s, a, b), (k, s, a, b)):
-            return cost.expand(k, s, a, b).masked_fill(~self.kernel.mask, 0.0).contiguous()
+        advice = "; or per_successor=True" if shape in ((s, a, b), (k, s, a, b)) else ""
         raise RloptError(
             f"cost has shape {shape}; this kernel needs ({s}, {a}) or ({s}, {a}, {s}), with a leading {k} or not"
+            f"{advice}"
         )
 
     def to(self, device: torch.device | str) -> RobustMDP:
@@ -120,7 +134,10 @@ class RobustMDP:
 
     @classmethod
     def from_tabular(cls, model: TabularMDP, gamma: float, ambiguity: Ambiguity, support: Any = "nominal") -> RobustMDP:
-        """A robust model around a ``TabularMDP`` (rewards), such as one of ``from_toy_text``; spec and device stay."""
+        """A robust model around a ``TabularMDP`` (rewards), such as one of ``from_toy_text``; spec and device stay.
+
+        Rewards per next state follow the adversary's mass; expected ones (S, A) stay what they are.
+        """
         return cls(model.kernel, model.reward, gamma, ambiguity, model.initial, "reward", support, model.spec,
                    model.kernel.device)  # fmt: skip
 

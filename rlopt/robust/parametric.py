@@ -9,7 +9,7 @@ equation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from rlopt.robust.ambiguity import Nominal
 from rlopt.robust.bellman import best_response, objective, occupancy, policy_gradient, policy_value, worst_case
 from rlopt.robust.model import RobustMDP
 from rlopt.robust.simplex import project_l1_ball, project_simplex
-from rlopt.robust.solve import Solution
+from rlopt.robust.solve import Solution, start_policy
 
 SMALLEST = 1e-5
 """The least λ."""
@@ -135,7 +135,7 @@ def solve_parametric(
     inner_step: float = 0.01,
     inner_tolerance: float = 1e-4,
     starts: list[Parameters] | None = None,
-    policy: Tensor | None = None,
+    policy: Any = None,
     robust: bool = True,
 ) -> Solution:
     """DRPG with the parametric adversary; ``robust=False`` follows the gradient at the centre (the paper's baseline).
@@ -149,7 +149,7 @@ def solve_parametric(
         policy: (K, S, A) or (S, A) to begin with (default: uniform).
     """
     m = ambiguity.model
-    pi = (m.uniform_policy() if policy is None else policy.to(m.device, torch.float64)).expand_as(m.uniform_policy())
+    pi = m.uniform_policy() if policy is None else start_policy(m, policy)
     first = starts or [ambiguity.centre()]
     warm: list[Parameters] = []
     values: list[Tensor] = []

@@ -12,6 +12,7 @@ from rlopt.config import build, hint
 from rlopt.robust.baselines import MirrorDescent, ModifiedPolicyIteration, PartialPolicyIteration, ValueIteration
 from rlopt.robust.bellman import objective, worst_case
 from rlopt.robust.drpg import DRPG
+from rlopt.robust.kernel import normalised, told
 from rlopt.robust.model import RobustMDP
 from rlopt.robust.solver import Metrics, Solver
 from rlopt.types import RloptError
@@ -49,12 +50,31 @@ class Solution(NamedTuple):
 
 
 def make_solver(model: RobustMDP, method: str = "drpg", policy: Any = None, **options: Any) -> Solver:
-    """The solver called ``method``; RloptError names what there is, and what is wrong with an option."""
+    """The solver called ``method``, to be driven step by step; arguments as of ``solve``.
+
+    Raises:
+        RloptError: no such method or option, a value out of its range, a ``policy`` that does not fit or whose rows are
+            no distributions.
+    """
     if method not in SOLVERS:
         raise RloptError(f"method={method!r}: no such solver; {hint(method, SOLVERS)}")
     cls = SOLVERS[method]
-    start = None if policy is None else torch.as_tensor(policy)
+    start = None if policy is None else start_policy(model, policy)
     return cls(model, build(cls.options_class, options, method), start)
+
+
+def start_policy(model: RobustMDP, policy: Any) -> Tensor:
+    """(K, S, A) a policy (S, A) or (K, S, A) as solvers take it: checked, and divided by sums within 1e-6 of one."""
+    k, s, a = model.num_instances, model.num_states, model.num_actions
+    given = torch.as_tensor(policy, dtype=torch.float64, device=model.device)
+    if tuple(given.shape) not in ((s, a), (k, s, a)):
+        raise RloptError(f"policy has shape {tuple(given.shape)}; this model needs ({s}, {a}) or ({k}, {s}, {a})")
+    given = given.expand(k, s, a)
+    found, bad = normalised(given)
+    if bool(bad.any()):
+        i, j = bad.nonzero()[0].tolist()
+        raise RloptError(f"policy in state {j} of instance {i} is no distribution {told(given[i, j])}")
+    return found
 
 
 def solve(
@@ -74,6 +94,9 @@ def solve(
         tolerance: stop once every instance's certified gap ``upper - lower`` is at most this (None: never).
         policy: (S, A) or (K, S, A) to start from (default: uniform).
         options: those of the method, such as ``step_size=0.05`` (``DRPGOptions`` and its neighbours).
+
+    Raises:
+        RloptError: as ``make_solver``.
     """
     solver = make_solver(model, method, policy, **options)
     rows: list[Metrics] = []

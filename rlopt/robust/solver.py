@@ -1,7 +1,7 @@
 """What the solvers of robust MDPs have in common: a complete state of tensors, one step at a time, certified bounds.
 
-A solver never claims more than it has proved: ``upper`` is a bound on the robust cost of the policy it puts forward,
-``lower`` one on the best robust cost of all policies. Both only ever tighten.
+A solver never claims more than it has proved, up to rounding: ``upper`` is a bound on the robust cost of the policy it
+puts forward, ``lower`` one on the best robust cost of all policies. Both only ever tighten.
 """
 
 from __future__ import annotations
@@ -88,7 +88,11 @@ class Solver(ABC):
         return self.state["upper"]
 
     def offer(self, policy: Tensor, rows: Tensor, value: Tensor, upper: Tensor) -> None:
-        """Keep a policy (K, S, A) with its worst kernel found, value (K, S) and bound (K,) where that is a new best."""
+        """Keep a policy (K, S, A) where its bound ``upper`` (K,) is a new best, with a kernel and a value (K, S).
+
+        The kernel is one of the set's and the value near the policy's robust one: where ``solve.polish`` and the next
+        lower bound begin. Only after ``polish`` are they the worst kernel found for that policy and its value.
+        """
         s = self.state
         better = upper < s["upper"]
         s["upper"].copy_(torch.where(better, upper, s["upper"]))

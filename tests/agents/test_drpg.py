@@ -16,6 +16,7 @@ from rlopt.policy import load_policy, save_policy
 from rlopt.registry import get_agent
 from rlopt.robust import L1, from_toy_text, solve
 from rlopt.robust.bellman import objective, policy_value, worst_case
+from rlopt.robust.domains import machine_replacement
 from rlopt.robust.garnet import garnet
 from rlopt.state import load_state, save_state, states_equal
 from rlopt.training.config import train_config
@@ -117,6 +118,37 @@ def test_every_named_set_can_be_asked_for(ambiguity):
     assert agent.robust_model.gamma == 0.8
 
 
+def test_a_model_keeps_its_discount_unless_another_is_asked_for():
+    """The named discount reaches solver and environment alike; a table, which has none, gets 0.95."""
+    machine = machine_replacement()
+    assert PartialPolicyIteration(machine).robust_model.gamma == machine.gamma == 0.8
+    assert agent_of("drpg", machine, gamma=0.7).robust_model.gamma == 0.7
+    assert agent_of("drpg", from_toy_text("FrozenLake-v1")).robust_model.gamma == 0.95
+    for words, own, gamma in [
+        (["env=machine_replacement"], None, 0.8),
+        (["env=garnet", "env.gamma=0.8"], 0.8, 0.8),
+        (["env=garnet", "agent.gamma=0.7"], 0.7, 0.7),
+        (["env=river_swim"], None, 0.95),
+        (["env=grid_world", "agent.gamma=0.9"], 0.9, 0.9),
+        (["env=inventory", "agent.gamma=0.9"], 0.9, 0.9),
+    ]:
+        config = compose(["agent=drpg", "device=cpu", *words])
+        assert config.env.kwargs["gamma"] == own
+        loop = make_loop(config)
+        assert loop.agent.robust_model.gamma == gamma and loop.agent.model.gamma == gamma
+
+
+def test_a_radius_needs_a_set_to_go_with():
+    m = garnet(3, 2, 2)
+    own = agent_of("drpg", m).robust_model.ambiguity
+    assert torch.equal(own.radius, m.ambiguity.radius)
+    for options, radius in (({"ambiguity": "l1"}, 0.2), ({"ambiguity": "l1", "radius": 0.3}, 0.3)):
+        assert float(agent_of("drpg", m, **options).robust_model.ambiguity.radius.unique()) == radius
+    table = from_toy_text("FrozenLake-v1")
+    assert float(agent_of("drpg", table, radius=0.3).robust_model.ambiguity.radius.unique()) == 0.3
+    assert float(agent_of("drpg", table).robust_model.ambiguity.radius.unique()) == 0.2
+
+
 def test_the_policy_of_every_instance_walks_its_own_environment():
     """Observation k·S + s; with the last step drawn at 1 - γ the mean return estimates the nominal -J."""
     kwargs = {"states": 4, "actions": 3, "branching": 2, "instances": 3, "gamma": 0.8}
@@ -147,7 +179,8 @@ def test_the_command_of_the_issue_trains_resumes_and_draws(tmp_path):
              "agent.tolerance=null"]  # fmt: skip
     config = compose([*words, "total_steps=30", f"run_dir={tmp_path / 'a'}"])
     assert config.env.id == "Garnet-v0"
-    assert config.env.kwargs == {"gamma": 0.95, "seed": 3, "states": 5, "actions": 3, "branching": 2, "instances": 4}
+    assert config.env.kwargs == {"gamma": None, "seed": 3, "states": 5, "actions": 3, "branching": 2, "instances": 4}
+    assert make_loop(config).agent.robust_model.gamma == 0.95  # the paper's, and the generator's own
     assert compose(["agent=drpg", "env=garnet"]).total_steps == 200
     for folder, steps in (("a", 30), ("b", 12)):
         trainer = train(compose([*words, f"total_steps={steps}", f"run_dir={tmp_path / folder}"]))
@@ -173,7 +206,7 @@ def test_the_command_of_the_issue_trains_resumes_and_draws(tmp_path):
 @pytest.mark.parametrize("env", ["machine_replacement", "river_swim", "grid_world", "inventory"])
 def test_every_named_model_composes_and_solves(env):
     loop = make_loop(compose(["agent=partial_policy_iteration", f"env={env}", "device=cpu"]))
-    assert loop.agent.robust_model.gamma == loop.agent.config.gamma == 0.95
+    assert loop.agent.robust_model.gamma == (0.8 if env == "machine_replacement" else 0.95)
     while loop.step < loop.total_steps and loop.step < 60:
         loop.advance()
     assert loop.agent.converged
@@ -189,6 +222,7 @@ def test_user_mistakes_are_one_line():
         (["env=CartPole-v1"], "shows no model"),
         (["env=garnet", "agent.gamma=1"], r"agent\.gamma=1"),
         (["env=garnet", "agent.ambiguity=l2"], r"agent\.ambiguity"),
+        (["env=garnet", "agent.radius=0.3"], r"agent\.radius=0\.3: the model brings its own.*agent\.ambiguity=l1"),
         (["env=garnet", "agent.stepsize=1"], r"did you mean agent\.step_size"),
         (["env=garnet", "num_envs=3"], "leave num_envs out"),
     ]:

@@ -98,6 +98,27 @@ def test_toy_text_keeps_the_environment_and_its_value():
     torch.testing.assert_close(m.kernel.to_dense()[0], table.kernel)
 
 
+@pytest.mark.parametrize(("radius", "truth"), [(0.1, 0.364385), (0.2, 0.184466), (0.4, 0.011977)])
+def test_the_rewards_of_a_toy_text_model_follow_the_adversary(oracles, radius, truth):
+    """A linear program per state and action on the environment's own table: the value found is their fixed point."""
+    from gymnasium import make
+
+    table = make("FrozenLake-v1").unwrapped.P
+    m = RobustMDP.from_tabular(from_toy_text("FrozenLake-v1"), 0.99, L1(radius))
+    s = solve(m, "partial_policy_iteration", iterations=200, tolerance=1e-9)
+    assert float(s.lower) == pytest.approx(truth, abs=1e-6)
+    for state in range(16):
+        worst = []
+        for outcomes in table[state].values():
+            p, z = {}, {}
+            for probability, after, reward, ends in outcomes:
+                p[after] = p.get(after, 0.0) + probability
+                z[after] = reward + 0.99 * (not ends) * float(s.value[after])
+            costs, law = -np.array(list(z.values())), np.array(list(p.values()))
+            worst.append(-oracles.row_lp(costs, law, np.ones(len(law)), radius))
+        assert float(s.value[state]) == pytest.approx(max(worst), abs=1e-9)
+
+
 def test_inventory_by_hand_and_by_simulation():
     """Stock 1, order 2: demand d costs 2 + 2·1 + 0.5·(3 - d)⁺ + 8·(d - 3)⁺ and leads to (3 - d)⁺."""
     m = inventory()
@@ -137,6 +158,15 @@ def test_nominal_kernels_from_samples():
     assert nominal_kernel(counts)[0, 1].tolist() == pytest.approx([1 / 3, 2 / 3])
     assert nominal_kernel(counts)[1, 1].tolist() == [0.5, 0.5]  # never seen
     assert nominal_kernel(counts, 1.0)[1, 0].tolist() == pytest.approx([1 / 3, 2 / 3])
+    assert float(count_transitions([], [], [], 2, 2).sum()) == 0.0
+    for lists, words in [
+        (([0, 0], [0, 0], [2, 0]), "next_states must lie between 0 and 1, not 0 … 2"),
+        (([0, 1], [1, -1], [1, 0]), "actions must lie between 0 and 1, not -1 … 1"),
+        (([0, 5], [1, 1], [1, 0]), "states must lie between 0 and 1, not 0 … 5"),
+        (([0], [1, 1], [1, 0]), "equally long"),
+    ]:
+        with pytest.raises(RloptError, match=words):
+            count_transitions(*lists, 2, 2)
 
 
 def test_radii_cover_the_truth_as_often_as_they_say():

@@ -137,6 +137,34 @@ def test_dense_rows_that_share_the_order_of_v_agree_with_tensors(kind, gamma, ra
     torch.testing.assert_close(fast.policy.sum(-1), torch.ones(2, 30, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("path", ["compiled", "tensor", "weighted"])
+def test_rows_stay_in_the_set_where_targets_all_but_tie(path, monkeypatch):
+    """Targets a few to some thousand roundings apart, by which a level of the game says nothing of a mass: rows and
+    policy stay a saddle point of the set."""
+    g = torch.Generator().manual_seed(0)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=g, dtype=torch.float64)
+
+    monkeypatch.setattr(compiled, "ENABLED", path == "compiled")
+    ulp = float(np.spacing(20.0))
+    for trial in range(60):
+        p = rand(8, 5, 3, 5) * (rand(8, 5, 3, 5) > 0.4)
+        p[..., 0] += 0.05
+        w = (rand(5) + 0.2).round(decimals=1) if path == "weighted" else None
+        cost = (1.2 * rand(8, 5, 3)).round() + 0.3 * (rand(8, 5, 3) > 0.8)
+        m = RobustMDP(p / p.sum(-1, keepdim=True), cost, 0.95, StateL1(0.5 * rand(8, 5), w),
+                      support="all" if trial % 2 else "nominal")  # fmt: skip
+        apart = (3, 30, 3000)[trial % 3]
+        value = 20.0 + (0.7 * rand(8, 5)).round() + ulp * torch.randint(-apart, apart + 1, (8, 5), generator=g)
+        z, backup = m.targets(value), m.backup(value)
+        assert float(m.ambiguity.excess(backup.rows).max()) < 1e-14
+        torch.testing.assert_close((backup.rows * z).sum(-1).amin(-1), backup.value, rtol=0, atol=1e-13)
+        answer = m.ambiguity.respond(z, backup.policy)
+        torch.testing.assert_close((backup.policy * (answer * z).sum(-1)).sum(-1), backup.value, rtol=0, atol=1e-13)
+        assert float(backup.rows.min()) >= -1e-15 and float((backup.rows.sum(-1) - 1.0).abs().max()) < 1e-14
+
+
 def test_equal_targets_leave_nothing_to_gain(random_mdp):
     """Ties everywhere: z is constant, so every kernel is worth the same and any policy will do."""
     for kind in (L1, StateL1):

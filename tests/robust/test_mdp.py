@@ -13,6 +13,7 @@ from rlopt.robust import (
     action_values,
     bellman_policy,
     discounted_bounds,
+    expected_reward,
     from_toy_text,
     greedy,
     policy_value,
@@ -117,6 +118,25 @@ def test_mistakes_are_told_in_one_line(kernel, reward, initial, words):
     assert "\n" not in str(caught.value)
 
 
+def test_rewards_per_next_state_are_their_expected_ones_to_every_operator():
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.rand(3, 2, 3, generator=generator, dtype=torch.float64)
+    kernel /= kernel.sum(-1, keepdim=True)
+    m = TabularMDP(kernel, torch.rand(3, 2, 3, generator=generator, dtype=torch.float64), [1.0, 0.0, 0.0])
+    by_hand = torch.tensor(
+        [[sum(float(kernel[s, a, t] * m.reward[s, a, t]) for t in range(3)) for a in range(2)] for s in range(3)],
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(expected_reward(m.kernel, m.reward), by_hand)
+    policy, value = torch.full((3, 2), 0.5, dtype=torch.float64), torch.arange(3.0, dtype=torch.float64)
+    for f, rest in ((action_values, (value,)), (bellman_policy, (policy, value)), (policy_value, (policy,))):
+        torch.testing.assert_close(f(m.kernel, m.reward, 0.9, *rest), f(m.kernel, by_hand, 0.9, *rest))
+    with pytest.raises(RloptError, match="reward of action 1 in state 2 is not finite"):
+        bad = m.reward.clone()
+        bad[2, 1, 0] = torch.inf
+        TabularMDP(kernel, bad, m.initial)
+
+
 def test_a_spec_must_fit():
     with pytest.raises(RloptError, match="does not fit"):
         TabularMDP(KERNEL, REWARD, START, EnvSpec("x", spaces.Discrete(3), spaces.Discrete(2)))
@@ -154,6 +174,7 @@ def test_the_imported_model_knows_limit_and_first_states():
     m = from_toy_text("FrozenLake8x8-v1", {"is_slippery": False})
     assert m.num_states == 64 and m.spec.episode_limit == 200
     assert m.initial.nonzero().flatten().tolist() == [0]
+    assert m.reward.shape == (64, 4, 64) and m.reward[62, 2].nonzero().flatten().tolist() == [63]
     taxi = from_toy_text("Taxi-v4")
     assert int((taxi.initial > 0).sum()) == 300 and float(taxi.initial[500]) == 0.0
 

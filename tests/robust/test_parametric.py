@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from rlopt.robust import ParametricSet, solve_parametric
 from rlopt.robust.bellman import best_response, objective, policy_value
 from rlopt.robust.paper_inventory import ones, paper_inventory
-from rlopt.robust.parametric import SMALLEST, Parameters, solve_parametric
+from rlopt.robust.parametric import SMALLEST, Parameters
+from rlopt.types import RloptError
 
 
 def cost_of(s, policy, x):
@@ -29,6 +31,17 @@ def test_the_published_instance_has_the_regenerated_values():
     assert float(objective(m, value)) == pytest.approx(70.7272, abs=1e-4)
     assert x.theta[0].tolist() == pytest.approx([1.4, 0.9], abs=1e-6)
     assert x.lam[0].tolist() == pytest.approx([0.121, 0.179], abs=1e-3)
+
+
+def test_a_first_policy_is_checked():
+    s = paper_inventory()
+    assert isinstance(s, ParametricSet)
+    with pytest.raises(RloptError, match=r"policy has shape \(3,\)"):
+        solve_parametric(s, 1, policy=torch.ones(3) / 3)
+    start = np.tile(np.array([0.2, 0.3, 0.5], dtype=np.float32), (8, 1))
+    history = solve_parametric(s, 1, policy=start).history["value"]
+    policy = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).expand(1, 8, 3)
+    assert float(history[0]) == pytest.approx(float(objective(s.model, s.ascend(policy, s.centre())[2])), abs=1e-4)
 
 
 def test_gradients_equal_finite_differences():

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from rlopt.robust import KL, L1, ChiSquared, Contamination, Nominal, RobustMDP, StateL1, make_solver, solve
+from rlopt.robust import (
+    KL,
+    L1,
+    ChiSquared,
+    Contamination,
+    Nominal,
+    RobustMDP,
+    StateL1,
+    compiled,
+    make_solver,
+    solve,
+)
 from rlopt.robust.bellman import best_response, objective, policy_value, worst_case
 from rlopt.types import RloptError
 
@@ -163,10 +174,16 @@ def test_a_batch_equals_its_instances_alone(random_mdp, method):
 
 
 def test_descent_of_the_paper(random_mdp):
-    """(s,a): J falls monotonically; s: only the best so far does. The inner tolerance falls as γ^t."""
+    """(s,a): J falls monotonically; s: only the best so far does, and that is the bound. The inner tolerance falls as
+    γ^t."""
     m, _ = random_mdp(lambda r: L1(0.1 + 0.4 * r(2, 5, 3)))
     values = solve(m, "drpg", 150, None, inner_tolerance=1e-6).history["value"]
     assert bool((values.diff(dim=0) <= 1e-9).all())
+    s = solve(m.replace(StateL1(0.8)), "drpg", 150, None, inner_tolerance=1e-6)
+    values = s.history["value"]
+    assert bool((values.diff(dim=0) > 1e-6).any())
+    torch.testing.assert_close(values.cummin(0).values, s.history["upper"], rtol=0, atol=2e-6)
+    torch.testing.assert_close(values.amin(0), s.upper, rtol=0, atol=2e-6)
     solver = make_solver(m, "drpg")
     for t in range(5):
         assert float(solver.state["tolerance"][0]) == pytest.approx(0.9**t)
@@ -184,6 +201,45 @@ def test_options_of_drpg_lead_to_the_same_optimum(random_mdp, options):
     torch.testing.assert_close(s.upper, objective(m, optimum(m)), rtol=0, atol=2e-2)
 
 
+@pytest.mark.parametrize("path", ["compiled", "tensor"])
+@pytest.mark.parametrize("method", ["drpg", "partial_policy_iteration", "mirror_descent"])
+def test_bounds_enclose_the_optimum_where_values_all_but_tie(method, path, monkeypatch):
+    """States 1 and 2, each left for ever after one step, are worth the same to the uniform policy, up to rounding, and
+    not to the best one. State 0 leads to them with 0.7 and 0.3; its action 0 is free, the others cost 1. So with v1 the
+    least of c and v2 its mean, the optimum is γ (0.69 v1 + 0.31 v2) for a budget of 0.02.
+    """
+    monkeypatch.setattr(compiled, "ENABLED", path == "compiled")
+    instances, actions = 200, 7
+    kernel = np.zeros((4, actions, 4))
+    kernel[0, :, [1, 2]] = np.array([[0.7], [0.3]])
+    kernel[1:, :, 3] = 1.0
+    cost = np.zeros((instances, 4, actions))
+    c = 50.0 + 10.0 * np.random.default_rng(0).random((instances, actions)).round(2)
+    cost[:, 0, 1:], cost[:, 1], cost[:, 2] = 1.0, c, c.mean(-1, keepdims=True)
+    m = RobustMDP(np.tile(kernel, (instances, 1, 1, 1)), cost, 0.9, StateL1(0.02), [1.0, 0.0, 0.0, 0.0])
+    truth = torch.from_numpy(0.9 * (0.69 * c.min(-1) + 0.31 * c.mean(-1)))
+    for iterations in (1, 2, 3):
+        solver = make_solver(m, method)
+        for _ in range(iterations):
+            solver.step()
+            solver.certify()
+        for lower, upper in [(solver.lower, solver.upper), solve(m, method, iterations, None)[3:5]]:
+            assert bool((lower <= truth + 1e-9).all()) and bool((truth <= upper + 1e-9).all())
+    s = solve(m, "partial_policy_iteration", 30, 1e-9)
+    torch.testing.assert_close((s.lower, s.upper), (truth, truth), rtol=0, atol=1e-8)
+
+
+@EACH
+def test_without_a_future_the_best_action_is_found(random_mdp, method):
+    """Discount 0: the optimum is the cheapest action's worst expected cost."""
+    m, _ = random_mdp(lambda r: L1(0.4), gamma=0.0)
+    truth = objective(m, m.ambiguity.worst(m.cost)[0].amin(-1))
+    s = solve(m, method, 60, 1e-9)
+    assert bool((s.lower <= truth + 1e-9).all()) and bool((truth <= s.upper + 1e-9).all())
+    if method != "drpg":  # whose steps are constant
+        torch.testing.assert_close(s.upper, truth, rtol=0, atol=1e-8)
+
+
 def test_partial_policy_iteration_certifies_what_gradients_do_not(random_mdp):
     m, _ = random_mdp(lambda r: StateL1(0.8), states=8, actions=4, holes=0.0, gamma=0.95)
     s = solve(m, "partial_policy_iteration", 50, 1e-6)
@@ -194,6 +250,8 @@ def test_partial_policy_iteration_certifies_what_gradients_do_not(random_mdp):
 def test_mistakes_are_told_in_one_line(two_state_chain):
     kernel, cost, start = two_state_chain()
     m = RobustMDP(kernel, cost, 0.95, L1(0.4), start)
+    kernel2, cost2, _ = two_state_chain(2)
+    pair = RobustMDP(kernel2, cost2, 0.95, L1(0.4))
     for call, words in [
         (lambda: solve(m, "drgp"), "did you mean drpg"),
         (lambda: solve(m, "drpg", stepsize=0.1), "did you mean drpg.step_size"),
@@ -204,6 +262,10 @@ def test_mistakes_are_told_in_one_line(two_state_chain):
         (lambda: RobustMDP(kernel, [[float("nan")], [0.0]], 0.9, L1(0.4)), "not finite"),
         (lambda: RobustMDP(kernel, cost, 0.9, L1(0.4), [0.4, 0.4]), "initial is no distribution"),
         (lambda: RobustMDP([[[0.5, 0.4]], [[0.0, 1.0]]], cost, 0.9, L1(0.4)), r"kernel\[0, 0\] is no distribution"),
+        (lambda: solve(m, policy=[[1.0, 0.0]]), r"policy has shape \(1, 2\); this model needs \(2, 1\) or \(1, 2, 1\)"),
+        (lambda: solve(m, policy=[[1.0], [0.5]]), r"policy in state 1 of instance 0 is no distribution.*sum 0.5"),
+        (lambda: make_solver(m, policy=[[float("nan")], [1.0]]), "policy in state 0 of instance 0"),
+        (lambda: solve(pair, policy=[[2.0, -1.0], [0.5, 0.5]]), "smallest -1, sum 1"),
     ]:
         with pytest.raises(RloptError, match=words) as caught:
             call()
