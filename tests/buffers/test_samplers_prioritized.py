@@ -86,11 +86,13 @@ def test_beta_rises_to_one() -> None:
 def test_new_transitions_have_the_largest_mass_seen() -> None:
     sampler = bound(PrioritizedSampler(alpha=1.0, epsilon=1e-9), 6)
     sampler.wrote(0, 2, None)
+    sampler.sample(1, 2)  # what was written counts from the next draw on
     assert sampler.state_dict()["masses"]["mass"].tolist() == [1, 1]
     sampler.update_priority(torch.tensor([0]), torch.tensor([5.0]))
     sampler.wrote(2, 1, None)
     sampler.update_priority(torch.tensor([0]), torch.tensor([0.5]))
     sampler.wrote(3, 2, torch.tensor([False, True]))
+    sampler.sample(1, 5)
     assert sampler.state_dict()["masses"]["mass"].tolist() == pytest.approx([0.5, 1, 5, 0, 5])
 
 
