@@ -147,6 +147,7 @@ class FusedUpdate:
         self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool
     ) -> tuple[Metrics, Tensor]:
         """One update; actor and temperature only where ``act``. Returns metrics and the priorities (B,)."""
+        _tell_compiling()
         report, priority = self.report(batch, next_noise, noise, factor, act)
         return _named(report, act), priority
 
@@ -170,8 +171,6 @@ class FusedUpdate:
             update_phases, m, data, rounds(m.progress, FINISH, 1), actor_round, plain(next_noise), plain(noise),
             array(td), constants, factor,
         )  # fmt: skip
-        if compiles(update_phases):
-            log.info("compiling the update; the first time on a machine this takes up to half a minute")
         self.lanes.share(work)
         self.products.check()
         return torch.from_numpy(m.report).float(), td
@@ -196,8 +195,14 @@ class FusedRuns:
         def one(r: int) -> tuple[Tensor, Tensor]:
             return self.runs[r].report(batch.map(lambda x: x[r]), next_noise[r], noise[r], factor, act)
 
+        _tell_compiling()
         reports, priorities = zip(*self.lanes.run([partial(one, r) for r in range(len(self.runs))]), strict=True)
         return _named(torch.stack(reports, -1), act), torch.cat(priorities)
+
+
+def _tell_compiling() -> None:
+    if compiles(update_phases):
+        log.info("compiling the update; the first time on a machine this takes up to half a minute")
 
 
 def _named(report: Tensor, act: bool) -> Metrics:
