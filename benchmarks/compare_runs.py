@@ -1,9 +1,10 @@
 """Runs that differ in one word: curves, final returns, and how often one beats another.
 
     python benchmarks/compare_runs.py --root runs/sac_replay --out results/sac_replay
+    python benchmarks/compare_runs.py --root runs/pendulum_replay --window 3000 --out results/sac_replay/pendulum
     python benchmarks/compare_runs.py --by precision --root runs/sac_precision --out results/sac_precision
 
-Reads what ``run_queue.py`` made of ``jobs/sac_replay.yaml`` or ``jobs/sac_precision.yaml``, finished or not. Runs of
+Reads what ``run_queue.py`` made of ``jobs/sac_replay.yaml`` and the like, finished or not. Runs of
 one task and one update ratio that differ in their buffer (or precision) alone are compared at the last step at which
 all of them were evaluated: every seed's mean over its evaluations in the window before. Writes ``evaluations.csv``,
 ``table.csv``, ``table.md`` and ``curves.png``.
@@ -62,7 +63,7 @@ def curve(name: str, env_id: str, runs: Sequence[Run]) -> Curve:
     return merge(name, env_id, [(e.steps, e.means) for run in runs for e in run.evaluations])
 
 
-def finals(arms: dict[str, list[Run]], env_id: str) -> tuple[int, dict[str, Array]]:
+def finals(arms: dict[str, list[Run]], env_id: str, width: int) -> tuple[int, dict[str, Array]]:
     """The last step at which every seed of every buffer was evaluated, and each seed's window mean there.
 
     Raises:
@@ -72,7 +73,7 @@ def finals(arms: dict[str, list[Run]], env_id: str) -> tuple[int, dict[str, Arra
     if not shared:
         raise RloptError(f"the runs on {env_id} share no step of evaluation; let the queue go on")
     step = max(shared)
-    scores = {name: curve(name, env_id, runs).window(step) for name, runs in arms.items()}
+    scores = {name: curve(name, env_id, runs).window(step, width) for name, runs in arms.items()}
     return step, {name: s for name, s in scores.items() if s is not None}
 
 
@@ -82,7 +83,7 @@ def paired(arms: dict[str, list[Run]], scores: dict[str, Array], name: str, base
     return np.array([mine[s] - base[s] for s in mine if s in base])
 
 
-def compare(root: Path, out: Path, word: str = "buffer") -> str:
+def compare(root: Path, out: Path, word: str = "buffer", window: int = WINDOW) -> str:
     """Write the results folder; returns the table."""
     option, baseline = WORDS[word]
     found = find(root, option)
@@ -92,7 +93,7 @@ def compare(root: Path, out: Path, word: str = "buffer") -> str:
     text = [_line(heads), "|---" * len(heads) + "|"]
     pooled: dict[str, dict[str, list[tuple[Array, Array]]]] = {}
     for (env_id, ratio), arms in found.items():
-        step, scores = finals(arms, env_id)
+        step, scores = finals(arms, env_id, window)
         for name, own in scores.items():
             against, difference = "", ""
             if name != baseline and baseline in scores:
@@ -108,7 +109,7 @@ def compare(root: Path, out: Path, word: str = "buffer") -> str:
             rows[-1] += [difference, against]
     text += [
         "",
-        f"Return: mean over the evaluations of the {format_steps(WINDOW)} steps before, mean ± sd over seeds. Paired"
+        f"Return: mean over the evaluations of the {format_steps(window)} steps before, mean ± sd over seeds. Paired"
         f" difference: to {baseline}, same seed. P: the chance that a run beats one with {baseline}, with its"
         " 95 % bootstrap interval.",
         "",
@@ -149,11 +150,12 @@ def _line(cells: Sequence[object]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare runs that differ in one word.")
     parser.add_argument("--by", choices=WORDS, default="buffer", help="the word")
+    parser.add_argument("--window", type=int, default=WINDOW, help="steps over whose evaluations returns are averaged")
     parser.add_argument("--root", type=Path, required=True, help="the queue's --root")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     given = parser.parse_args(arguments)
     try:
-        print(compare(given.root, given.out, given.by))
+        print(compare(given.root, given.out, given.by, given.window))
     except RloptError as e:
         print(e, file=sys.stderr)
         return 2
