@@ -58,6 +58,12 @@ class Preset:
             env.close()
 
 
+SMALL: dict[str, Any] = {
+    "name": "drpg_deep", "network": {"hidden": [64, 64]}, "batch_size": 128, "learning_rate": 1e-3, "update_ratio": [1, 2],
+    "warmup_steps": 1_000, "bag": 16, "bag_share": 0.75, "search": {"candidates": 6, "episodes": 2, "rounds": 2},
+}  # fmt: skip
+"""An agent for tasks of two parameters that small networks learn."""
+
 PRESETS = {
     "pendulum": Preset(
         env={"id": "Pendulum-v1", "backend": "torch"},
@@ -66,11 +72,7 @@ PRESETS = {
         box={"m": (0.5, 1.5), "l": (0.5, 1.5)},
         total_steps=24_000,
         num_envs=8,
-        agent={
-            "name": "drpg_deep", "network": {"hidden": [64, 64]}, "batch_size": 128, "learning_rate": 1e-3,
-            "update_ratio": [1, 2], "warmup_steps": 1_000, "adversary_every": 1_500, "bag": 16, "bag_share": 0.75,
-            "search": {"candidates": 6, "episodes": 2, "rounds": 2},
-        },
+        agent={**SMALL, "adversary_every": 1_500},
         grid={"count": 10, "episodes": 10},
         smoke={"total_steps": 2_400, "adversary_every": 400},
     ),
@@ -80,11 +82,7 @@ PRESETS = {
         box={"mass_pole": (1.0, 31.0), "mass_cart": (1.0, 11.0)},
         total_steps=40_000,
         num_envs=4,
-        agent={
-            "name": "drpg_deep", "network": {"hidden": [64, 64]}, "batch_size": 128, "learning_rate": 1e-3,
-            "update_ratio": [1, 2], "warmup_steps": 1_000, "adversary_every": 2_000, "bag": 16, "bag_share": 0.75,
-            "search": {"candidates": 6, "episodes": 2, "rounds": 2},
-        },
+        agent={**SMALL, "adversary_every": 2_000},
         grid={"count": 10, "episodes": 10},
         smoke={"total_steps": 1_200, "adversary_every": 400},
     ),
