@@ -59,8 +59,9 @@ class Preset:
 
 
 SMALL: dict[str, Any] = {
-    "name": "drpg_deep", "network": {"hidden": [64, 64]}, "batch_size": 128, "learning_rate": 1e-3, "update_ratio": [1, 2],
-    "warmup_steps": 1_000, "bag": 16, "bag_share": 0.75, "search": {"candidates": 6, "episodes": 2, "rounds": 2},
+    "name": "drpg_deep", "network": {"hidden": [64, 64]}, "batch_size": 128, "learning_rate": 1e-3,
+    "update_ratio": [1, 2], "warmup_steps": 1_000, "bag": 16, "bag_share": 0.75,
+    "search": {"candidates": 6, "episodes": 2, "rounds": 2},
 }  # fmt: skip
 """An agent for tasks of two parameters that small networks learn."""
 
