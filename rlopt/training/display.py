@@ -26,9 +26,11 @@ class Display:
     encoding lacks is shown as ``?``.
     """
 
-    def __init__(self, total_steps: int, unit: str = "steps", stream: TextIO | None = None) -> None:
+    def __init__(self, total_steps: int, unit: str = "steps", stream: TextIO | None = None, runs: int = 1) -> None:
         self.total_steps = total_steps
-        """What is aimed at; may be lowered on the way."""
+        """What is aimed at, in every run; may be lowered on the way."""
+        self.runs = runs
+        """How many train side by side: the speed is that of all of them together."""
         self._unit = unit
         self._stream: TextIO | None = sys.stdout if stream is None else stream
         self._values: dict[str, float] = {}
@@ -102,16 +104,17 @@ class Display:
         return 100 * (self._step or 0) // max(1, self.total_steps)
 
     def _rate(self) -> float:
-        """Steps per second: the newest given, else the mean since the first update."""
+        """Steps per second of all runs: the newest given, else the mean since the first update."""
         if (given := self._values.get("steps_per_second")) is not None:
             return given
         step, since = self._first or (0, 0.0)
         seconds = _now() - since
-        return ((self._step or 0) - step) / seconds if seconds > 0 else 0.0
+        return self.runs * ((self._step or 0) - step) / seconds if seconds > 0 else 0.0
 
     def _speed(self) -> list[str]:
         rate = self._rate()
-        return [f"{rate:.0f} steps/s" if rate >= 10 else f"{rate:.2g} steps/s"] if rate > 0 else []
+        of = f" of {self.runs} runs" if self.runs > 1 else ""
+        return [(f"{rate:.0f} steps/s" if rate >= 10 else f"{rate:.2g} steps/s") + of] if rate > 0 else []
 
     def _returns(self) -> list[str]:
         return [f"{label} {self._values[name]:.1f}" for label, name in _RETURNS.items() if name in self._values]
@@ -126,7 +129,8 @@ class Display:
 
     def _left(self) -> str:
         rate = self._rate()
-        return f"left {_duration((self.total_steps - (self._step or 0)) / rate)}" if rate > 0 else ""
+        steps = self.runs * (self.total_steps - (self._step or 0))
+        return f"left {_duration(steps / rate)}" if rate > 0 else ""
 
     # Writing, come what may
 

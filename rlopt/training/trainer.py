@@ -250,6 +250,7 @@ class Trainer:
         self.logger.metrics(self.loop.step, values)
         if self.display is not None:
             self.display.total_steps = self.loop.total_steps  # lower once a solver has converged
+            self.display.runs = self.loop.runs
             self.display.update(self.loop.step, values)
         self._sums, self._returns, self._updates = {}, [], 0
         self._env_seconds = self._learn_seconds = 0.0

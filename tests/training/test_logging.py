@@ -229,6 +229,19 @@ def test_speed_is_measured_where_none_is_given(clock: Clock) -> None:
     assert out.getvalue().splitlines() == ["step 20/100 (20%)", "step 60/100 (60%)  2 steps/s  left 20s"]
 
 
+def test_the_time_left_of_runs_side_by_side(clock: Clock) -> None:
+    """Their speed is that of all together, their steps are each run's own."""
+    out = io.StringIO()
+    shown = Display(100, stream=out, runs=4)
+    shown.update(60, {"steps_per_second": 8.0})
+    clock.now += 20.0
+    shown.update(80, {"steps_per_second": 8.0})
+    lines = out.getvalue().splitlines()
+    assert lines == [
+        "step 60/100 (60%)  8 steps/s of 4 runs  left 20s", "step 80/100 (80%)  8 steps/s of 4 runs  left 10s",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.2, "0s"), (59.4, "59s"), (59.6, "1m00s"), (734, "12m14s"), (11_100, "3h05m"), (198_000, "2d07h")],

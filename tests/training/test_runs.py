@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from rlopt.cli import main
 from rlopt.policy import load_policy
 from rlopt.training.config import train_config
+from rlopt.training.display import Display
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.setup import make_loop, settle, train
 from rlopt.types import RloptError
@@ -56,9 +58,11 @@ def test_each_run_is_the_single_run_with_its_seed() -> None:
 
 
 def test_a_run_folder_of_several_runs(tmp_path) -> None:
-    trainer = train(config(tmp_path / "run", num_runs=2))
+    out = io.StringIO()
+    trainer = train(config(tmp_path / "run", num_runs=2), display=Display(30, stream=out))
     result = trainer.run()
     trainer.close()
+    assert " steps/s of 2 runs  " in out.getvalue()
     with (tmp_path / "run" / "evaluations.csv").open() as f:
         rows = list(csv.DictReader(f))
     assert [(row["step"], row["episode"], row["run"]) for row in rows] == [
