@@ -101,9 +101,7 @@ class Nominal(Ambiguity):
         from rlopt.robust import compiled
 
         if compiled.usable(value):
-            worst = compiled.plain_sweep(self.kernel, cost, gamma, value)
-            best, action = worst.min(-1)
-            policy = torch.zeros_like(worst).scatter_(-1, action[..., None], 1.0)
+            best, policy = compiled.plain_sweep(self.kernel, cost, gamma, value)
             return Backup(best, policy, self.kernel.probabilities if rows else None)
         return super().backup(cost, gamma, value, rows)
 

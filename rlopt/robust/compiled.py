@@ -1,7 +1,8 @@
 """Bellman sweeps compiled by numba for the CPU: a backup of every state without one temporary tensor.
 
-A sort of every row's successors would cost more than all else, so no row is sorted: an L1 budget is spent on the few
-smallest z only, which are picked one by one, or in long rows found by a threshold. Dense rows whose cost does not
+A sort of every row's successors would cost more than all else, so no row is sorted: what an L1 budget gains is the
+minimum of a convex function of one level, found among the row's own z in short rows and by its tangents in long ones.
+An action is dropped as soon as a bound shows that it is not the best of its state. Dense rows whose cost does not
 depend on the successor all have the order of v, which is sorted once. On a GPU and with weights the same operators run
 on tensors (``l1.py``); a test holds the two equal.
 """
@@ -23,8 +24,8 @@ ENABLED = True
 
 Array = NDArray[np.float64]
 _NO_ROWS = np.zeros((0, 0, 0, 0))
-_USED = 1e300  # the z of a donor that has nothing left; nothing in these loops is infinite or NaN
-_SHORT = 12  # up to this many successors, picking the smallest one by one is fastest
+_HUGE = 1e300  # more than any z, and the z of a donor that has nothing left: nothing here is infinite or NaN
+_SHORT = 24  # up to this many successors, trying every one of them as the level is fastest
 _RELAXED = {"nnan", "ninf", "nsz", "reassoc"}  # lets a search for the smallest z run without branches: half the time
 
 
@@ -37,21 +38,23 @@ def usable(value: Tensor) -> bool:
     return ENABLED and value.device.type == "cpu" and value.dtype == torch.float64
 
 
-def plain_sweep(kernel: Kernel, cost: Tensor, gamma: float, value: Tensor) -> Tensor:
-    """(K, S, A) Σ p̂ (c + γ v): the ordinary Bellman sweep."""
-    out = np.empty(kernel.count.shape)
-    _plain(*_arrays(kernel, cost, value), gamma, out, kernel.dense)
-    return torch.from_numpy(out)
+def plain_sweep(kernel: Kernel, cost: Tensor, gamma: float, value: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, S) min_a Σ p̂ (c + γ v) and (K, S, A) the greedy policy: the ordinary Bellman sweep."""
+    out, policy = np.empty(kernel.count.shape[:2]), np.zeros(kernel.count.shape)
+    _plain(*_arrays(kernel, cost, value), gamma, out, policy, kernel.dense)
+    return torch.from_numpy(out), torch.from_numpy(policy)
 
 
 def l1_sweep(
     kernel: Kernel, cost: Tensor, gamma: float, value: Tensor, radius: Tensor, rows: bool
-) -> tuple[Tensor, Tensor | None]:
-    """(K, S, A) the support function of every row's L1 ball at c + γ v, and the rows that attain it if wanted."""
-    out = np.empty(kernel.count.shape)
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(K, S) the least over actions of the support function of a row's L1 ball at c + γ v, (K, S, A) the policy that
+    attains it, and the rows if wanted."""
+    out, policy = np.empty(kernel.count.shape[:2]), np.zeros(kernel.count.shape)
     found = np.empty(kernel.probabilities.shape) if rows else _NO_ROWS
-    _l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, found, kernel.dense, _shared(kernel, cost, rows))
-    return torch.from_numpy(out), torch.from_numpy(found) if rows else None
+    _l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, policy, found, kernel.dense,
+        _shared(kernel, cost, rows))  # fmt: skip
+    return torch.from_numpy(out), torch.from_numpy(policy), torch.from_numpy(found) if rows else None
 
 
 def state_l1_sweep(
@@ -76,152 +79,155 @@ def _arrays(kernel: Kernel, cost: Tensor, value: Tensor) -> tuple[Any, ...]:
     return p, successors, kernel.count.numpy(), cost.contiguous().numpy(), value.contiguous().numpy()
 
 
-@_compiled
-def _plain(
-    p: Array, successors: Any, count: Any, cost: Array, value: Array, gamma: float, out: Array, dense: bool
-) -> None:
-    narrow = cost.shape[3] == 1
-    for k in range(p.shape[0]):
-        v = value[k]
-        for s in range(p.shape[1]):
-            for a in range(p.shape[2]):
-                q, c, t, total = p[k, s, a], cost[k, s, a], successors[0, 0, 0], 0.0
-                if not dense:
-                    t = successors[k, s, a]
-                n = count[k, s, a]
-                if dense and narrow:
-                    for j in range(n):
-                        total += q[j] * v[j]
-                    total = c[0] + gamma * total
-                elif dense:
-                    for j in range(n):
-                        total += q[j] * (c[j] + gamma * v[j])
-                elif narrow:
-                    for j in range(n):
-                        total += q[j] * v[t[j]]
-                    total = c[0] + gamma * total
-                else:
-                    for j in range(n):
-                        total += q[j] * (c[j] + gamma * v[t[j]])
-                out[k, s, a] = total
+# A call that hands over arrays, and a view of an array, cost more here than a short row's sum: so what is done on every
+# row is done for all actions of a state at once, and rows are named by k, s, a and not cut out.
 
 
 @_compiled
-def _fill(z: Array, q: Array, t: Any, c: Array, v: Array, gamma: float, n: int, dense: bool) -> tuple[float, float]:
-    """z = c + γ v on n successors; returns p̂·z and the largest z. Dense rows in two loops, which become vector code."""
-    total, top, narrow = 0.0, -_USED, c.shape[0] == 1
-    if not dense:
+def _look(
+    p: Array, successors: Any, count: Any, cost: Array, value: Array, gamma: float, dense: bool, k: int, s: int,
+    peak: int, mean: Array, high: Array,
+) -> None:  # fmt: skip
+    """p̂·z of all rows of a state, z = c + γ v, and if wanted a z that is large: in lists the largest, in dense rows,
+    where a search would double the work, that at the ``peak`` of v."""
+    wide, wanted = int(cost.shape[3] > 1), high.shape[0] > 0
+    for a in range(p.shape[2]):
+        n, total, most = count[k, s, a], 0.0, -_HUGE
+        if dense and wide:
+            for j in range(n):
+                total += p[k, s, a, j] * (cost[k, s, a, j] + gamma * value[k, j])
+        elif dense:
+            for j in range(n):
+                total += p[k, s, a, j] * value[k, j]
+            total = cost[k, s, a, 0] + gamma * total
+        else:
+            for j in range(n):
+                z = cost[k, s, a, wide * j] + gamma * value[k, successors[k, s, a, j]]
+                total += p[k, s, a, j] * z
+                most = max(most, z) if wanted else most
+        mean[a] = total
+        if wanted:
+            high[a] = cost[k, s, a, wide * peak] + gamma * value[k, peak] if dense and peak < n else most
+
+
+@_compiled
+def _fill(
+    z: Array, r: int, successors: Any, count: Any, cost: Array, value: Array, gamma: float, dense: bool, k: int, s: int,
+    a: int,
+) -> float:  # fmt: skip
+    """z[r] = c + γ v of a row; returns the largest. In two loops, the first of which becomes vector code."""
+    n, wide, top = count[k, s, a], int(cost.shape[3] > 1), -_HUGE
+    if dense and wide:
         for j in range(n):
-            x = (c[0] if narrow else c[j]) + gamma * v[t[j]]
-            z[j] = x
-            total += q[j] * x
-            top = max(top, x)
-        return total, top
-    if narrow:
+            z[r, j] = cost[k, s, a, j] + gamma * value[k, j]
+    elif dense:
         for j in range(n):
-            z[j] = c[0] + gamma * v[j]
+            z[r, j] = cost[k, s, a, 0] + gamma * value[k, j]
     else:
         for j in range(n):
-            z[j] = c[j] + gamma * v[j]
+            z[r, j] = cost[k, s, a, wide * j] + gamma * value[k, successors[k, s, a, j]]
     for j in range(n):
-        total += q[j] * z[j]
-        top = max(top, z[j])
-    return total, top
+        top = max(top, z[r, j])
+    return top
 
 
 @_compiled
-def _smallest(z: Array, n: int, top: float) -> int:
-    """The successor of the smallest z below ``top``, or -1."""
+def _plain(
+    p: Array, successors: Any, count: Any, cost: Array, value: Array, gamma: float, out: Array, policy: Array,
+    dense: bool,
+) -> None:  # fmt: skip
+    mean, none = np.empty(p.shape[2]), np.empty(0)
+    for k in range(p.shape[0]):
+        for s in range(p.shape[1]):
+            _look(p, successors, count, cost, value, gamma, dense, k, s, 0, mean, none)
+            best, action = _HUGE, 0
+            for a in range(p.shape[2]):
+                if mean[a] < best:
+                    best, action = mean[a], a
+            out[k, s], policy[k, s, action] = best, 1.0
+
+
+@_compiled
+def _smallest(z: Array, r: int, n: int, top: float) -> int:
+    """The successor of the smallest z[r] below ``top``, or -1."""
     i, low = -1, top
     if n <= _SHORT:
         for j in range(n):
-            less = z[j] < low
-            low = z[j] if less else low
+            less = z[r, j] < low
+            low = z[r, j] if less else low
             i = j if less else i
         return i
     for j in range(n):
-        low = min(low, z[j])
+        low = min(low, z[r, j])
     if low < top:
         i = 0
-        while z[i] != low:
+        while z[r, i] != low:
             i += 1
     return i
 
 
 @_compiled
-def _spend(z: Array, q: Array, n: int, top: float, left: float) -> Any:
-    """What moving ``left`` of mass from the smallest z to ``top`` gains; uses z up."""
-    gained = 0.0
-    while left > 0.0:
-        i = _smallest(z, n, top)
-        if i < 0:
-            break
-        m = min(q[i], left)
-        left -= m
-        gained += m * (top - z[i])
-        z[i] = _USED
-    return gained
-
-
-@_compiled
-def _mean(q: Array, v: Array) -> float:
-    """Σ q v."""
-    total = 0.0
-    for j in range(v.shape[0]):
-        total += q[j] * v[j]
-    return total
-
-
-@_compiled
-def _spend_in_order(v: Array, q: Array, order: Any, left: float) -> Any:
-    """As ``_spend`` on z = v, whose ``order`` is known; v stays as it is."""
-    gained, top = 0.0, v[order[-1]]
-    for i in order:
-        if left <= 0.0 or v[i] >= top:
-            break
-        m = min(q[i], left)
-        left -= m
-        gained += m * (top - v[i])
-    return gained
-
-
-@_compiled
-def _beyond(z: Array, q: Array, n: int, level: float) -> tuple[float, float]:
-    """The mass whose z lies below ``level``, and Σ q (level - z) over it."""
+def _above(p: Array, z: Array, n: int, k: int, s: int, a: int, level: float) -> tuple[float, float]:
+    """The mass whose z lies below ``level``, and Σ p̂ (level - z) over it."""
     mass, area = 0.0, 0.0
     for j in range(n):
-        d = level - z[j]
-        m = q[j] if d > 0.0 else 0.0
+        d = level - z[0, j]
+        m = p[k, s, a, j] if d > 0.0 else 0.0
         mass += m
         area += m * d
     return mass, area
 
 
 @_compiled
-def _spend_dual(z: Array, q: Array, n: int, top: float, left: float) -> Any:
-    """The same for longer rows, from the dual: the least of λ·left + Σ q (top - λ - z)₊ over λ ≥ 0.
+def _gain(
+    p: Array, z: Array, n: int, k: int, s: int, a: int, mean: float, top: float, left: float, enough: float
+) -> float:
+    """What moving ``left`` of mass from the smallest z to ``top`` gains; from ``enough`` on any lower bound will do.
 
-    The sum is convex and piecewise linear in λ. The tangents at both ends of a bracket meet in a new λ; when they meet
-    on the function itself, its kink is found. A few passes over the row, each of them vector code, and no sort.
+    It is the least of (top - l)·left + Σ p̂ (l - z)₊ over levels l ≤ top, which is convex and piecewise linear with its
+    kinks at the z. Short rows try them all. In longer ones the tangents at both ends of a bracket meet in a new level;
+    when they meet on the function itself, its kink is found. What lies under the tangents is a lower bound on the way.
     """
-    mass, area = _beyond(z, q, n, top)
-    if mass <= left:
-        return area
-    whole, least = area, z[0]
+    if left >= 1.0:
+        return top - mean
+    least = _HUGE
+    if n <= _SHORT:
+        for j in range(n):
+            level, total = z[0, j], (top - z[0, j]) * left
+            for i in range(n):
+                total += p[k, s, a, i] * max(0.0, level - z[0, i])
+            least = min(least, total)
+        return least
     for j in range(n):
-        least = min(least, z[j])
-    low, low_mass, low_area, high, high_mass, high_area = 0.0, mass, area, top - least, 0.0, 0.0
-    price = 0.0
+        least = min(least, z[0, j])
+    low, low_mass, low_area, high, high_mass, high_area = least, 0.0, 0.0, top, 1.0, top - mean
+    level, area = top, top - mean
     for _ in range(200):
-        price = (low_area - high_area + low_mass * low - high_mass * high) / (low_mass - high_mass)
-        mass, area = _beyond(z, q, n, top - price)
-        if area - (low_area - low_mass * (price - low)) <= 1e-15 * whole or not low < price < high:
+        level = (low_area - high_area + high_mass * high - low_mass * low) / (high_mass - low_mass)
+        under = low_area + low_mass * (level - low)
+        if (top - level) * left + under >= enough:
+            return (top - level) * left + under
+        mass, area = _above(p, z, n, k, s, a, level)
+        if area - under <= 1e-15 * (top - mean) or not low < level < high:
             break
         if mass > left:
-            low, low_mass, low_area = price, mass, area
+            high, high_mass, high_area = level, mass, area
         else:
-            high, high_mass, high_area = price, mass, area
-    return price * left + area
+            low, low_mass, low_area = level, mass, area
+    return (top - level) * left + area
+
+
+@_compiled
+def _gain_in_order(p: Array, value: Array, order: Any, k: int, s: int, a: int, left: float) -> Any:
+    """The same on z = v, whose ``order`` is known."""
+    gained, top = 0.0, value[k, order[-1]]
+    for i in order:
+        if left <= 0.0 or value[k, i] >= top:
+            break
+        m = min(p[k, s, a, i], left)
+        left -= m
+        gained += m * (top - value[k, i])
+    return gained
 
 
 @_compiled
@@ -256,31 +262,42 @@ def _lay_out(q: Array, r: Array, donors: Any, n: int, z: Array, top: float, left
 @_compiled
 def _l1(
     p: Array, successors: Any, count: Any, cost: Array, value: Array, gamma: float, radius: Array, out: Array,
-    rows: Array, dense: bool, shared: bool,
+    policy: Array, rows: Array, dense: bool, shared: bool,
 ) -> None:  # fmt: skip
-    wanted = rows.shape[0] > 0
-    z, order = np.empty(p.shape[3]), np.zeros(1, np.int64)
+    """The actions of a state are looked at in the order of a lower bound, until it says that the best is found."""
+    wanted, actions = rows.shape[0] > 0, p.shape[2]
+    z, order = np.empty((1, p.shape[3])), np.zeros(1, np.int64)
+    mean, high, bound = np.empty(actions), np.empty(actions), np.empty(actions)
     for k in range(p.shape[0]):
-        v = value[k]
+        peak = np.argmax(value[k]) if dense else 0
         if shared:
-            order = np.argsort(v)
+            order = np.argsort(value[k])
         for s in range(p.shape[1]):
-            for a in range(p.shape[2]):
-                q, n, t, left = p[k, s, a], count[k, s, a], successors[0, 0, 0], 0.5 * radius[k, s, a]
+            _look(p, successors, count, cost, value, gamma, dense, k, s, peak, mean, high)
+            for a in range(actions):  # as much is gained by taking the same share of every successor's mass
+                bound[a] = mean[a] + min(0.5 * radius[k, s, a], 1.0) * max(0.0, high[a] - mean[a])
+            best, action = _HUGE, 0
+            for _ in range(actions):
+                a, least = 0, _HUGE
+                for b in range(actions):
+                    if bound[b] < least:
+                        a, least = b, bound[b]
+                if least >= best and not wanted:
+                    break
+                bound[a] = _HUGE
+                left, total = 0.5 * radius[k, s, a], mean[a]
                 if shared:
-                    out[k, s, a] = cost[k, s, a, 0] + gamma * (_mean(q, v) + _spend_in_order(v, q, order, left))
-                    continue
-                if not dense:
-                    t = successors[k, s, a]
-                total, top = _fill(z, q, t, cost[k, s, a], v, gamma, n, dense)
-                if wanted:
-                    rows[k, s, a] = q
-                    total += _move(z, rows[k, s, a], n, top, left)
-                elif n <= 2 * _SHORT:
-                    total += _spend(z, q, n, top, left)
+                    total += gamma * _gain_in_order(p, value, order, k, s, a, left)
                 else:
-                    total += _spend_dual(z, q, n, top, left)
-                out[k, s, a] = total
+                    top = _fill(z, 0, successors, count, cost, value, gamma, dense, k, s, a)
+                    if wanted:
+                        rows[k, s, a] = p[k, s, a]
+                        total += _move(z[0], rows[k, s, a], count[k, s, a], top, left)
+                    else:
+                        total += _gain(p, z, count[k, s, a], k, s, a, total, top, left, best - total)
+                if total < best:
+                    best, action = total, a
+            out[k, s], policy[k, s, action] = best, 1.0
 
 
 @_compiled
@@ -303,19 +320,14 @@ def _state_l1(
     z, top, worth = np.empty((actions, p.shape[3])), np.empty(actions), np.empty(actions)
     gain, end = np.empty(actions), np.empty(actions)  # of the present donor: top - z, and the level that uses it up
     donors, inside = np.empty((actions, p.shape[3]), np.int64), np.empty(actions, np.bool_)
-    spent = np.empty(actions)
+    spent, none = np.empty(actions), np.empty(0)
     for k in range(p.shape[0]):
-        v = value[k]
         if shared:
-            order = np.argsort(v)
+            order = np.argsort(value[k])
         for s in range(p.shape[1]):
             for a in range(actions):
                 inside[a], position[a], spent[a] = False, -1, 0.0
-                if shared:
-                    worth[a] = cost[k, s, a, 0] + gamma * _mean(p[k, s, a], v)
-                    continue
-                t = successors[0, 0, 0] if dense else successors[k, s, a]
-                worth[a], top[a] = _fill(z[a], p[k, s, a], t, cost[k, s, a], v, gamma, count[k, s, a], dense)
+            _look(p, successors, count, cost, value, gamma, dense, k, s, 0, worth, none)
             if wanted:
                 rows[k, s] = p[k, s]
             left, u, alone = radius[k, s], worth.min(), -1
@@ -326,14 +338,16 @@ def _state_l1(
                     if shared:
                         position[a] += 1
                         i = order[position[a]]
-                        gain[a] = gamma * (v[order[last]] - v[i])
+                        gain[a] = gamma * (value[k, order[last]] - value[k, i])
                         if gain[a] <= 0.0:
                             alone = a
                             break
                     else:
                         if inside[a]:
-                            z[a, donors[a, position[a]]] = _USED
-                        i = _smallest(z[a], count[k, s, a], top[a])
+                            z[a, donors[a, position[a]]] = _HUGE
+                        else:
+                            top[a] = _fill(z, a, successors, count, cost, value, gamma, dense, k, s, a)
+                        i = _smallest(z, a, count[k, s, a], top[a])
                         if i < 0:
                             alone = a
                             break
@@ -343,7 +357,7 @@ def _state_l1(
                     inside[a] = True
                 if alone >= 0:
                     break
-                nearest, rate = _USED, 0.0
+                nearest, rate = _HUGE, 0.0
                 for a in range(actions):
                     if inside[a]:
                         nearest = min(nearest, end[a])

@@ -57,10 +57,7 @@ class L1(_L1):
 
     def backup(self, cost: Tensor, gamma: float, value: Tensor, rows: bool = True) -> Backup:
         if self.weight is None and compiled.usable(value):
-            worst, found = compiled.l1_sweep(self.kernel, cost, gamma, value, self.radius, rows)
-            best, action = worst.min(-1)
-            policy = torch.zeros_like(worst).scatter_(-1, action[..., None], 1.0)
-            return Backup(best, policy, found)
+            return Backup(*compiled.l1_sweep(self.kernel, cost, gamma, value, self.radius, rows))
         return super().backup(cost, gamma, value, rows)
 
     def project(self, y: Tensor) -> Tensor:

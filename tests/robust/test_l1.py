@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlopt.robust import L1, RobustMDP, StateL1, compiled
+from rlopt.robust import L1, Kernel, Nominal, RobustMDP, StateL1, compiled
 from rlopt.types import RloptError
 
 WEIGHTED = pytest.mark.parametrize("weighted", [False, True])
@@ -117,6 +117,37 @@ def test_compiled_sweeps_equal_the_tensor_ones(random_mdp, monkeypatch, kind, sh
     torch.testing.assert_close(fast.rows, slow.rows, rtol=0, atol=1e-12)
     torch.testing.assert_close(silent.value, fast.value, rtol=0, atol=1e-12)
     assert silent.rows is None
+
+
+@pytest.mark.parametrize("kind", [L1, StateL1])
+@pytest.mark.parametrize("states", [3, 12, 24, 25, 70])
+def test_actions_that_cannot_be_the_best_are_left_out_and_nothing_else(kind, states, monkeypatch):
+    """Radii from none to all of the mass, ties, dense rows that end early; every action once the best of a state."""
+    g = torch.Generator().manual_seed(states)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=g, dtype=torch.float64)
+
+    count = torch.randint(2, states + 1, (8, states, 6), generator=g)
+    p = rand(8, states, 6, states) * (torch.arange(states) < count[..., None])
+    radius = (2.4 * rand(8, states, 6) - 0.2).clamp(0.0, 2.0)
+    kernel = Kernel(p / p.sum(-1, keepdim=True), count=count)
+    chosen = torch.zeros(6)
+    for cost in (rand(8, states, 6, states), (4.0 * rand(8, states, 6, states)).round()):
+        m = RobustMDP(kernel, cost, 0.9, kind(radius if kind is L1 else radius[..., 0]), per_successor=True)
+        value = (5.0 * rand(8, states)).round()
+        monkeypatch.setattr(compiled, "ENABLED", True)
+        fast, nominal = m.backup(value, rows=False), m.replace(Nominal()).backup(value, rows=False)
+        monkeypatch.setattr(compiled, "ENABLED", False)
+        slow, ordinary = m.backup(value), m.replace(Nominal()).backup(value)
+        torch.testing.assert_close(fast.value, slow.value, rtol=0, atol=1e-12)
+        torch.testing.assert_close(nominal.value, ordinary.value, rtol=0, atol=1e-12)
+        assert torch.equal(nominal.policy, ordinary.policy)
+        if kind is L1:
+            worst = (slow.rows * m.targets(value)).sum(-1)
+            torch.testing.assert_close((fast.policy * worst).sum(-1), slow.value, rtol=0, atol=1e-12)
+        chosen += fast.policy.sum((0, 1))
+    assert bool((chosen > 0.0).all())
 
 
 @pytest.mark.parametrize("kind", [L1, StateL1])
