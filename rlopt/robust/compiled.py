@@ -307,86 +307,68 @@ def _state_l1(
 ) -> None:  # fmt: skip
     """Raise the level u of the game from the best nominal action, paying for every action that lies below it.
 
-    An action is *in* once u passes its nominal worth; it then costs 1/slope of budget per unit of u, slope = (top -
-    z of its present donor)/2. Events: a donor is used up, another action comes in, the budget ends, or an action in
-    play has nothing left to give (then it alone is the answer).
+    An action is *in* once u passes its nominal worth; it then costs ``slope`` = 2/(top - z of its present donor) of
+    budget per unit of u. Every action's next event has its level: it comes in, or its donor is used up. The lowest is
+    taken until the budget ends there, or an action has nothing left to give (then it alone is the answer).
 
     The rows are laid out from what each action has spent, never from u: where gains are a few roundings, a rounding of
     u is worth any mass, but what is spent adds up to the budget to the last digit.
     """
     wanted = rows.shape[0] > 0
     actions, last = p.shape[2], p.shape[3] - 1
-    order, position = np.zeros(1, np.int64), np.empty(actions, np.int64)  # the position of the present donor
-    z, top, worth = np.empty((actions, p.shape[3])), np.empty(actions), np.empty(actions)
-    gain, end = np.empty(actions), np.empty(actions)  # of the present donor: top - z, and the level that uses it up
-    donors, inside = np.empty((actions, p.shape[3]), np.int64), np.empty(actions, np.bool_)
-    spent, none = np.empty(actions), np.empty(0)
+    order, none = np.zeros(1, np.int64), np.empty(0)
+    z, top, level, slope = np.empty((actions, p.shape[3])), np.empty(actions), np.empty(actions), np.empty(actions)
+    donors, used = np.empty((actions, p.shape[3]), np.int64), np.empty(actions, np.int64)  # the last one is in use
+    spent = np.empty(actions)
     for k in range(p.shape[0]):
         if shared:
             order = np.argsort(value[k])
         for s in range(p.shape[1]):
+            _look(p, successors, count, cost, value, gamma, dense, k, s, 0, level, none)
             for a in range(actions):
-                inside[a], position[a], spent[a] = False, -1, 0.0
-            _look(p, successors, count, cost, value, gamma, dense, k, s, 0, worth, none)
+                used[a], slope[a], spent[a] = 0, 0.0, 0.0
             if wanted:
                 rows[k, s] = p[k, s]
-            left, u, alone = radius[k, s], worth.min(), -1
+            left, u, rate, alone = radius[k, s], _HUGE, 0.0, -1
             while True:
-                for a in range(actions):  # actions that come in here, and donors that are used up here
-                    if worth[a] > u or (inside[a] and end[a] > u):
-                        continue
-                    if shared:
-                        position[a] += 1
-                        i = order[position[a]]
-                        gain[a] = gamma * (value[k, order[last]] - value[k, i])
-                        if gain[a] <= 0.0:
-                            alone = a
-                            break
-                    else:
-                        if inside[a]:
-                            z[a, donors[a, position[a]]] = _HUGE
-                        else:
-                            top[a] = _fill(z, a, successors, count, cost, value, gamma, dense, k, s, a)
-                        i = _smallest(z, a, count[k, s, a], top[a])
-                        if i < 0:
-                            alone = a
-                            break
-                        position[a] += 1
-                        donors[a, position[a]], gain[a] = i, top[a] - z[a, i]
-                    end[a] = (end[a] if inside[a] else worth[a]) + p[k, s, a, i] * gain[a]
-                    inside[a] = True
-                if alone >= 0:
-                    break
-                nearest, rate = _HUGE, 0.0
-                for a in range(actions):
-                    if inside[a]:
-                        nearest = min(nearest, end[a])
-                        rate += 2.0 / gain[a]
-                    else:
-                        nearest = min(nearest, worth[a])
-                done = (nearest - u) * rate >= left
-                climb = left / rate if done else nearest - u
+                a, nearest, rate = 0, _HUGE, 0.0
+                for b in range(actions):
+                    rate += slope[b]
+                    less = level[b] < nearest
+                    nearest = level[b] if less else nearest
+                    a = b if less else a
+                climb = nearest - u if rate > 0.0 else 0.0
+                done = rate > 0.0 and climb * rate >= left
+                if done:
+                    climb = left / rate
                 if wanted:
-                    for a in range(actions):
-                        if inside[a]:
-                            spent[a] += climb * (2.0 / gain[a])
+                    for b in range(actions):
+                        spent[b] += climb * slope[b]
                 if done:
                     u += climb
                     break
                 left -= climb * rate
                 u = nearest
+                if shared:
+                    i = order[used[a]]
+                    gain = gamma * (value[k, order[last]] - value[k, i])
+                else:
+                    if used[a] > 0:
+                        z[a, donors[a, used[a] - 1]] = _HUGE
+                    else:
+                        top[a] = _fill(z, a, successors, count, cost, value, gamma, dense, k, s, a)
+                    i = _smallest(z, a, count[k, s, a], top[a])
+                    gain = top[a] - z[a, i] if i >= 0 else 0.0
+                    donors[a, used[a]] = i
+                if gain <= 0.0:
+                    alone = a
+                    break
+                used[a] += 1
+                slope[a], level[a] = 2.0 / gain, u + p[k, s, a, i] * gain
             out[k, s] = u
-            # The weights 1/slope: with nothing to spend, the nominally best actions' mixture is as good as any of them.
-            total = 0.0
+            # The weights 1/gain: with nothing to spend, the nominally best actions' mixture is as good as any of them.
             for a in range(actions):
-                x = 0.0
-                if alone >= 0:
-                    x = 1.0 if a == alone else 0.0
-                elif inside[a]:
-                    x = 1.0 / gain[a]
-                policy[k, s, a] = x
-                total += x
+                share = 1.0 if a == alone else 0.0
+                policy[k, s, a] = slope[a] / rate if alone < 0 else share
                 if wanted and spent[a] > 0.0:
-                    _lay_out(p[k, s, a], rows[k, s, a], donors[a], position[a] + 1, z[a], top[a], 0.5 * spent[a])
-            for a in range(actions):
-                policy[k, s, a] /= total
+                    _lay_out(p[k, s, a], rows[k, s, a], donors[a], used[a], z[a], top[a], 0.5 * spent[a])
