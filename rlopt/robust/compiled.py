@@ -26,6 +26,7 @@ Array = NDArray[np.float64]
 _NO_ROWS = np.zeros((0, 0, 0, 0))
 _HUGE = 1e300  # more than any z, and the z of a donor that has nothing left: nothing here is infinite or NaN
 _SHORT = 24  # up to this many successors, trying every one of them as the level is fastest
+_SCANS = 8  # as many donors of a longer row are searched for one by one; then the row is sorted
 _RELAXED = {"nnan", "ninf", "nsz", "reassoc"}  # lets a search for the smallest z run without branches: half the time
 
 
@@ -34,8 +35,8 @@ def _compiled(function: Any) -> Any:
 
 
 def usable(value: Tensor) -> bool:
-    """Whether compiled sweeps serve values of this kind: float64 on the CPU."""
-    return ENABLED and value.device.type == "cpu" and value.dtype == torch.float64
+    """Whether compiled sweeps serve these values: finite, float64, on the CPU."""
+    return ENABLED and value.device.type == "cpu" and value.dtype == torch.float64 and bool(value.isfinite().all())
 
 
 def plain_sweep(kernel: Kernel, cost: Tensor, gamma: float, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,11 +205,13 @@ def _gain(
     level, area = top, top - mean
     for _ in range(200):
         level = (low_area - high_area + high_mass * high - low_mass * low) / (high_mass - low_mass)
+        if not low < level < high:  # the tangents are parallel but for rounding: the kink is an end
+            return min((top - low) * left + low_area, (top - high) * left + high_area)
         under = low_area + low_mass * (level - low)
         if (top - level) * left + under >= enough:
             return (top - level) * left + under
         mass, area = _above(p, z, n, k, s, a, level)
-        if area - under <= 1e-15 * (top - mean) or not low < level < high:
+        if area - under <= 1e-15 * (top - mean):
             break
         if mass > left:
             high, high_mass, high_area = level, mass, area
@@ -319,7 +322,7 @@ def _state_l1(
     order, none = np.zeros(1, np.int64), np.empty(0)
     z, top, level, slope = np.empty((actions, p.shape[3])), np.empty(actions), np.empty(actions), np.empty(actions)
     donors, used = np.empty((actions, p.shape[3]), np.int64), np.empty(actions, np.int64)  # the last one is in use
-    spent = np.empty(actions)
+    ranked, spent = np.empty((actions, p.shape[3]), np.int64), np.empty(actions)
     for k in range(p.shape[0]):
         if shared:
             order = np.argsort(value[k])
@@ -357,7 +360,13 @@ def _state_l1(
                         z[a, donors[a, used[a] - 1]] = _HUGE
                     else:
                         top[a] = _fill(z, a, successors, count, cost, value, gamma, dense, k, s, a)
-                    i = _smallest(z, a, count[k, s, a], top[a])
+                    n = count[k, s, a]
+                    if n <= _SHORT or used[a] < _SCANS:
+                        i = _smallest(z, a, n, top[a])
+                    else:
+                        if used[a] == _SCANS:
+                            ranked[a, :n] = np.argsort(z[a, :n])
+                        i = ranked[a, used[a] - _SCANS]
                     gain = top[a] - z[a, i] if i >= 0 else 0.0
                     donors[a, used[a]] = i
                 if gain <= 0.0:

@@ -151,6 +151,41 @@ def test_actions_that_cannot_be_the_best_are_left_out_and_nothing_else(kind, sta
 
 
 @pytest.mark.parametrize("kind", [L1, StateL1])
+@pytest.mark.parametrize("states", [20, 60])
+@pytest.mark.parametrize("spread", [30.0, 80.0])
+def test_budgets_that_end_between_masses_of_all_sizes(kind, states, spread, monkeypatch):
+    """Masses from one to e⁻⁸⁰, and budgets that are sums of some, to the last digit: the search's tangents all but
+    coincide there."""
+    g = torch.Generator().manual_seed(0)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=g, dtype=torch.float64)
+
+    p = torch.exp(-spread * rand(40, states, 2, states))
+    p = p / p.sum(-1, keepdim=True)
+    cost, value = 1e-3 * rand(40, states, 2, states), 20.0 * rand(40, states)
+    order = (cost + 0.9 * value[:, None, None]).argsort(-1)
+    sums = p.gather(-1, order).cumsum(-1)
+    radius = 2.0 * sums.gather(-1, torch.randint(states - 1, (40, states, 2, 1), generator=g))[..., 0].clamp(max=1.0)
+    m = RobustMDP(p, cost, 0.9, kind(radius if kind is L1 else radius[..., 0]), per_successor=True)
+    silent, fast = m.backup(value, rows=False), m.backup(value)
+    monkeypatch.setattr(compiled, "ENABLED", False)
+    slow = m.backup(value)
+    torch.testing.assert_close(silent.value, slow.value, rtol=0, atol=1e-10)
+    torch.testing.assert_close(fast.value, slow.value, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [L1, StateL1])
+def test_a_value_that_is_not_finite_is_not_searched_for(kind):
+    """Compiled code compares without regard to NaN."""
+    p = torch.full((30, 2, 30), 1.0 / 30, dtype=torch.float64)
+    m = RobustMDP(p, torch.zeros(30, 2), 0.9, kind(0.5))
+    value = torch.zeros(1, 30, dtype=torch.float64)
+    value[0, 3] = float("nan")
+    assert bool(m.backup(value, rows=False).value.isnan().any())
+
+
+@pytest.mark.parametrize("kind", [L1, StateL1])
 @pytest.mark.parametrize("gamma", [0.0, 0.9])
 @pytest.mark.parametrize("radius", [0.0, 0.3, 1.1, 2.0])
 def test_dense_rows_that_share_the_order_of_v_agree_with_tensors(kind, gamma, radius, monkeypatch):
