@@ -28,7 +28,7 @@ from rlopt.robust import L1, Nominal, RobustMDP, StateL1, compiled, make_solver
 from rlopt.robust.garnet import garnet
 
 SIZES = [(50, 5, 4, 3), (50, 10, 6, 3), (50, 15, 8, 3), (50, 15, 8, 15), (50, 100, 10, 10), (4, 1000, 5, 10),
-         (4, 1000, 20, 10), (1, 300, 20, 10), (1, 100, 20, 100)]  # fmt: skip
+         (4, 1000, 20, 10), (1, 300, 20, 10), (1, 100, 20, 100), (1, 300, 5, 300)]  # fmt: skip
 DENSE = [(50, 15, 8, 15), (1, 100, 20, 100)]
 """Again with the cost of a state and an action alone, as most models have it: then all rows share the order of v."""
 METHODS = ["drpg", "drpg (gradient adversary)", "mirror_descent", "value_iteration", "modified_policy_iteration",

@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 _NO_ROWS = np.zeros((0, 0, 0, 0))
 _HUGE = 1e300  # more than any z, and the z of a donor that has nothing left: nothing here is infinite or NaN
 _SHORT = 24  # up to this many successors, trying every one of them as the level is fastest
-_SCANS = 8  # as many donors of a longer row are searched for one by one; then the row is sorted
+_BLOCK = 16  # a longer row's smallest z is looked for among those of its blocks
 _RELAXED = {"nnan", "ninf", "nsz", "reassoc"}  # lets a search for the smallest z run without branches: half the time
 
 
@@ -149,21 +149,33 @@ def _plain(
 
 
 @_compiled
-def _smallest(z: Array, r: int, n: int, top: float) -> int:
-    """The successor of the smallest z[r] below ``top``, or -1."""
-    i, low = -1, top
-    if n <= _SHORT:
-        for j in range(n):
-            less = z[r, j] < low
-            low = z[r, j] if less else low
-            i = j if less else i
-        return i
-    for j in range(n):
-        low = min(low, z[r, j])
-    if low < top:
-        i = 0
-        while z[r, i] != low:
-            i += 1
+def _lows(z: Array, low: Array, r: int, n: int, first: int, last: int) -> None:
+    """The smallest z[r] of every block ``first`` … ``last`` - 1."""
+    for b in range(first, last):
+        least = _HUGE
+        for j in range(_BLOCK * b, min(_BLOCK * (b + 1), n)):
+            least = min(least, z[r, j])
+        low[r, b] = least
+
+
+@_compiled
+def _smallest(z: Array, low: Array, r: int, n: int, top: float) -> int:
+    """The successor of the smallest z[r] below ``top``, or -1. In longer rows it is looked for in its block."""
+    first, last, least = 0, n, top
+    if n > _SHORT:
+        block, blocks = -1, (n + _BLOCK - 1) // _BLOCK
+        for b in range(blocks):
+            less = low[r, b] < least
+            least = low[r, b] if less else least
+            block = b if less else block
+        if block < 0:
+            return -1
+        first, last, least = _BLOCK * block, min(_BLOCK * (block + 1), n), top
+    i = -1
+    for j in range(first, last):
+        less = z[r, j] < least
+        least = z[r, j] if less else least
+        i = j if less else i
     return i
 
 
@@ -322,7 +334,7 @@ def _state_l1(
     order, none = np.zeros(1, np.int64), np.empty(0)
     z, top, level, slope = np.empty((actions, p.shape[3])), np.empty(actions), np.empty(actions), np.empty(actions)
     donors, used = np.empty((actions, p.shape[3]), np.int64), np.empty(actions, np.int64)  # the last one is in use
-    ranked, spent = np.empty((actions, p.shape[3]), np.int64), np.empty(actions)
+    low, spent = np.empty((actions, (p.shape[3] + _BLOCK - 1) // _BLOCK)), np.empty(actions)
     for k in range(p.shape[0]):
         if shared:
             order = np.argsort(value[k])
@@ -356,17 +368,15 @@ def _state_l1(
                     i = order[used[a]]
                     gain = gamma * (value[k, order[last]] - value[k, i])
                 else:
+                    n, first, end = count[k, s, a], 0, low.shape[1]
                     if used[a] > 0:
-                        z[a, donors[a, used[a] - 1]] = _HUGE
+                        i = donors[a, used[a] - 1]
+                        z[a, i], first, end = _HUGE, i // _BLOCK, i // _BLOCK + 1
                     else:
                         top[a] = _fill(z, a, successors, count, cost, value, gamma, dense, k, s, a)
-                    n = count[k, s, a]
-                    if n <= _SHORT or used[a] < _SCANS:
-                        i = _smallest(z, a, n, top[a])
-                    else:
-                        if used[a] == _SCANS:
-                            ranked[a, :n] = np.argsort(z[a, :n])
-                        i = ranked[a, used[a] - _SCANS]
+                    if n > _SHORT:
+                        _lows(z, low, a, n, first, end)
+                    i = _smallest(z, low, a, n, top[a])
                     gain = top[a] - z[a, i] if i >= 0 else 0.0
                     donors[a, used[a]] = i
                 if gain <= 0.0:
