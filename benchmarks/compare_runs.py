@@ -26,7 +26,7 @@ from rlopt.analysis.statistics import Array, bootstrap_interval, iqm, probabilit
 from rlopt.analysis.tables import write_csv
 from rlopt.types import RloptError
 
-WORDS = {"buffer": ("buffer.name", "uniform"), "precision": ("precision", "float32")}
+WORDS = {"buffer": ("buffer.name", "uniform"), "precision": ("precision", "float32"), "overlap": ("overlap", "false")}
 """What may differ: the option, and the baseline."""
 RESAMPLES = 20_000
 
@@ -46,7 +46,7 @@ def find(root: Path, option: str) -> dict[Setting, dict[str, list[Run]]]:
         if run.evaluations:
             updates, steps = run.config["agent.update_ratio"]
             setting = run.env_id, f"{updates} update per {steps} steps" if steps > 1 else "1 update per step"
-            found.setdefault(setting, {}).setdefault(str(run.config[option]), []).append(run)
+            found.setdefault(setting, {}).setdefault(str(run.config[option]).lower(), []).append(run)
     if not found:
         raise RloptError(f"{root} has no run with an evaluation yet (looked for {root}/<name>/seed<seed>)")
     for arms in found.values():

@@ -17,6 +17,8 @@ from rlopt.types import RloptError
 
 _log = logging.getLogger(__name__)
 _DEFINES_AN_EXPERIMENT = ("agent.", "buffer.", "env.", "num_envs")
+_SO_DO = {"precision": "float32", "overlap": False}
+"""And what they are where an older run does not say."""
 _KEYS_IN_A_LABEL = 3
 
 
@@ -53,13 +55,14 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings that make two runs the same experiment: all of agent, buffer and environment, and not the seed,
-        the length or the machine."""
-        return {
+        """The settings that make two runs the same experiment: all of agent, buffer and environment, precision and
+        overlap, and not the seed, the length or the machine."""
+        own = {
             key: value
             for key, value in self.config.items()
             if key.startswith(_DEFINES_AN_EXPERIMENT) and not key.endswith((".device", ".timeout"))
         }
+        return own | {key: self.config.get(key, usual) for key, usual in _SO_DO.items()}
 
 
 def load_run(folder: str | Path) -> Run:

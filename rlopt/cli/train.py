@@ -66,17 +66,20 @@ def run(arguments: argparse.Namespace) -> int:
     return _ended(result, config)
 
 
+_SHOWN = ("buffers.replay", "training.setup", "agents.sac_fused", "envs.warp")
+
+
 @contextlib.contextmanager
 def _told(display: Display) -> Iterator[None]:
-    """Show what is logged before long work: the planned size of the replay buffer, and what is compiled, which is
-    known at the first update only."""
+    """Show what is logged before long work: the planned size of the replay buffer, why updates are not captured, and
+    what is compiled, which is known at the first update only."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             display.message(record.getMessage())
 
     handler = Handler(logging.INFO)
-    loggers = [logging.getLogger(f"rlopt.{name}") for name in ("buffers.replay", "agents.sac_fused", "envs.warp")]
+    loggers = [logging.getLogger(f"rlopt.{name}") for name in _SHOWN]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)

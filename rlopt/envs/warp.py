@@ -151,6 +151,8 @@ class WarpEnv(TorchEnv):
         if model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
             _log.warning("%s runs with MuJoCo's Newton solver instead of PGS, which mujoco-warp lacks", self.spec.id)
             model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
+        if task.caveat:
+            _log.warning("%s %s; compare scores with care", self.spec.id, task.caveat)
         self._task = task(env, self.device)
         try:
             self._physics = Physics(model, num_envs, env.frame_skip, self.device, task.derived)

@@ -32,6 +32,8 @@ class Task:
     """Fields that are read beside qpos and qvel."""
     normal_velocities = False
     """Whether the noise on first velocities is normal rather than uniform."""
+    caveat = ""
+    """What is told before it is used."""
 
     def __init__(self, env: Any, device: torch.device) -> None:
         self.dt: float = env.dt
@@ -129,6 +131,7 @@ class Hopper(Walker2d):
 
 class Ant(Walker2d):
     derived = ("xpos", "cfrc_ext")
+    caveat = "parts from Gymnasium's at its first contacts, where mujoco-warp turns the friction pyramid otherwise"
     normal_velocities = True
     contact_weight: float
     contact_range: tuple[float, float]

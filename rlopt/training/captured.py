@@ -108,7 +108,8 @@ class CapturedUpdate:
         graph = torch.cuda.CUDAGraph()
         for generator in agent.update_generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph):
+        # With overlap the environments' thread may allocate meanwhile, which is its own affair.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             update = self._once()
         agent.load_state_dict(state)  # recording moves the generators on the host
         return _Phase(graph.replay, update)

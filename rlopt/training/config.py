@@ -22,7 +22,7 @@ class EnvConfig:
     """The environment, as ``rlopt.envs.make_env`` takes it."""
 
     id: str = option("Pendulum-v1", "a registered id, ALE/Name-v5, or module:Name-v0")
-    backend: str = option("auto", "how copies are run: auto, sync, async, or a registered name")
+    backend: str = option("auto", "how copies are run: auto, native, sync, async, vector, envpool, torch, warp")
     kwargs: dict[str, Any] = option(dict, "keyword arguments of the environment")
     wrappers: tuple[Wrapper, ...] = option(
         (), "Gymnasium wrappers, innermost first: Name, module:Name, {class, kwargs}"

@@ -151,7 +151,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         agent["td_loss"] = getattr(sampler, "td_loss", "squared")
         if agent["td_loss"] == "huber":
             agent["td_threshold"] = config.buffer["floor"]
-    threads = auto_threads() if config.threads == "auto" else config.threads
+    threads = auto_threads(config.num_runs) if config.threads == "auto" else config.threads
     env = config.env
     if get_agent(config.agent["name"]).loop != "solver":  # a solver reads a model and steps nothing
         env = replace(env, backend=resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers))
@@ -182,7 +182,7 @@ def make_trainer(
 def make_loop(config: TrainConfig) -> Loop:
     """Environment, agent, buffer and the loop that the agent asks for, from a configuration."""
     load_extensions()
-    torch.set_num_threads(auto_threads() if config.threads == "auto" else int(config.threads))
+    torch.set_num_threads(auto_threads(config.num_runs) if config.threads == "auto" else int(config.threads))
     return LOOPS[get_agent(config.agent["name"]).loop](config)
 
 
@@ -236,6 +236,8 @@ def _replay_loop(config: TrainConfig, make: Callable[..., Loop] = ReplayLoop) ->
 
 def _update_mode(config: TrainConfig, agent: Agent, buffer: ReplayBuffer, normalized: bool) -> str:
     """``captured`` where it was asked for, or on a GPU where nothing stands against it."""
+    if config.update_mode == "captured" and agent.device.type != "cuda":
+        log.info("update_mode=captured on %s: the same calls as on a GPU, but no graph", agent.device)
     if config.update_mode != "auto":
         return config.update_mode
     if agent.device.type != "cuda":
@@ -341,10 +343,11 @@ def evaluator(config: TrainConfig, device: torch.device) -> Evaluator:
     return Evaluator(lambda n: environment(config, n, device, "evaluation", autoreset=False), config.seed)
 
 
-def auto_threads() -> int:
-    """Two where there are two cores: a third thread gains nothing for networks of this size
-    (benchmarks/sac_throughput.py)."""
-    return min(2, os.cpu_count() or 1)
+def auto_threads(runs: int = 1) -> int:
+    """Two where this process may use two cores, and one for each of several runs: a third thread gains nothing for one
+    run with networks of the usual size (benchmarks/sac_throughput.py)."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(max(2, runs), len(allowed))
 
 
 def describe(trainer: Trainer, config: TrainConfig) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from rlopt.agents import SAC
 from rlopt.buffers import Batch
 from rlopt.nn import NetworkConfig, Optimiser, OptimiserConfig
-from rlopt.types import RloptError, map_obs
+from rlopt.types import RloptError
 
 RUNS, FIRST_SEED, SIZE = 3, 5, 8
 VARIANTS = [
@@ -155,4 +155,3 @@ def test_an_agent_without_a_run_axis_says_so(make_agent) -> None:
     spec = make_agent("sac").spec
     with pytest.raises(RloptError, match="num_runs=2: agent=sac trains one run at a time; leave num_runs out"):
         Alone(spec, runs=2)
-    assert map_obs(lambda x: x, torch.zeros(1)).shape == (1,)

@@ -45,14 +45,16 @@ def test_arms_are_compared_where_all_have_been(
     assert rows["1 tasks", "1 update per step", "reshuffled"]["probability of improvement"].startswith("1.00")
 
 
-def test_precisions_are_compared_with_float32(
-    tmp_path: Path, make_run: Callable[..., Path], compare: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for precision, value in (("float32", 10.0), ("bf16", 30.0)):
-        own = {"agent.update_ratio": [1, 1], "buffer.name": "uniform", "precision": precision}
-        make_run(f"root/{precision}/seed0", {100: [value]}, env="Hopper-v4", seed=0, **own)
-    assert compare.main(["--by", "precision", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]) == 0
-    assert "| bf16 | 1 | 30 ± nan | +20 |" in capsys.readouterr().out
+@pytest.mark.parametrize(("word", "usual", "other"), [("precision", "float32", "bf16"), ("overlap", False, True)])
+def test_other_words_are_compared_with_what_is_usual(
+    tmp_path: Path, make_run: Callable[..., Path], compare: ModuleType, capsys: pytest.CaptureFixture[str],
+    word: str, usual: object, other: object,
+) -> None:  # fmt: skip
+    for choice, value in ((usual, 10.0), (other, 30.0)):
+        own = {"agent.update_ratio": [1, 1], "buffer.name": "uniform", word: choice}
+        make_run(f"root/{choice}/seed0", {100: [value]}, env="Hopper-v4", seed=0, **own)
+    assert compare.main(["--by", word, "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]) == 0
+    assert f"| {str(other).lower()} | 1 | 30 ± nan | +20 |" in capsys.readouterr().out
 
 
 def test_no_run_is_one_line(tmp_path: Path, compare: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

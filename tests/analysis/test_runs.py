@@ -80,6 +80,21 @@ def test_experiments_on_one_environment_are_named_after_their_difference(make_ru
     ]
 
 
+def test_precision_and_overlap_make_another_experiment_and_older_runs_had_neither(make_run: MakeRun) -> None:
+    folders = [
+        make_run("a", {1: [0.0]}, seed=0),
+        make_run("b", {1: [2.0]}, seed=1, precision="float32", overlap=False),
+        make_run("c", {1: [0.0]}, seed=2, precision="bf16", overlap=False),
+        make_run("d", {1: [0.0]}, seed=3, precision="float32", overlap=True),
+    ]
+    found = curves(map(load_run, folders))
+    assert [(c.name, c.scores.shape[1]) for c in found] == [
+        ("sac, precision=float32, overlap=False", 2),
+        ("sac, precision=bf16, overlap=False", 1),
+        ("sac, precision=float32, overlap=True", 1),
+    ]
+
+
 def test_flatten_dots_nested_keys() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": [2, 3]}}, "e": None}) == {"a.b": 1, "a.c.d": [2, 3], "e": None}
 

@@ -72,6 +72,12 @@ def test_a_task_equals_gymnasium_to_the_bit(env_id: str) -> None:
     assert ends["truncated"] + alone["truncated"] > 0 or env_id.startswith(ENDING)
 
 
+@pytest.mark.parametrize("env_id", ["Ant-v5", "HalfCheetah-v4", "Humanoid-v5", "Walker2d-v5"])
+def test_hundreds_of_steps_of_one_episode_equal_gymnasium_to_the_bit(env_id: str) -> None:
+    free = {} if env_id.startswith("HalfCheetah") else {"terminate_when_unhealthy": False}
+    assert _compare(env_id, 2, 300, free) == {"terminated": 0, "truncated": 0}
+
+
 @pytest.mark.parametrize(
     ("env_id", "kwargs"),
     [
