@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -136,6 +137,11 @@ class RobustAgent(SolverAgent):
     def converged(self) -> bool:
         tolerance = self.config.tolerance
         return tolerance is not None and float((self.solver.upper - self.solver.lower).amax()) <= tolerance
+
+    def findings(self) -> dict[str, Tensor]:
+        """The ``solution`` so far by its names, without its history; this agent goes on as if it had not been asked."""
+        found = copy.deepcopy(self).solution()._asdict()
+        return {name: tensor for name, tensor in found.items() if name != "history"}
 
     def solution(self) -> Solution:
         """The best policy, the worst kernel found for it, its value and the bounds, tightened once more."""

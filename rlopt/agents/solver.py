@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
+from torch import Tensor
 
 from rlopt.agents.base import Agent
 from rlopt.robust import TabularMDP, from_toy_text
@@ -47,6 +48,10 @@ class SolverAgent(Agent):
     def update(self, batch: None = None) -> Update:
         """One iteration; there is no batch."""
         raise NotImplementedError
+
+    def findings(self) -> dict[str, Tensor]:
+        """What is worth keeping beside the policy, by name."""
+        return {}
 
     @property
     def converged(self) -> bool:

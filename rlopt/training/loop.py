@@ -121,6 +121,10 @@ class Loop(ABC):
         self._bad = None
         self.agent.guard.clear()
 
+    def findings(self) -> dict[str, Tensor]:
+        """What a complete run leaves beside its policy, by name; nothing unless the agent solves a model."""
+        return {}
+
     def agent_state(self) -> State:
         """The agent alone (what the best checkpoint holds)."""
         return self.agent.state_dict()

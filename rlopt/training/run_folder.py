@@ -5,6 +5,7 @@
     config.yaml  versions.json           what was asked for, and what it ran on
     metrics.csv  episodes.csv  evaluations.csv  curve.png  tensorboard/
     checkpoints/  policy/  policy_best/
+    solution.safetensors                 of a solver: what its agent's ``findings`` are, once the run is complete
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.policy = self.path / "policy"
         self.policy_best = self.path / "policy_best"
+        self.solution = self.path / "solution.safetensors"
         self.tensorboard = self.path / "tensorboard"
         self._lock: Lock | None = None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from time import perf_counter
 
+from torch import Tensor
+
 from rlopt.agents.solver import SolverAgent
 from rlopt.training.evaluate import Evaluator
 from rlopt.training.loop import Loop, Progress
@@ -35,6 +37,9 @@ class SolverLoop(Loop):
         self.agent.clock.env_steps = self.step
         self._stop_if_converged()
         return Progress([], metrics, 1, 0.0, perf_counter() - begin)
+
+    def findings(self) -> dict[str, Tensor]:
+        return self.agent.findings()
 
     def _stop_if_converged(self) -> None:
         if self.step < self.total_steps and self.agent.converged:

@@ -14,7 +14,10 @@ from time import monotonic, perf_counter
 from types import FrameType
 from typing import Any
 
+import safetensors.torch
+
 from rlopt.analysis.tables import read_csv
+from rlopt.files import replace_file
 from rlopt.policy import Policy, save_policy
 from rlopt.training.checkpoint import CheckpointFailed, Checkpoints
 from rlopt.training.logging import Display, Logger
@@ -347,6 +350,9 @@ class Trainer:
     def _export(self) -> None:
         for r, policy in enumerate(self.loop.policies()):
             self._save_policy(r, policy, self.folder.policy, "last")
+        if self.loop.step >= self.loop.total_steps and (found := self.loop.findings()):
+            found = {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+            replace_file(self.folder.solution, safetensors.torch.save(found))
         self._exported_step = self.loop.step
         self.folder.draw_curve(self.loop.unit)
 

@@ -7,6 +7,7 @@ import csv
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rlopt.agents.drpg import DRPG, PartialPolicyIteration
 from rlopt.cli.compose import compose
@@ -201,6 +202,14 @@ def test_the_command_of_the_issue_trains_resumes_and_draws(tmp_path):
     ]
     assert (tmp_path / "a" / "policy" / "policy.json").is_file() and (tmp_path / "a" / "curve.png").is_file()
     assert len(list(csv.reader((tmp_path / "a" / "evaluations.csv").open()))) == 4
+    a, b = (load_file(tmp_path / folder / "solution.safetensors") for folder in ("a", "b"))
+    assert a.keys() == {"policy", "kernel", "value", "lower", "upper"}
+    assert states_equal(a, b) is None and states_equal(state, straight.state_dict()) is None
+    assert a["kernel"].shape == (4, 5, 3, 5) and a["lower"].shape == (4,)
+    assert bool((a["lower"] <= a["upper"]).all())
+    rows, m = (a["policy"][..., None] * a["kernel"]).sum(2), straight.agent.robust_model
+    cost = (a["policy"] * (a["kernel"] * m.kernel.to_dense(m.cost)).sum(-1)).sum(-1)
+    torch.testing.assert_close(a["value"], cost + m.gamma * (rows @ a["value"][..., None]).squeeze(-1))
 
 
 @pytest.mark.parametrize("env", ["machine_replacement", "river_swim", "grid_world", "inventory"])
