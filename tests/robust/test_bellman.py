@@ -114,8 +114,13 @@ def test_the_adversary_is_exact_and_its_bound_true(random_mdp, ambiguity):
     assert int(again.steps.max()) <= 1  # a warm start at the answer
 
 
-def test_the_bellman_operator_contracts_and_bounds_its_fixed_point(small):
-    m, rand = small
+SETS = [lambda r: L1(0.6 * r(2, 5, 3)), lambda r: StateL1(1.5 * r(2, 5)), lambda r: LInf(0.2), lambda r: KL(0.3),
+        lambda r: ChiSquared(0.3), lambda r: Contamination(0.2)]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", SETS, ids=["l1", "state_l1", "linf", "kl", "chi2", "contamination"])
+def test_the_bellman_operator_contracts_and_bounds_its_fixed_point(random_mdp, make):
+    m, rand = random_mdp(make)
     for _ in range(10):
         v, w = 20.0 * rand(2, 5), 20.0 * rand(2, 5)
         change = (m.backup(v).value - m.backup(w).value).abs().amax(-1)

@@ -82,8 +82,8 @@ def test_projections_equal_the_quadratic_program(oracles):
 
 
 def test_the_ascent_beats_a_grid_of_the_set():
-    """Regenerated with NumPy alone: a 25-grid finds 70.7329 where one ascent from ones finds 70.7272;
-    more starts find as much."""
+    """Regenerated with NumPy alone: a grid of 25 finds 70.7329 where one ascent from ones finds 70.7272. The best of
+    three ascents beats this coarser grid."""
     s = paper_inventory()
     policy = s.model.uniform_policy()
     grid = []
@@ -100,7 +100,7 @@ def test_the_ascent_beats_a_grid_of_the_set():
         Parameters(s.theta[None] + torch.tensor([[0.9, 0.0]]), torch.full((1, 2), 0.05, dtype=torch.float64)),
     ]
     _, _, value = s.worst_case(policy, starts)
-    assert float(objective(s.model, value)) >= max(grid) - 0.05
+    assert float(objective(s.model, value)) >= max(grid)
 
 
 def test_the_robust_policy_is_better_in_its_worst_case_than_the_other():
