@@ -4,7 +4,8 @@
 
 Same network (2x256), batch (256) and update ratio (one update per step), one environment, on the CPU. rlopt runs in
 float32 and with bfloat16 products between hidden layers, each also with the environment stepped while the agent learns
-(``overlap``); the peers in float32, the only one they have. Every entrant runs with 1 and with 2 threads, in a process
+(``overlap``), and with its readable update instead of the compiled one (``eager``); the peers in float32, the only one
+they have. Every entrant runs with 1 and with 2 threads, in a process
 of its own that waits while the others run; all take short turns, round after round. Medians over the rounds are quoted,
 and ratios are between each entrant's best thread setting. Then rlopt's default and Stable-Baselines3 run again beside
 one other busy process. Peers that are not installed are left out.
@@ -43,6 +44,7 @@ RLOPT: dict[str, dict[str, object]] = {
     "rlopt float32, overlap": {"overlap": True},
     "rlopt bf16": {"precision": "bf16"},
     "rlopt bf16, overlap": {"precision": "bf16", "overlap": True},
+    "rlopt float32, eager": {"agent": {"fused": False}},
 }
 PEERS = {"stable_baselines3": "Stable-Baselines3", "sbx": "SBX (JAX)"}
 TARGETS = {
@@ -93,12 +95,16 @@ def report(
     ]
     tops = best(speeds)
     notes = []
-    for name in RLOPT:
+    for name in (name for name in RLOPT if name in tops):
         for peer in PEERS.values():
             if peer in tops:
                 target = TARGETS.get((name.removesuffix(", overlap"), peer))
                 what = f"{name} ({tops[name][1]}) / {peer} ({tops[peer][1]})"
                 notes.append(verdict(what, tops[name][0] / tops[peer][0], target))
+    compiled, eager = "rlopt float32", "rlopt float32, eager"
+    if {compiled, eager} <= tops.keys():
+        ratio = tops[compiled][0] / tops[eager][0]
+        notes.append(verdict(f"{compiled} ({tops[compiled][1]}) / {eager} ({tops[eager][1]})", ratio, None))
     for e, (alone, beside) in busy.items():
         notes.append(f"beside a busy process {e.label} keeps {beside / alone:.0%} of its speed")
     return Report(["library", "setting", "steps/s (median)", "min", "max"], rows, [*notes, *remarks])
@@ -113,7 +119,8 @@ def save(out: Path, made: Report, tops: Mapping[str, tuple[float, str]], args: a
         f"Environment steps per second of SAC on {args.env}: one environment, one update per step, batch 256, 2x256, "
         f"on a {cpu()}. Medians over turns of {args.seconds:g} s, {args.rounds} each, all entrants in turn. `bf16`: "
         "products between hidden layers in bfloat16, master weights in float32. `overlap`: the environment is stepped "
-        "while the agent learns, with the same update ratio."
+        "while the agent learns, with the same update ratio. `eager`: the readable update, operation by operation, which "
+        "on the CPU the compiled one replaces where it exists (`agent=sac`)."
     )
     bars = {f"{name}, {setting}": speed for name, (speed, setting) in tops.items()}
     colour = {"rlopt float32": BLUE, "rlopt bf16": SKY}

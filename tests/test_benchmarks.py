@@ -88,7 +88,7 @@ def test_sac_throughput_compares_best_settings(load, tmp_path: Path):
     sac = load("sac_throughput")
     told = {
         ("rlopt float32", 1): [100.0], ("rlopt float32", 2): [190.0, 200.0, 210.0],
-        ("rlopt float32, overlap", 2): [220.0], ("rlopt bf16", 2): [230.0], ("rlopt bf16, overlap", 2): [250.0],
+        ("rlopt float32, overlap", 2): [220.0], ("rlopt float32, eager", 2): [160.0], ("rlopt bf16", 2): [230.0], ("rlopt bf16, overlap", 2): [250.0],
         ("Stable-Baselines3", 1): [80.0], ("Stable-Baselines3", 2): [100.0], ("SBX (JAX)", 1): [160.0],
     }  # fmt: skip
     speeds = {sac.Entrant(name, sac._threads(t), "rlopt", t): v for (name, t), v in told.items()}
@@ -103,6 +103,9 @@ def test_sac_throughput_compares_best_settings(load, tmp_path: Path):
         "rlopt bf16 (2 threads) / SBX (JAX) (1 thread): 1.44",
         "rlopt bf16, overlap (2 threads) / Stable-Baselines3 (2 threads): 2.50 (target at least 2.4: met)",
         "rlopt bf16, overlap (2 threads) / SBX (JAX) (1 thread): 1.56",
+        "rlopt float32, eager (2 threads) / Stable-Baselines3 (2 threads): 1.60",
+        "rlopt float32, eager (2 threads) / SBX (JAX) (1 thread): 1.00",
+        "rlopt float32 (2 threads) / rlopt float32, eager (2 threads): 1.25",
         "beside a busy process rlopt float32, 1 thread keeps 45% of its speed",
         "X left out: why",
     ]
