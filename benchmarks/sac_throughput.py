@@ -119,8 +119,8 @@ def save(out: Path, made: Report, tops: Mapping[str, tuple[float, str]], args: a
         f"Environment steps per second of SAC on {args.env}: one environment, one update per step, batch 256, 2x256, "
         f"on a {cpu()}. Medians over turns of {args.seconds:g} s, {args.rounds} each, all entrants in turn. `bf16`: "
         "products between hidden layers in bfloat16, master weights in float32. `overlap`: the environment is stepped "
-        "while the agent learns, with the same update ratio. `eager`: the readable update, operation by operation, which "
-        "on the CPU the compiled one replaces where it exists (`agent=sac`)."
+        "while the agent learns, with the same update ratio. `eager`: the readable update, operation by operation, "
+        "which the compiled one replaces on the CPU where it exists (`agent=sac`)."
     )
     bars = {f"{name}, {setting}": speed for name, (speed, setting) in tops.items()}
     colour = {"rlopt float32": BLUE, "rlopt bf16": SKY}

@@ -88,7 +88,8 @@ def test_sac_throughput_compares_best_settings(load, tmp_path: Path):
     sac = load("sac_throughput")
     told = {
         ("rlopt float32", 1): [100.0], ("rlopt float32", 2): [190.0, 200.0, 210.0],
-        ("rlopt float32, overlap", 2): [220.0], ("rlopt float32, eager", 2): [160.0], ("rlopt bf16", 2): [230.0], ("rlopt bf16, overlap", 2): [250.0],
+        ("rlopt float32, overlap", 2): [220.0], ("rlopt float32, eager", 2): [160.0],
+        ("rlopt bf16", 2): [230.0], ("rlopt bf16, overlap", 2): [250.0],
         ("Stable-Baselines3", 1): [80.0], ("Stable-Baselines3", 2): [100.0], ("SBX (JAX)", 1): [160.0],
     }  # fmt: skip
     speeds = {sac.Entrant(name, sac._threads(t), "rlopt", t): v for (name, t), v in told.items()}
