@@ -59,6 +59,10 @@ CASES = {
         "agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"}, "num_envs": 2, "overlap": True,
         "precision": "bf16",
     },
+    "torch-environments": {
+        "agent": {"name": "sac", **SMALL, "update_ratio": [1, 4]}, "env": {"id": "Pendulum-v1", "backend": "torch"},
+        "num_envs": 8, "buffer": {"name": "uniform", "capacity": 200},
+    },
     "lap": {"agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"}, "buffer": {"name": "lap"}},
     "prioritized-reshuffled": {
         "agent": {"name": "sac", **SMALL}, "env": {"id": "Pendulum-v1"}, "num_envs": 3,

@@ -167,3 +167,17 @@ def test_overlap_repeats_itself_bit_for_bit() -> None:
         assert torch.equal(values, loops[1].buffer.read_rows(0, 15)[name])
     for loop in loops:
         loop.close()
+
+
+def test_thousands_of_rows_are_collected_stored_and_learnt_from() -> None:
+    """4096 torch environments, the last vector step cut to what total_steps leaves of it."""
+    agent = {**AGENT, "warmup_steps": 4096, "update_ratio": [1, 512]}
+    env = {"id": "Pendulum-v1", "backend": "torch"}
+    loop = finish(make_loop(config(num_envs=4096, total_steps=3 * 4096 + 1024, agent=agent, env=env,
+                                   buffer={"name": "uniform", "capacity": 8192})))  # fmt: skip
+    assert loop.step == loop.agent.clock.env_steps == 3 * 4096 + 1024
+    assert loop.agent.clock.updates == (2 * 4096 + 1024) // 512
+    newest = loop.buffer.read_rows(3, 4)["block"][0]
+    valid = newest[:, loop.buffer.slices["valid"]].flatten()
+    assert int(valid.sum()) == 1024 and loop.buffer.transitions == 4096 + 1024
+    loop.close()
