@@ -56,7 +56,7 @@ class Job:
     def total_steps(self) -> int | None:
         """As overridden here; None leaves it to the experiment."""
         given = [o.split("=", 1)[1] for o in self.overrides if o.startswith("total_steps=")]
-        return int(given[-1]) if given else None
+        return int(float(given[-1])) if given else None
 
     def folder(self, root: Path) -> Path:
         return root / self.folder_name / f"seed{self.seed}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -63,15 +64,15 @@ def find_runs(root: Path) -> dict[tuple[str, str], list[Run]]:
     found: dict[tuple[str, str], list[Run]] = {}
     for path in sorted(root.glob("*/seed*/config.yaml")):
         run = load_run(path.parent)
-        preset = "tianshou" if path.parent.parent.name.endswith("_tianshou") else "classic"
+        preset = _preset(path.parent.parent.name)
         if run.evaluations:
             found.setdefault((preset, run.env_id), []).append(run)
     if not found:
         raise RloptError(f"{root} has no run with an evaluation yet (looked for {root}/<experiment>/seed<seed>)")
-    tasks = list(TD3_NORMALISATION)
+    presets, tasks = list(PRESETS), list(TD3_NORMALISATION)
 
     def rank(key: tuple[str, str]) -> tuple[int, int]:
-        return PRESETS.index(key[0]), tasks.index(_task(key[1])) if _task(key[1]) in tasks else len(tasks)
+        return _place(key[0], presets), _place(_task(key[1]), tasks)
 
     return {key: sorted(found[key], key=lambda run: int(run.config["seed"])) for key in sorted(found, key=rank)}
 
@@ -231,6 +232,18 @@ def _words(numbers: Sequence[int]) -> str:
 def _mean_sd(cell: Cell) -> str:
     sd = "" if math.isnan(cell.sd) else f" ± {cell.sd:.0f}"
     return f"{cell.scores.mean():.0f}{sd} ({len(cell.scores)})"
+
+
+def _place(word: str, words: list[str]) -> int:
+    """Where it stands; the unknown come last."""
+    return words.index(word) if word in words else len(words)
+
+
+def _preset(experiment: str) -> str:
+    """Of the five tasks; any other experiment is its own."""
+    if experiment.endswith("_tianshou"):
+        return "tianshou"
+    return "classic" if re.fullmatch(r"sac_\w+_v[45]", experiment) else experiment
 
 
 def _name(preset: str, env_id: str) -> str:

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlopt.agents.td import TD_LOSSES, TDLoss, make_td_loss
+from rlopt.config import build, to_dict
 from rlopt.nn import (
     PRECISIONS,
     Net,
@@ -125,6 +126,7 @@ class Agent:
             raise RloptError(
                 f"{type(self).__name__} takes a {self.config_class.__name__}, not {type(self.config).__name__}"
             )
+        self.config = build(type(self.config), to_dict(self.config), "agent")  # what was made by hand is checked too
         if runs > 1 and not self.supports_runs:
             raise RloptError(f"num_runs={runs}: agent={self.name} trains one run at a time; leave num_runs out")
         if precision not in PRECISIONS:

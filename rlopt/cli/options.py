@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ def print_options(config: TrainConfig) -> None:
     ]
     rows += [("buffer", config.buffer["name"], _summary(get_sampler(config.buffer["name"])))]
     rows += [row for row in _rows(buffer_config(config), "buffer") if row[0] != "buffer.name"]
-    rows += [(join("buffer", name), _text(value), "of the sampler") for name, value in sampler_options(config).items()]
+    told = _arguments(get_sampler(config.buffer["name"]))
+    rows += [(join("buffer", k), _text(value), told.get(k, "")) for k, value in sampler_options(config).items()]
     rows.append(
         ("resume", "null", "a run folder to go on with; beside it only total_steps, device, on_nonfinite and log.…")
     )
@@ -38,6 +40,20 @@ def _rows(obj: Any, where: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[st
             yield from _rows(value, key)
         else:
             yield key, _text(value), f.metadata.get("help", "") + _bounds(f.metadata)
+
+
+def _arguments(cls: type[Any]) -> dict[str, str]:
+    """What the ``Args:`` of a class's docstring say of each."""
+    found: dict[str, str] = {}
+    name = ""
+    _, _, text = (inspect.getdoc(cls) or "").partition("\nArgs:\n")
+    for line in text.partition("\n\n")[0].splitlines():
+        if line.startswith("        "):
+            found[name] += " " + line.strip()
+        else:
+            name, _, what = line.strip().partition(": ")
+            found[name] = what
+    return found
 
 
 def _bounds(metadata: Mapping[str, Any]) -> str:

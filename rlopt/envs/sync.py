@@ -16,6 +16,7 @@ from rlopt.random import derive_seed
 from rlopt.types import EnvSpec, Obs, RloptError, State, Step
 
 Env = gymnasium.Env[Any, Any]
+_FIVE = "observation, reward, terminated, truncated, info"
 
 
 def spec_of(env: Env, observations: ObservationCodec, actions: ActionCodec, env_id: str | None = None) -> EnvSpec:
@@ -139,6 +140,9 @@ class SyncVectorEnv:
 
     def _describe(self, env_id: str | None) -> None:
         first = self.envs[0]
+        for name in ("observation_space", "action_space"):
+            if getattr(first, name, None) is None:
+                raise RloptError(f"{first} has no {name}; set it in its __init__")
         spaces = (first.observation_space, first.action_space)
         if any((e.observation_space, e.action_space) != spaces for e in self.envs):
             raise RloptError("the environments of one vector must have equal observation and action spaces")
@@ -173,7 +177,10 @@ class SyncVectorEnv:
                 flags = ordinary_flags(n) if flags is None else flags
                 flags[VALID, i] = False
             else:
-                obs, reward[i], terminated, truncated, _ = env.step(a)
+                given = env.step(a)
+                if len(given) != 5:
+                    raise RloptError(f"{env}: step gives {len(given)} values; Gymnasium's five are {_FIVE}")
+                obs, reward[i], terminated, truncated, _ = given
                 write(current, i, obs)
                 if terminated or truncated:
                     flags = ordinary_flags(n) if flags is None else flags

@@ -73,7 +73,8 @@ def resume(
     ``changes`` are top-level options that may change: ``total_steps``, ``device``, ``on_nonfinite`` and ``log``.
 
     Raises RloptError where the configuration is not the one that the checkpoints were saved with, where the run would
-    outlive its learning rate, where the buffer no longer fits, or where no checkpoint is sound.
+    outlive its learning rate, where the buffer no longer fits, or where no checkpoint is sound or left. A run that was
+    killed before its first checkpoint begins again, with a warning.
     """
     folder = RunFolder.open(Path(run))
     try:
@@ -83,7 +84,13 @@ def resume(
         loop = make_loop(config)
         try:
             trainer = make_trainer(config, loop, folder, callbacks, display)
-            trainer.resume()
+            if not trainer.resume():
+                if folder.policy.is_dir():  # exported with every checkpoint
+                    raise RloptError(
+                        f"{folder.path} has been trained, but its checkpoints are gone; begin a new run (its policy/ "
+                        "still works)"
+                    )
+                log.warning("%s has no checkpoint yet: it begins again at step 0", folder.path)
             for change in folder.version_changes():
                 log.warning("%s: this run goes on, but no longer bit for bit", change)
             if loop.step > config.total_steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from rlopt.agents import SAC, Agent
 from rlopt.agents.sac_fused import FusedUpdate
-from rlopt.nn import Net, Optimiser, OptimiserConfig, Schedule
+from rlopt.nn import Net, NetworkConfig, Optimiser, OptimiserConfig, Schedule
 from rlopt.nn.guard import Guard
 from rlopt.registry import agent_names, get_agent
 from rlopt.types import Clock, RloptError
@@ -193,6 +194,17 @@ def test_loading_changes_no_object_identity(name: str, make_agent, make_batch) -
     assert torch.equal(flat, other.actor.flat)
     for mine, theirs in zip(policy.actor.parameters(), other.actor.module.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_a_configuration_made_by_hand_is_checked_like_any_other(make_agent) -> None:
+    for options, told in (
+        ({"batch_size": 0}, "agent.batch_size: must be at least 1, got 0"),
+        ({"gamma": 5.0}, "agent.gamma: must be at most 1, got 5"),
+        ({"lr_schedule": "liner"}, "agent.lr_schedule: no such choice 'liner'; did you mean linear?"),
+        ({"network": NetworkConfig(hidden=(0,))}, "agent.network.hidden: must be at least 1, got 0"),
+    ):
+        with pytest.raises(RloptError, match=re.escape(told)):
+            make_agent("sac", **options)
 
 
 def test_a_state_of_another_agent_is_refused(make_agent) -> None:

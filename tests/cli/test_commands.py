@@ -239,6 +239,10 @@ def test_options_are_listed_with_value_range_and_help(capsys: pytest.CaptureFixt
     assert "[above 0, at most 1]" in lines["agent.tau"]
     assert lines["env.id"].split()[1] == "Hopper-v5"
     assert {"buffer.capacity", "eval.every", "seed", "resume", "agent.network.hidden"} <= set(lines)
+    assert main(["train", "--options", "buffer=prioritized"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["buffer.alpha"].split(maxsplit=2)[1:] == ["0.6", "how strongly errors count; 0 is uniform."]
+    assert lines["buffer.stratified"].endswith("(Schaul et al., appendix B.2.1), instead of B independent draws.")
 
 
 def test_print_config_prints_what_a_run_would_be_told(
@@ -311,7 +315,7 @@ def test_a_full_disk_at_resume_is_one_line(
 
 
 def test_output_without_unicode_is_no_error() -> None:
-    done = python("-m", "rlopt.cli", "train", "--options", cwd=ROOT, PYTHONIOENCODING="ascii")
+    done = python("-m", "rlopt", "train", "--options", cwd=ROOT, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert "cuda:1 ?" in done.stdout
 

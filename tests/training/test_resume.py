@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import screen_env  # noqa: F401 (registers its environment, under one module name here and in processes of their own)
 
+from rlopt.registry import AGENTS, get_agent
 from rlopt.state import states_equal
 from rlopt.training.checkpoint import Checkpoints
 from rlopt.training.config import train_config
@@ -248,3 +249,9 @@ def test_sigterm_saves_and_says_how_to_resume(tmp_path):
     loaded = Checkpoints(run / "checkpoints").load()
     assert loaded is not None and loaded.step > 0
     assert (run / "policy" / "policy.json").exists()
+
+
+def test_every_agent_that_acts_in_an_environment_has_a_case() -> None:
+    """Those that solve models and the deep robust ones are killed in tests of their own."""
+    acting = {name for name in AGENTS if get_agent(name).loop in ("replay", "group")}
+    assert acting <= {case["agent"]["name"] for case in CASES.values()}

@@ -125,3 +125,22 @@ def test_a_loaded_carry_goes_where_the_agent_acts():
     assert moved["hidden"][0].device.type == moved["hidden"][1][0].device.type == "meta"
     assert moved["hidden"][1][0].dtype == torch.int64 and moved["hidden"][1][0].shape == (3,)
     assert moved["hidden"][1][1] == 7 and moved["budget"] is None
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again_and_says_so(tmp_path, caplog):
+    trainer = train(config("sac-pendulum", tmp_path / "run", total_steps=60))
+    trainer.loop.advance()
+    trainer.close()
+    trainer.folder.close()
+    again = resume(tmp_path / "run", {})
+    assert again.loop.step == 0
+    assert f"{tmp_path / 'run'} has no checkpoint yet: it begins again at step 0" in caplog.messages
+    run_to_end(again)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(run):
+    rows = (run / "evaluations.csv").read_bytes()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(RloptError, match="has been trained, but its checkpoints are gone; begin a new run"):
+        resume(run, {"total_steps": 80})
+    assert (run / "evaluations.csv").read_bytes() == rows

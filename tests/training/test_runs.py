@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import rlopt
 from rlopt.cli import main
 from rlopt.policy import load_policy
 from rlopt.training.config import train_config
@@ -167,6 +168,14 @@ def test_overlap_repeats_itself_bit_for_bit() -> None:
         assert torch.equal(values, loops[1].buffer.read_rows(0, 15)[name])
     for loop in loops:
         loop.close()
+
+
+def test_what_programs_use_of_the_trainer_stands_in_one_place() -> None:
+    assert {name: getattr(rlopt.training, name).__name__ for name in rlopt.training.__all__} == {
+        name: name for name in rlopt.training.__all__
+    }
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        rlopt.training.trian  # noqa: B018
 
 
 def test_thousands_of_rows_are_collected_stored_and_learnt_from() -> None:
