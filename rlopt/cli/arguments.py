@@ -116,6 +116,16 @@ def evaluate_parser() -> Parser:
     parser.add_argument("--seed", type=int, metavar="S", help="of the episodes (default: the run's)")
     parser.add_argument("--device", default="cpu", metavar="D", help="where the policy runs (default: cpu)")
     parser.add_argument("--video", metavar="FILE.mp4", help="film the first episode")
+    parser.add_argument(
+        "--grid",
+        nargs="*",
+        metavar="NAME=LOW:HIGH",
+        help="over a grid of simulator parameters: worst case and mean (default: the run's agent.box)",
+    )
+    parser.add_argument(
+        "--points", type=_at_least_one, default=10, metavar="N", help="grid points per parameter (default: 10)"
+    )
+    parser.add_argument("--picture", metavar="FILE.png", help="draw the returns over the grid")
     parser.add_argument("--json", metavar="FILE.json", help="write the result (-: to the terminal)")
     return parser
 

@@ -7,7 +7,9 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from rlopt.cli.grid import evaluate_over_grid
 from rlopt.files import replace_file
 from rlopt.policy import run_policies
 from rlopt.registry import load_extensions
@@ -21,6 +23,12 @@ def run(arguments: argparse.Namespace) -> int:
     Of a folder of several runs each is evaluated; the film is the first one's, and ``--json`` writes a list.
     """
     load_extensions()
+    out = sys.stderr if arguments.json == "-" else sys.stdout  # which is then JSON and nothing else
+    if arguments.grid is not None:
+        told, found_there = evaluate_over_grid(arguments)
+        print(told, file=out)
+        _write(found_there, arguments.json)
+        return 0
     evaluate = partial(
         evaluate_path,
         arguments.path,
@@ -30,7 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         device=arguments.device,
     )
-    out = sys.stderr if arguments.json == "-" else sys.stdout  # which is then JSON and nothing else
     several = range(len(run_policies(arguments.path)))
     evaluations: list[Evaluation] = []
     for run in several or [None]:
@@ -42,18 +49,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.video:
         print(f"filmed: {arguments.video}", file=out)
     found = [evaluation.to_json() for evaluation in evaluations]
-    text = json.dumps(found if several else found[0], indent=1)
-    if arguments.json == "-":
+    _write(found if several else found[0], arguments.json)
+    return 0
+
+
+def _write(found: Any, where: str | None) -> None:
+    text = json.dumps(found, indent=1)
+    if where == "-":
         print(text)
-    elif arguments.json:
-        path = Path(arguments.json)
+    elif where:
+        path = Path(where)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, f"{text}\n".encode())
         except OSError as error:
             raise RloptError(f"--json {path} cannot be written: {error}") from error
         print(f"written: {path}")
-    return 0
 
 
 def _more(evaluation: Evaluation) -> str:

@@ -242,14 +242,12 @@ def evaluate_path(
     """
     path = Path(path)
     policy = load_policy(path if run is None else run_policies(path)[run], device)
-    trusted = (path / "config.yaml").is_file()
-    settings: Mapping[str, Any] = RunFolder(path).config() if trusted else policy.meta
+    env, settings = environment_of(path, policy, env_id)
     if episodes is None:
-        home = _run_folder(path)
+        home = run_of(path)
         episodes = 20 if home is None else build(EvalConfig, home.config().get("eval", {}), "eval").episodes
     if episodes < 1:
         raise RloptError(f"episodes={episodes} must be at least 1")
-    env = _environment(policy, settings, env_id, trusted)
     if seed is None:
         seed = (settings if run is None else policy.meta).get("seed", 0)
         if not isinstance(seed, int):
@@ -280,7 +278,7 @@ def evaluate_path(
     return Evaluation(found, env.id, seed, deterministic, policy.meta)
 
 
-def _run_folder(path: Path) -> RunFolder | None:
+def run_of(path: Path) -> RunFolder | None:
     """The run that ``path`` is, or to whose ``policy/`` or ``policy_best/`` it belongs."""
     whole = Path(os.path.abspath(path))
     owners = [folder.parent for folder in (whole, whole.parent) if folder.name in ("policy", "policy_best")]
@@ -288,14 +286,17 @@ def _run_folder(path: Path) -> RunFolder | None:
     return next((run for run in runs if run.config_path.is_file()), None)
 
 
-def _environment(policy: Policy, settings: Mapping[str, Any], env_id: str | None, trusted: bool) -> EnvConfig:
-    """The environment to evaluate in, from a run's configuration or from what a policy says of itself."""
+def environment_of(path: Path, policy: Policy, env_id: str | None = None) -> tuple[EnvConfig, Mapping[str, Any]]:
+    """The environment to evaluate ``policy`` in, from its run's configuration or from what a policy folder says of
+    itself, and these settings whole. See ``evaluate_path`` for what may be named where."""
+    trusted = (path / "config.yaml").is_file()
+    settings: Mapping[str, Any] = RunFolder(path).config() if trusted else policy.meta
     env = build(EnvConfig, settings.get("env", {"id": policy.spec.id}), "env")
     if not trusted:
         _refuse_modules(env, env_id)
     if env_id is not None and env_id != env.id:
         env = replace(env, id=env_id, kwargs={}, backend="auto")  # the other one's backend may not know it
-    return env
+    return env, settings
 
 
 def _refuse_modules(env: EnvConfig, env_id: str | None) -> None:

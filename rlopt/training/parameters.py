@@ -15,7 +15,7 @@ from rlopt.envs import VectorEnv, make_env
 from rlopt.policy import Policy
 from rlopt.random import derive_seed
 from rlopt.training.csv_table import CsvTable
-from rlopt.training.evaluate import MAX_LENGTH
+from rlopt.training.evaluate import MAX_LENGTH, check_spaces
 from rlopt.training.trainer import Callback, Result, Trainer
 from rlopt.types import Episode, RloptError
 
@@ -202,12 +202,13 @@ def evaluate_grid(
         count: grid points per parameter, both ends among them.
 
     Raises:
-        RloptError: an environment without these parameters.
+        RloptError: an environment without these parameters, or with other spaces than the policy's.
     """
     box = ParameterBox.of(bounds)
     rows = min(count ** len(bounds) * episodes, max(MAX_ROWS, episodes))
     env = make_env(env_id, rows, seed, backend, policy.device, autoreset=False, kwargs=kwargs, stream="grid")
     try:
+        check_spaces(policy.spec, env.spec)
         box.nominal(parametric(env))
         returns = Simulator(env, box, episodes).returns(policy, box.grid(count), derive_seed(seed, "grid"))
     finally:

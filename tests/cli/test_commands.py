@@ -273,6 +273,29 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(
     assert "seed 5, samples of the policy" in said
 
 
+def test_evaluate_over_a_grid_of_simulator_parameters(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ["--grid", "m=0.5:1.5", "l=0.9:1.1", "--points", "2", "--episodes", "2"]
+    out, picture = tmp_path / "grid.json", tmp_path / "grid.png"
+    assert main(["evaluate", str(trained), *grid, "--json", str(out), "--picture", str(picture)]) == 0
+    said, found = capsys.readouterr().out, json.loads(out.read_text())
+    returns = [point["return"] for point in found["points"]]
+    assert [(point["m"], point["l"]) for point in found["points"]] == [(0.5, 0.9), (0.5, 1.1), (1.5, 0.9), (1.5, 1.1)]
+    assert found["worst"] == min(returns) and found["mean"] == pytest.approx(sum(returns) / 4)
+    worst = found["points"][returns.index(min(returns))]
+    assert said.startswith(f"return {min(returns):.1f} at worst (m={worst['m']}, l={worst['l']}), ")
+    assert "2 x 2 points of m, l, 2 episodes each" in said and picture.stat().st_size > 0
+    for words, told in (
+        ([], "has no agent.box; name the parameters: --grid NAME=LOW:HIGH, such as m=0.5:1.5"),
+        (["m=2:1"], "--grid m=2:1: give parameters as NAME=LOW:HIGH, such as m=0.5:1.5"),
+        (["mass=1:2"], "Pendulum-v1 has no such parameter; it has g, m, l"),
+    ):
+        assert told in refused(["evaluate", str(trained), "--grid", *words], capsys)
+    other = ["evaluate", str(trained), "--env", "CartPole-v1", "--grid", "length=0.4:0.6"]
+    assert "choose one with the same spaces" in refused(other, capsys)
+
+
 def test_evaluate_refuses_an_environment_that_does_not_fit(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "choose one with the same spaces" in refused(["evaluate", str(trained), "--env", "CartPole-v1"], capsys)
 

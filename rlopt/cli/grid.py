@@ -1,0 +1,85 @@
+"""``rlopt evaluate RUN --grid``: a policy over a grid of simulator parameters, its worst case and its mean."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlopt.analysis.parameter_grid import draw_parameter_grid
+from rlopt.envs.make import resolve_backend
+from rlopt.policy import load_policy
+from rlopt.training.evaluate import environment_of, run_of
+from rlopt.training.parameters import GridEvaluation, evaluate_grid
+from rlopt.types import RloptError
+
+WITH_PARAMETERS = ("torch", "native")
+"""Backends whose environments have simulator parameters."""
+
+
+def evaluate_over_grid(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The line to print and the JSON of ``--grid``; draws the picture that was asked for."""
+    path = Path(arguments.path)
+    policy = load_policy(path, arguments.device)
+    env, settings = environment_of(path, policy, arguments.env)
+    if env.wrappers:
+        raise RloptError(f"--grid cannot run wrappers, and {path} was trained with some")
+    backend = env.backend
+    if backend not in WITH_PARAMETERS:
+        native = resolve_backend(env.id, "auto", kwargs=env.kwargs, wrappers=()) == "native"
+        backend = "native" if native else "torch"
+    bounds = dict(map(_bounds, arguments.grid)) or _box(path)
+    found = evaluate_grid(
+        policy,
+        env.id,
+        bounds,
+        count=arguments.points,
+        episodes=arguments.episodes or 10,
+        seed=int(settings.get("seed", 0)) if arguments.seed is None else arguments.seed,
+        backend=backend,
+        kwargs=env.kwargs,
+    )
+    if arguments.picture:
+        axes = {name: np.linspace(*ends, found.count) for name, ends in bounds.items()}
+        draw_parameter_grid({env.id: found.means}, axes, arguments.picture)
+    return _told(found), _as_json(found)
+
+
+def _bounds(text: str) -> tuple[str, tuple[float, float]]:
+    name, _, ends = text.partition("=")
+    try:
+        low, high = map(float, ends.split(":"))
+    except ValueError:
+        low = high = math.nan
+    if not (name and low < high):
+        raise RloptError(f"--grid {text}: give parameters as NAME=LOW:HIGH, such as m=0.5:1.5")
+    return name, (low, high)
+
+
+def _box(path: Path) -> dict[str, tuple[float, float]]:
+    """The box that the run was trained in."""
+    run = run_of(path)
+    box = run.config()["agent"].get("box") if run else None
+    if not box:
+        raise RloptError(f"{path} has no agent.box; name the parameters: --grid NAME=LOW:HIGH, such as m=0.5:1.5")
+    return {name: (float(low), float(high)) for name, (low, high) in box.items()}
+
+
+def _told(found: GridEvaluation) -> str:
+    names = found.box.names
+    worst = found.points[int(found.means.argmin())]
+    where = ", ".join(f"{name}={value:.4g}" for name, value in zip(names, worst, strict=True))
+    points = f"{' x '.join([str(found.count)] * len(names))} points of {', '.join(names)}"
+    told = f"return {found.worst:.1f} at worst ({where}), {found.mean:.1f} on average"
+    return f"{told}: {points}, {found.returns.shape[1]} episodes each"
+
+
+def _as_json(found: GridEvaluation) -> dict[str, Any]:
+    points = [
+        {**dict(zip(found.box.names, point.tolist(), strict=True)), "return": float(returns.mean())}
+        for point, returns in zip(found.points, found.returns, strict=True)
+    ]
+    return {"worst": found.worst, "mean": found.mean, "episodes": found.returns.shape[1], "points": points}
