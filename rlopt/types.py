@@ -136,6 +136,14 @@ def map_obs2(fn: Callable[[Tensor, Tensor], Tensor], a: Obs, b: Obs) -> Obs:
     return fn(a, b)
 
 
+def on_host(*rows: Tensor) -> list[Tensor]:
+    """Rows (N,) of numbers and flags on the CPU, for one wait for their device instead of one each."""
+    if rows[0].device.type == "cpu":
+        return list(rows)
+    packed = torch.stack([row.double() for row in rows]).cpu()
+    return [numbers.to(row.dtype) for numbers, row in zip(packed, rows, strict=True)]
+
+
 def obs_leaves(space: Space) -> dict[str, Space]:
     """The leaf spaces of a flat observation space; a single space is the leaf named ``""``."""
     return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}

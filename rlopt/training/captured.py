@@ -16,6 +16,11 @@ _WARM_UP = 3
 """Updates made before the capture (and undone), in which libraries allocate what they keep."""
 
 
+def has_graphs(device: torch.device) -> bool:
+    """Whether what runs on this device can be recorded."""
+    return device.type == "cuda"
+
+
 def why_not(agent: Agent, buffer: ReplayBuffer, normalized: bool) -> str | None:
     """What stands against capturing this update, or None. A graph repeats fixed addresses and fixed numbers."""
     config = agent.config
@@ -71,7 +76,7 @@ class CapturedUpdate:
         clock = self.agent.clock
         number = clock.updates % self.cycle
         if number not in self.phases:
-            self.phases[number] = self._capture() if self.agent.device.type == "cuda" else self._eager()
+            self.phases[number] = self._capture() if has_graphs(self.agent.device) else self._eager()
         phase = self.phases[number]
         phase.replay()
         clock.updates += 1

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from rlopt.types import Episode, State, Step
+from rlopt.types import Episode, State, Step, on_host
 
 
 class EpisodeCounter:
@@ -22,10 +22,7 @@ class EpisodeCounter:
 
     def count(self, step: Step) -> list[Episode]:
         """Add one vector step; the episodes that ended with it, in row order."""
-        reward, valid, reset = step.reward, step.valid, step.reset
-        if reward.device.type != "cpu":  # one wait for the device, not three
-            packed = torch.stack((reward.double(), valid.double(), reset.double())).cpu()
-            reward, valid, reset = packed[0], packed[1] != 0, packed[2] != 0
+        reward, valid, reset = on_host(step.reward, step.valid, step.reset)
         self.returns += torch.where(valid, reward, 0.0)
         self.lengths += valid
         if not bool(valid.all()):

@@ -30,7 +30,7 @@ from rlopt.state import tag_floats
 from rlopt.training.config import EnvConfig, EvalConfig
 from rlopt.training.run_folder import RunFolder
 from rlopt.training.video import record_episode
-from rlopt.types import EnvSpec, Episode, RloptError, State, obs_leaves
+from rlopt.types import EnvSpec, Episode, RloptError, State, obs_leaves, on_host
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,8 @@ def _wave(policy: Policy, env: VectorEnv, wave: range, seed: int, generator: tor
         act = policy.act(obs, carry, deterministic=generator is None, generator=generator)
         step = env.step(act.action)
         obs, carry = step.obs, act.carry
-        valid = step.valid.cpu()
-        returns += torch.where(valid & alive, step.reward.cpu().double(), 0.0)
+        valid, reward, ended = on_host(step.valid, step.reward, step.terminated | step.truncated)
+        returns += torch.where(valid & alive, reward.double(), 0.0)
         lengths += valid & alive
         gone = alive & ~valid  # a worker was replaced in the middle of an episode, which begins anew
         if bool(gone.any()):
@@ -89,7 +89,7 @@ def _wave(policy: Policy, env: VectorEnv, wave: range, seed: int, generator: tor
                 raise RloptError(
                     f"{env.spec.id}: an evaluation environment died {MAX_LOST} times; raise env.timeout or mend it"
                 )
-        alive &= ~(valid & (step.terminated | step.truncated).cpu())
+        alive &= ~(valid & ended)
         if env.spec.episode_limit is None and bool((alive & (lengths >= MAX_LENGTH)).any()):
             log.warning("%s: an evaluation episode was cut off after %d steps", env.spec.id, MAX_LENGTH)
             alive &= lengths < MAX_LENGTH

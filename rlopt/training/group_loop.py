@@ -15,7 +15,7 @@ from rlopt.random import derive_seed
 from rlopt.training.evaluate import Evaluator
 from rlopt.training.loop import Loop, Progress, finite_rows, normalizer_state
 from rlopt.training.metrics import Sums, add_metrics
-from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs
+from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, on_host
 
 
 class GroupLoop(Loop):
@@ -74,7 +74,8 @@ class GroupLoop(Loop):
         steps: list[dict[str, Tensor]] = []
         seen: list[Obs] = []
         carry: Any = None
-        while self.step < self.total_steps and bool(alive.any()):
+        going = alive.cpu()
+        while self.step < self.total_steps and bool(going.any()):
             seen.append(obs if self.normalizer is None else self.normalizer.normalize_obs(obs))
             act = self.agent.act(seen[-1], carry)
             carry = act.carry
@@ -93,8 +94,9 @@ class GroupLoop(Loop):
             if self.normalizer is not None:
                 over = running & ~alive
                 self.normalizer.observe(step._replace(reward=reward, valid=valid, reset=over))
-            returns += reward.double().cpu()
-            lengths += valid.cpu()
+            reward, valid, going = on_host(reward, valid, alive)
+            returns += reward.double()
+            lengths += valid
             self.step += int(valid.sum())
         self.agent.clock.env_steps = self.step
         episodes = [Episode(float(returns[i]), int(lengths[i])) for i in complete.nonzero().flatten().tolist()]
