@@ -206,20 +206,33 @@ class FrameRing:
         out = self.frames.view(size, -1).index_select(0, where.flatten())
         out = out.view(index.shape[0], stop - first, *self.frame)
         if not self._plain:
-            i, j = ((steps > age[:, None]) & (start != REPEAT)[:, None]).nonzero().unbind(1)
-            older = start[i]
             # Position j of a stack n rows after the first holds that one's frame j + n.
-            frames = self.side.read((older + j + first + age[i] // self.num_envs).clamp(min=0))
-            frames[older == ZERO] = 0
-            out[i, j] = frames
+            number = start[:, None] + torch.arange(first, stop, device=index.device) + age[:, None] // self.num_envs
+            number = torch.where(start[:, None] == ZERO, ZERO, number)
+            self._patch(out, (steps > age[:, None]) & (start != REPEAT)[:, None], number)
         if stop > self.stack:
             following = (index + self.num_envs) % slots
             newest = (written - 1) % self.capacity_rows
             apart = links[:, 2].index_select(0, following)
-            final = ((apart >= 0) & (index.div(self.num_envs, rounding_mode="floor") != newest)).nonzero().flatten()
-            if final.numel():
-                out[final, self.stack - first] = self.side.read(apart[final])
+            final = (apart >= 0) & (index.div(self.num_envs, rounding_mode="floor") != newest)
+            self._patch(out[:, self.stack - first], final, apart)
         return out
+
+    def _patch(self, out: Tensor, where: Tensor, number: Tensor) -> None:
+        """Put the side store's frames ``number`` (zeros where it is negative) at the places ``where``, of the same
+        shape, into ``out`` (…, *frame)."""
+        if out.is_cpu:
+            places = where.nonzero(as_tuple=True)
+            number = number[places]
+            if number.numel():
+                frames = self.side.read(number.clamp(min=0))
+                frames[number < 0] = 0
+                out[places] = frames
+            return
+        # How many they are only the host could know, and it would have to wait: so a frame for every place.
+        frames = self.side.read(number.clamp(min=0).flatten()).view(out.shape)
+        column = (*number.shape, *[1] * len(self.frame))
+        out.copy_(torch.where(where.view(column), frames * (number >= 0).view(column), out))
 
     def _split(self, obs: Tensor) -> Tensor:
         return obs.reshape(self.num_envs, self.stack, *self.frame)

@@ -14,7 +14,8 @@ Recorded graphs work as CUDA's do: with ``far.graphs(monkeypatch)`` the calls of
 graph repeat the recorded operations at the recorded addresses with the recorded Python numbers. A wait, or a copy from
 the CPU, inside a recording is an error there too.
 
-Generators are the CPU's. The mode belongs to a thread, as all of torch's do; ``far.here()`` brings it to another.
+Generators draw the CPU's numbers. The mode belongs to a thread, as all of torch's do; ``far.here()`` brings it to
+another.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
 NAME = "far"
 REAL_GENERATOR = torch.Generator
+FAR_GENERATORS: dict[int, torch.Generator] = {}
+"""By address, which is all of a generator that an operation's handler sees."""
 COPIES = {aten.copy_.default, aten._to_copy.default}
 """What may have arguments on both sides."""
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
@@ -117,10 +120,14 @@ class FarDevice:
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operation: with the CPU's kernel on what lies behind the handles."""
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        given = tree_flatten((args, kwargs))[0]
+        tensors = [x for x in given if isinstance(x, Tensor)]
         handles = {id(t.near): t for t in tensors if isinstance(t, FarTensor)}
         device = kwargs.get("device")
         target_far = bool(handles) if device is None else is_far(device)
+        for generator in given:
+            if isinstance(generator, REAL_GENERATOR) and (generator._cdata in FAR_GENERATORS) != target_far:
+                raise RuntimeError(f"{func}: its generator lies on another device")
         if not (handles or target_far):
             return func(*args, **kwargs)
         if handles:
@@ -167,8 +174,9 @@ class FarDevice:
             def register_generator_state(self, generator: torch.Generator) -> None: ...
 
             def replay(self) -> None:
-                for operation in self.operations:
-                    operation()
+                with _disable_current_modes():
+                    for operation in self.operations:
+                        operation()
 
         @contextmanager
         def stream(stream: Stream) -> Iterator[None]:
@@ -241,6 +249,10 @@ def _again(func: Any, args: Any, kwargs: Any, result: Any) -> Callable[[], None]
     return operation
 
 
+class FarGenerator(REAL_GENERATOR):
+    device = torch.device("meta")  # set by ``_register``
+
+
 class _IsGenerator(type):
     def __instancecheck__(cls, thing: Any) -> bool:
         return isinstance(thing, REAL_GENERATOR)
@@ -248,10 +260,15 @@ class _IsGenerator(type):
 
 class _Generator(metaclass=_IsGenerator):
     def __new__(cls, device: Any = "cpu") -> torch.Generator:
-        return REAL_GENERATOR("cpu" if is_far(device) else device)
+        if not is_far(device):
+            return REAL_GENERATOR(device)
+        made = FarGenerator()
+        FAR_GENERATORS[made._cdata] = made
+        return made
 
 
 def _register() -> None:
     """Once in a process: torch knows the device, and its autograd has a queue for it."""
     if getattr(torch, NAME, None) is None:
         backend_registration._setup_privateuseone_for_python_backend(NAME)
+        FarGenerator.device = torch.device(NAME, 0)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import screen_env  # noqa: F401 (registers its environment)
 import torch
 from far_device import NAME, FarDevice, FarTensor
 
@@ -18,6 +19,19 @@ from rlopt.training.setup import make_loop, resume, settle, train
 AGENT = {"network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 10}
 SAC = {"name": "sac", "fused": False, **AGENT}
 REINFORCE = {"name": "reinforce", "groups": 2, "group_size": 2}
+DRPG = {
+    "name": "drpg_deep",
+    "fused": False,
+    **AGENT,
+    "box": {"m": (0.5, 1.5)},
+    "adversary_every": 10,
+    "search": {"candidates": 3, "episodes": 1, "rounds": 1},
+}
+SCREEN = {
+    "id": "rlopt-tests/Screen-v0",
+    "wrappers": [{"class": "FrameStackObservation", "kwargs": {"stack_size": 3, "padding_type": "zero"}}],
+}
+FRAMES = {"name": "reshuffled", "capacity": 16, "frame_stack": 3}
 PENDULUM = {"id": "Pendulum-v1", "backend": "torch"}
 CARTPOLE = {"id": "CartPole-v1", "backend": "torch"}
 
@@ -77,6 +91,10 @@ def test_far_tensors_mix_with_no_cpu_tensor_and_have_no_memory(far) -> None:
     with pytest.raises(TypeError, match="to numpy"):
         x.numpy()
     assert torch.equal((x + torch.tensor(1.0)).near, torch.full((3,), 2.0))  # a CPU number may
+    for device, other in ((NAME, "cpu"), ("cpu", NAME)):
+        torch.rand(2, generator=torch.Generator(device), device=device)
+        with pytest.raises(RuntimeError, match="generator lies on another device"):
+            torch.rand(2, generator=torch.Generator(other), device=device)
 
 
 def test_every_look_at_a_far_number_is_a_wait(far) -> None:
@@ -127,6 +145,8 @@ def test_a_replayed_graph_repeats_numbers_of_the_host_and_reads_tensors_again(fa
         pytest.param({"env": {"id": "Hopper-v5", "backend": "native"}}, id="native MuJoCo"),
         pytest.param({"env": {"id": "Pendulum-v1", "backend": "sync"}}, id="Gymnasium's own"),
         pytest.param({"agent": REINFORCE, "env": CARTPOLE, "num_envs": 1}, id="reinforce"),
+        pytest.param({"agent": DRPG}, id="drpg_deep"),
+        pytest.param({"agent": {**SAC, "n_step": 2}, "env": SCREEN, "buffer": FRAMES}, id="single frames"),
     ],
 )  # fmt: skip
 def test_a_far_run_is_the_run_on_the_cpu(options, far) -> None:
@@ -161,6 +181,22 @@ def test_a_step_and_its_updates_wait_for_the_device_twice(buffer, runs, far) -> 
     for _ in range(3):
         loop.advance()
     assert far.waits == Counter({"training/replay_loop.py:_all_well": 3, "types.py:on_host": 3})
+    loop.close()
+
+
+def test_single_frames_are_put_together_without_a_wait(far) -> None:
+    """Where no following row has a stack's frames, the first of an episode and the last, there too."""
+    loop = make_loop(config(NAME, env=SCREEN, buffer=FRAMES, total_steps=200))
+    while loop.step < 100:
+        loop.advance()
+    ring = loop.buffer.storage.frames[""]
+    assert not ring._plain and bool((ring.links[:, :, 2] >= 0).any())
+    far.waits.clear()
+    loop.buffer.sample(8)
+    assert not far.waits
+    loop.advance()  # each step: are the stacks moved on by a frame, do they follow; the action; all well; episodes
+    places = {"buffers/frames.py:_equal": 2, "envs/spaces.py:batch": 1}
+    assert far.waits == Counter({**places, "training/replay_loop.py:_all_well": 1, "types.py:on_host": 1})
     loop.close()
 
 
