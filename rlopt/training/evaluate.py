@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,12 +30,12 @@ from rlopt.state import tag_floats
 from rlopt.training.config import EnvConfig, EvalConfig
 from rlopt.training.run_folder import RunFolder
 from rlopt.training.video import record_episode
-from rlopt.types import EnvSpec, Episode, RloptError, State, obs_leaves, on_host
+from rlopt.types import EnvSpec, Episode, Obs, RloptError, State, map_obs, obs_leaves, on_host
 
 log = logging.getLogger(__name__)
 
 MAX_SLOTS = 64
-"""Episodes that an ``Evaluator`` runs side by side; more run in waves."""
+"""Episodes of one policy that an ``Evaluator`` runs side by side; more run in waves."""
 MAX_LOST = 10
 """Times that one slot may lose its worker before the evaluation is given up."""
 MAX_LENGTH = 100_000
@@ -55,29 +55,50 @@ def run_episodes(policy: Policy, env: VectorEnv, episodes: int, seed: int, deter
     Raises:
         RloptError: a slot keeps losing its worker process.
     """
+    generator = None if deterministic else torch_generator(seed, "evaluation", "noise", device=policy.device)
+    return _waves([policy], env, episodes, [seed], generator)
+
+
+def _waves(
+    policies: Sequence[Policy],
+    env: VectorEnv,
+    episodes: int,
+    seeds: Sequence[int],
+    generator: torch.Generator | None = None,
+) -> list[Episode]:
+    """``episodes`` of every policy, each with its own seed and its own part of the slots; a policy's number is its
+    episodes' ``run``, and they come policy by policy."""
     if env.autoreset:
         raise ValueError("evaluation needs an environment built with autoreset=False")
-    generator = None if deterministic else torch_generator(seed, "evaluation", "noise", device=policy.device)
-    done: list[Episode] = []
-    for first in range(0, episodes, env.num_envs):
-        done += _wave(policy, env, range(first, min(first + env.num_envs, episodes)), seed, generator)
-    return done
+    each = env.num_envs // len(policies)
+    waves = [range(first, min(first + each, episodes)) for first in range(0, episodes, each)]
+    done = [e for wave in waves for e in _wave(policies, env, wave, seeds, generator)]
+    return sorted(done, key=lambda e: e.run)
 
 
-def _wave(policy: Policy, env: VectorEnv, wave: range, seed: int, generator: torch.Generator | None) -> list[Episode]:
-    """The episodes with these numbers, one in each slot from the first on; deterministic without a generator."""
-    n = env.num_envs
-    seeds = [derive_seed(seed, "evaluation", wave.start + slot) for slot in range(n)]
-    alive = torch.arange(n) < len(wave)
+def _wave(
+    policies: Sequence[Policy], env: VectorEnv, wave: range, seeds: Sequence[int], generator: torch.Generator | None
+) -> list[Episode]:
+    """The episodes with these numbers of each policy, one in each of its slots from the first on; deterministic
+    without a generator."""
+    n, each = env.num_envs, env.num_envs // len(policies)
+    parts = [slice(r * each, (r + 1) * each) for r in range(len(policies))]
+    slots = torch.arange(n) % each
+    row_seeds = [derive_seed(seed, "evaluation", wave.start + slot) for seed in seeds for slot in range(each)]
+    alive = slots < len(wave)
     # Slots beyond the last episode are left as the wave before ended them, so that nothing steps them.
-    obs = env.reset(seeds=seeds, mask=alive.to(env.device) if wave.start else None)
+    obs = env.reset(seeds=row_seeds, mask=alive.to(env.device) if wave.start else None)
     returns = torch.zeros(n, dtype=torch.float64)
     lengths, lost = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
-    carry: Any = None
+    carry: list[Any] = [None] * len(policies)
     while bool(alive.any()):
-        act = policy.act(obs, carry, deterministic=generator is None, generator=generator)
-        step = env.step(act.action)
-        obs, carry = step.obs, act.carry
+        actions = []
+        for r, (policy, part) in enumerate(zip(policies, parts, strict=True)):
+            act = policy.act(_rows(obs, part), carry[r], deterministic=generator is None, generator=generator)
+            carry[r] = act.carry
+            actions.append(act.action)
+        step = env.step(torch.cat(actions))
+        obs = step.obs
         valid, reward, ended = on_host(step.valid, step.reward, step.terminated | step.truncated)
         returns += torch.where(valid & alive, reward.double(), 0.0)
         lengths += valid & alive
@@ -93,7 +114,11 @@ def _wave(policy: Policy, env: VectorEnv, wave: range, seed: int, generator: tor
         if env.spec.episode_limit is None and bool((alive & (lengths >= MAX_LENGTH)).any()):
             log.warning("%s: an evaluation episode was cut off after %d steps", env.spec.id, MAX_LENGTH)
             alive &= lengths < MAX_LENGTH
-    return [Episode(float(returns[i]), int(lengths[i])) for i in range(len(wave))]
+    return [Episode(float(returns[i]), int(lengths[i]), i // each) for i in range(n) if int(slots[i]) < len(wave)]
+
+
+def _rows(obs: Obs, part: slice) -> Obs:
+    return map_obs(lambda x: x[part], obs)
 
 
 class Evaluator:
@@ -105,23 +130,39 @@ class Evaluator:
     Args:
         make: builds ``n`` environments with ``autoreset=False``.
         seed: the run's; every evaluation runs the same episodes.
+        together: whether ``evaluate_runs`` has one vector of environments for all runs, instead of one run after the
+            other.
     """
 
-    def __init__(self, make: Callable[[int], VectorEnv], seed: int) -> None:
-        self._make, self._seed = make, seed
+    def __init__(self, make: Callable[[int], VectorEnv], seed: int, together: bool = False) -> None:
+        self._make, self._seed, self._together = make, seed, together
         self._env: VectorEnv | None = None
         self._beginning: State | None = None
 
     def evaluate(self, policy: Policy, episodes: int, deterministic: bool = True, run: int = 0) -> list[Episode]:
         """``run_episodes`` with one slot per episode, up to ``MAX_SLOTS``, and the seed of the run-th run."""
-        env = self.prepare(episodes)
+        return run_episodes(policy, self._begun(episodes), episodes, self._seed + run, deterministic)
+
+    def evaluate_runs(self, policies: Sequence[Policy], episodes: int) -> list[Episode]:
+        """``evaluate`` for the policy of every run; the episodes carry its number.
+
+        All at once each policy still sees its own rows alone, in a batch of the same shape.
+        """
+        if self._together:
+            seeds = [self._seed + r for r in range(len(policies))]
+            return _waves(policies, self._begun(episodes, len(policies)), episodes, seeds)
+        every = (self.evaluate(policy, episodes, run=r) for r, policy in enumerate(policies))
+        return [e._replace(run=r) for r, found in enumerate(every) for e in found]
+
+    def _begun(self, episodes: int, runs: int = 1) -> VectorEnv:
+        env = self.prepare(episodes, runs)
         if self._beginning is not None:
             env.load_state_dict(self._beginning)
-        return run_episodes(policy, env, episodes, self._seed + run, deterministic)
+        return env
 
-    def prepare(self, episodes: int) -> VectorEnv:
-        """The environments for an evaluation of ``episodes`` episodes, built if need be."""
-        slots = min(episodes, MAX_SLOTS)
+    def prepare(self, episodes: int, runs: int = 1) -> VectorEnv:
+        """The environments for an evaluation of ``episodes`` episodes of as many runs at once, built if need be."""
+        slots = min(episodes, MAX_SLOTS) * runs
         if self._env is None or self._env.num_envs != slots:
             self.close()
             self._env = self._make(slots)

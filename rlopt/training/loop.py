@@ -84,12 +84,7 @@ class Loop(ABC):
 
     def evaluate(self, episodes: int) -> list[Episode]:
         """Run evaluation episodes with the deterministic policy of every run; touches nothing that training uses."""
-        if self.evaluator is None:
-            return []
-        found: list[Episode] = []
-        for r, policy in enumerate(self.policies()):
-            found += [e._replace(run=r) for e in self.evaluator.evaluate(policy, episodes, run=r)]
-        return found
+        return [] if self.evaluator is None else self.evaluator.evaluate_runs(self.policies(), episodes)
 
     def policies(self) -> list[Policy]:
         """What one deploys of every run, with its observation statistics."""

@@ -212,6 +212,22 @@ def test_an_evaluation_waits_once_a_step_and_a_rollout_twice(far) -> None:
     loop.close()
 
 
+def test_runs_are_evaluated_at_once_and_each_as_it_would_be_alone(far) -> None:
+    loop = make_loop(config(NAME, num_runs=3, total_steps=12))
+    while loop.step < loop.total_steps:
+        loop.advance()
+    assert loop.evaluator is not None
+    policies = loop.policies()
+    alone = [loop.evaluator.evaluate(policy, 3, run=r) for r, policy in enumerate(policies)]
+    far.waits.clear()
+    found = loop.evaluate(3)
+    assert far.waits["types.py:on_host"] == 200  # Pendulum's steps: once for all runs
+    assert [(e.run, e.length) for e in found] == [(r, 200) for r in range(3) for _ in range(3)]
+    for e, expected in zip(found, [e for run in alone for e in run], strict=True):
+        assert e.total_reward == pytest.approx(expected.total_reward, rel=1e-4)
+    loop.close()
+
+
 # ---- recorded updates
 
 
