@@ -98,6 +98,9 @@ _BACKENDS: dict[str, Backend | str] = {
 }
 
 
+_STEP_ON_CPU = ("sync", "gymnasium", "async", "vector", "native", "envpool")
+
+
 def register_backend(name: str, backend: Backend) -> None:
     """Make ``backend`` available as ``make_env(…, backend=name)``.
 
@@ -121,6 +124,12 @@ def _find_backend(name: str) -> Backend:
 def backend_names() -> list[str]:
     """What ``backend=`` accepts."""
     return ["auto", *_BACKENDS]
+
+
+def stepping_device(backend: str, device: torch.device) -> torch.device:
+    """Where the tensors of a resolved backend's environments are made: on the CPU for those that step there, else on
+    ``device``. Left there, what only the host looks at needs no way to ``device`` and back."""
+    return torch.device("cpu") if backend in _STEP_ON_CPU else device
 
 
 def resolve_backend(

@@ -94,10 +94,12 @@ def _wave(
     while bool(alive.any()):
         actions = []
         for r, (policy, part) in enumerate(zip(policies, parts, strict=True)):
-            act = policy.act(_rows(obs, part), carry[r], deterministic=generator is None, generator=generator)
+            act = policy.act(
+                _rows(obs, part, policy.device), carry[r], deterministic=generator is None, generator=generator
+            )
             carry[r] = act.carry
             actions.append(act.action)
-        step = env.step(torch.cat(actions))
+        step = env.step(torch.cat(actions).to(env.device))
         obs = step.obs
         valid, reward, ended = on_host(step.valid, step.reward, step.terminated | step.truncated)
         returns += torch.where(valid & alive, reward.double(), 0.0)
@@ -117,8 +119,8 @@ def _wave(
     return [Episode(float(returns[i]), int(lengths[i]), i // each) for i in range(n) if int(slots[i]) < len(wave)]
 
 
-def _rows(obs: Obs, part: slice) -> Obs:
-    return map_obs(lambda x: x[part], obs)
+def _rows(obs: Obs, part: slice, device: torch.device) -> Obs:
+    return map_obs(lambda x: x[part].to(device), obs)
 
 
 class Evaluator:

@@ -20,7 +20,7 @@ from rlopt.training.episodes import EpisodeCounter
 from rlopt.training.evaluate import Evaluator
 from rlopt.training.loop import Loop, Progress, RowLog, finite_rows, normalizer_state
 from rlopt.training.metrics import Sums, add_metrics
-from rlopt.types import Obs, State, Step
+from rlopt.types import Obs, State, Step, map_obs
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,9 @@ class ReplayLoop(Loop):
     Where the agent trains R runs side by side, the environment's R·N rows are theirs, run by run; every count of steps
     and updates is that of one run. A row of one run that is no transition still counts as a step of it, because the
     runs go on together.
+
+    The environment may lie on the CPU and the agent elsewhere: the observations go there once to be acted on, and the
+    action's way back is then the only wait of a step.
 
     With ``overlap`` the environments step in a thread of their own while the updates owed so far are made: the
     transitions of a step are learnt from one step later, and the policy that acts has seen one step's updates less. The
@@ -72,20 +75,21 @@ class ReplayLoop(Loop):
             )
         self._aside = ThreadPoolExecutor(1, "rlopt-env") if overlap else None
         self._cut = False
-        self._all = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+        self._all = torch.ones(env.num_envs, dtype=torch.bool, device=agent.device)
 
     def advance(self) -> Progress:
         begin = perf_counter()
         if self.obs is None:
             self.obs = self.env.reset(seeds=self._seeds())
         seen = self.obs if self.normalizer is None else self.normalizer.normalize_obs(self.obs)
-        act = self.agent.act(seen, self.carry)
+        act = self.agent.act(map_obs(lambda x: x.to(self.agent.device), seen), self.carry)
+        action = act.action.to(self.env.device)
         metrics: Sums = {}
         updates, aside_seconds = 0, 0.0
         if self._aside is None:
-            step = self.env.step(act.action)
+            step = self.env.step(action)
         else:
-            stepping = self._aside.submit(self.env.step, act.action)
+            stepping = self._aside.submit(self.env.step, action)
             middle = perf_counter()
             updates = self._learn(metrics)
             aside_seconds = perf_counter() - middle
@@ -94,7 +98,7 @@ class ReplayLoop(Loop):
         with torch.no_grad():
             self.buffer.add(
                 self.obs,
-                act.action,
+                action,
                 step.reward,
                 step.next_obs,
                 step.terminated,
@@ -107,7 +111,8 @@ class ReplayLoop(Loop):
             self.normalizer.observe(step)
         episodes = self.counter.count(step)
         self.obs = step.obs
-        self.carry = self.agent.reset_carry(act.carry, step.reset)
+        carry = act.carry
+        self.carry = None if carry is None else self.agent.reset_carry(carry, step.reset.to(self.agent.device))
         self.step += count
         self.agent.clock.env_steps = self.step
         learning = self.step - max(self.step - count, self.config.first_update)
@@ -180,7 +185,7 @@ class ReplayLoop(Loop):
         """Continue exactly; an environment that could not be saved begins new episodes, and no window crosses the
         cut."""
         self.step, self.owed = int(state["step"]), int(state["owed"])
-        self.carry = _moved(state["carry"], self.env.device)
+        self.carry = _moved(state["carry"], self.agent.device)
         self.agent.load_state_dict(state["agent"])
         self.buffer.load_state_dict(state["buffer"])
         self.counter.load_state_dict(state["counter"])

@@ -19,7 +19,7 @@ from rlopt.buffers.runs import RunSamplers
 from rlopt.buffers.samplers import Sampler
 from rlopt.config import join, to_dict
 from rlopt.envs import Normalizer, VectorEnv, make_env
-from rlopt.envs.make import resolve_backend
+from rlopt.envs.make import resolve_backend, stepping_device
 from rlopt.registry import get_agent, get_sampler, load_extensions
 from rlopt.training.captured import why_not
 from rlopt.training.checkpoint import estimate_bytes, saved_config
@@ -201,7 +201,7 @@ def _replay_loop(config: TrainConfig, make: Callable[..., Loop] = ReplayLoop) ->
             f"num_runs={runs}: statistics of observations or rewards are kept for one run only; leave num_runs out, or "
             "env.normalize_obs and env.normalize_reward"
         )
-    env = environment(config, rows, device, "env", autoreset=True)
+    env = environment(config, rows, stepping_device(config.env.backend, device), "env", autoreset=True)
     try:
         options = agent_config(config)
         agent = get_agent(config.agent["name"])(
@@ -353,7 +353,8 @@ def evaluator(config: TrainConfig, device: torch.device) -> Evaluator:
     round a row's sine differently by its place in the batch.
     """
     together = config.num_runs > 1 and device.type != "cpu" and config.env.backend in ("torch", "warp", "native")
-    return Evaluator(lambda n: environment(config, n, device, "evaluation", autoreset=False), config.seed, together)
+    home = stepping_device(config.env.backend, device)
+    return Evaluator(lambda n: environment(config, n, home, "evaluation", autoreset=False), config.seed, together)
 
 
 def auto_threads(runs: int = 1) -> int:

@@ -33,6 +33,7 @@ SCREEN = {
 }
 FRAMES = {"name": "reshuffled", "capacity": 16, "frame_stack": 3}
 PENDULUM = {"id": "Pendulum-v1", "backend": "torch"}
+HOPPER = {"id": "Hopper-v5", "backend": "native"}
 CARTPOLE = {"id": "CartPole-v1", "backend": "torch"}
 
 
@@ -142,7 +143,7 @@ def test_a_replayed_graph_repeats_numbers_of_the_host_and_reads_tensors_again(fa
         pytest.param({"agent": {"name": "sac_discrete", **AGENT}, "env": CARTPOLE}, id="sac_discrete"),
         pytest.param({"overlap": True}, id="overlap"),
         pytest.param({"update_mode": "captured"}, id="captured without a graph"),
-        pytest.param({"env": {"id": "Hopper-v5", "backend": "native"}}, id="native MuJoCo"),
+        pytest.param({"env": HOPPER}, id="native MuJoCo"),
         pytest.param({"env": {"id": "Pendulum-v1", "backend": "sync"}}, id="Gymnasium's own"),
         pytest.param({"agent": REINFORCE, "env": CARTPOLE, "num_envs": 1}, id="reinforce"),
         pytest.param({"agent": DRPG}, id="drpg_deep"),
@@ -184,6 +185,24 @@ def test_a_step_and_its_updates_wait_for_the_device_twice(buffer, runs, far) -> 
     loop.close()
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"overlap": True}, {"env": {**HOPPER, "normalize_obs": True}}, {"num_runs": 2}]
+)
+def test_an_environment_on_the_cpu_waits_for_the_action_alone(options, far) -> None:
+    """And its transitions go to the buffer in one copy."""
+    loop = make_loop(config(NAME, **{"env": HOPPER, "total_steps": 60, "update_mode": "eager", **options}))
+    while loop.step < 20:
+        loop.advance()
+    far.waits.clear()
+    far.uploads.clear()
+    for _ in range(3):
+        loop.advance()
+    assert far.waits == Counter({"training/replay_loop.py:advance": 3})
+    assert far.uploads["buffers/storage.py:write"] == 3
+    assert far.uploads["training/replay_loop.py:<lambda>"] == 3  # observations to act on
+    loop.close()
+
+
 def test_single_frames_are_put_together_without_a_wait(far) -> None:
     """Where no following row has a stack's frames, the first of an episode and the last, there too."""
     loop = make_loop(config(NAME, env=SCREEN, buffer=FRAMES, total_steps=200))
@@ -194,9 +213,8 @@ def test_single_frames_are_put_together_without_a_wait(far) -> None:
     far.waits.clear()
     loop.buffer.sample(8)
     assert not far.waits
-    loop.advance()  # each step: are the stacks moved on by a frame, do they follow; the action; all well; episodes
-    places = {"buffers/frames.py:_equal": 2, "envs/spaces.py:batch": 1}
-    assert far.waits == Counter({**places, "training/replay_loop.py:_all_well": 1, "types.py:on_host": 1})
+    loop.advance()
+    assert far.waits == Counter({"training/replay_loop.py:advance": 1})
     loop.close()
 
 
