@@ -35,6 +35,7 @@ class RunSamplers:
         for r, sampler in enumerate(self.samplers):
             sampler.bind(slots // runs, device, seed + r)
         self.validity = [Validity(slots // runs, device) for _ in range(runs)]
+        self._first = self.each * torch.arange(runs, device=device)[:, None]
 
     def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
         runs = len(self.samplers)
@@ -48,11 +49,13 @@ class RunSamplers:
     def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
         runs = len(self.samplers)
         drawn = [self._draw(r, batch_size // runs, size // runs) for r in range(runs)]
-        slots = [
-            (index // self.each) * self.width + r * self.each + index % self.each for r, (index, _) in enumerate(drawn)
-        ]
+        local = torch.stack([index for index, _ in drawn])
+        if self.each == 1:
+            slots = torch.add(self._first, local, alpha=self.width)
+        else:
+            slots = (local // self.each) * self.width + local % self.each + self._first
         weights = [weight for _, weight in drawn if weight is not None]
-        return torch.cat(slots), torch.cat(weights) if weights else None
+        return slots.flatten(), torch.cat(weights) if weights else None
 
     def _draw(self, r: int, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
         index, weight = self.samplers[r].sample(batch_size, size)
@@ -66,9 +69,10 @@ class RunSamplers:
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
         runs = len(self.samplers)
-        for r, (slots, values) in enumerate(zip(index.view(runs, -1), priority.view(runs, -1), strict=True)):
-            local = (slots // self.width) * self.each + slots % self.width - r * self.each
-            self.samplers[r].update_priority(local, values)
+        slots = index.view(runs, -1)
+        local = (slots // self.width) * self.each + slots % self.width - self._first
+        for sampler, numbers, values in zip(self.samplers, local, priority.view(runs, -1), strict=True):
+            sampler.update_priority(numbers, values)
 
     def state_dict(self) -> State:
         return {

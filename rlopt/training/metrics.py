@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from rlopt.types import State
@@ -11,22 +12,18 @@ Sums = dict[str, tuple[Tensor, int]]
 
 def add_metrics(sums: Sums, metrics: dict[str, Tensor]) -> None:
     """Add one update's metrics to running sums, on the device."""
-    for name, value in metrics.items():
-        if name in sums:
-            total, count = sums[name]
-            sums[name] = (total + value, count + 1)
-        else:
-            sums[name] = (value.clone(), 1)  # whoever measured it may write there again
+    merge(sums, {name: (value, 1) for name, value in metrics.items()})
 
 
 def merge(sums: Sums, more: Sums) -> None:
-    """Add sums to sums."""
-    for name, (value, n) in more.items():
-        if name in sums:
-            total, count = sums[name]
-            sums[name] = (total + value, count + n)
-        else:
-            sums[name] = (value, n)
+    """Add sums to sums, in one operation for those that are there already and one for those that are new."""
+    known, fresh = ([name for name in more if (name in sums) is there] for there in (True, False))
+    before = [sums[name][0] for name in known]
+    for names, others in ((known, before), (fresh, 0.0)):  # a new one is copied: who measured it may write there again
+        if names:
+            totals = torch._foreach_add([more[name][0] for name in names], others)
+            for name, total in zip(names, totals, strict=True):
+                sums[name] = (total, more[name][1] + (sums[name][1] if name in sums else 0))
 
 
 def means(sums: Sums) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Any
@@ -230,12 +231,17 @@ def _moved(tree: Any, device: torch.device) -> Any:
 
 
 def _all_well(obs: Obs, next_obs: Obs, reward: Tensor, valid: Tensor) -> bool:
-    """Whether every row is valid and finite: the ordinary step, which should cost next to nothing."""
+    """Whether every row is valid and finite: the ordinary step, which should cost next to nothing.
+
+    It may say no where all is well (a sum of large numbers overflows); the rows are looked at one by one then.
+    """
     leaves = [reward]
     for group in (obs, next_obs):
         leaves += group.values() if isinstance(group, dict) else [group]
     floating = [leaf for leaf in leaves if leaf.is_floating_point()]
     if valid.device.type == "cpu":  # NumPy's calls cost less than torch's
         return bool(valid.numpy().all()) and all(np.isfinite(leaf.numpy()).all() for leaf in floating)
-    # Every look at a GPU waits for it, so there is one.
-    return bool(torch.stack([valid.all(), *(leaf.isfinite().all() for leaf in floating)]).all())
+    # Every look at a GPU waits for it and every operation is a launch, so there are few. A sum is finite only if all
+    # its terms are.
+    sums = torch.stack([valid.all().float(), *(leaf.sum().float() for leaf in floating)]).tolist()
+    return bool(sums[0]) and all(math.isfinite(x) for x in sums)

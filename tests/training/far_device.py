@@ -268,7 +268,7 @@ class _Generator(metaclass=_IsGenerator):
 
 
 def _register() -> None:
-    """Once in a process: torch knows the device, and its autograd has a queue for it."""
+    """Once in a process, and before its first backward pass: then autograd makes a queue for the device."""
     if getattr(torch, NAME, None) is None:
         backend_registration._setup_privateuseone_for_python_backend(NAME)
         FarGenerator.device = torch.device(NAME, 0)
