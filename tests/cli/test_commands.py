@@ -2,69 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from command_line import ROOT, SHORT, python, refused, rows
 
-from rlopt import registry
 from rlopt.buffers.storage import Storage
 from rlopt.cli import main
 from rlopt.cli.environment import WAIT_POLICY, prepare_environment
 from rlopt.cli.train import _ended
-from rlopt.nn.networks import ENCODERS
 from rlopt.training.config import train_config
 from rlopt.training.trainer import Result
 from rlopt.types import RloptError
-
-ROOT = Path(__file__).resolve().parents[2]
-SHORT = [
-    "env=Pendulum-v1",
-    "total_steps=60",
-    "agent.warmup_steps=30",
-    "agent.batch_size=8",
-    "agent.network.hidden=[8]",
-    "eval.every=null",
-    "eval.episodes=2",
-    "log.tensorboard=false",
-    "buffer.capacity=100",
-]
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
-def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr of a command that ends with code 2 and prints nothing else, but what it had planned."""
-    assert main(argv) == 2
-    said = capsys.readouterr()
-    assert all(line.startswith("replay buffer: ") for line in said.out.splitlines())
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
-    return said.err.removeprefix("error: ").rstrip("\n")
-
-
-def python(*words: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *map(str, words)]
-    full = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run(command, cwd=cwd, env=full, capture_output=True, text=True, timeout=300, check=False)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    assert main(["train", *SHORT, f"run_dir={folder}"]) == 0
-    return folder
 
 
 def test_training_ends_with_the_evaluation_the_folder_and_what_comes_next(
@@ -254,78 +209,6 @@ def test_print_config_prints_what_a_run_would_be_told(
     assert yaml.safe_load(capsys.readouterr().out)["total_steps"] == 99
 
 
-def test_evaluate_repeats_the_last_evaluation_of_the_run(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "deep" / "result.json"
-    assert main(["evaluate", str(trained), "--json", str(out)]) == 0
-    assert "over 2 episodes (Pendulum-v1)" in capsys.readouterr().out
-    result = json.loads(out.read_text())
-    logged = [float(row["return"]) for row in rows(trained / "evaluations.csv")]
-    assert [episode["return"] for episode in result["episodes"]] == logged
-    assert main(["evaluate", str(trained), "--json", "-"]) == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out) == result
-    assert "over 2 episodes (Pendulum-v1)" in said.err
-    assert main(["evaluate", str(trained / "policy"), "--episodes", "3", "--stochastic", "--seed", "5"]) == 0
-    said = capsys.readouterr().out
-    assert "over 3 episodes" in said
-    assert "seed 5, samples of the policy" in said
-
-
-def test_evaluate_over_a_grid_of_simulator_parameters(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    grid = ["--grid", "m=0.5:1.5", "l=0.9:1.1", "--points", "2", "--episodes", "2"]
-    out, picture = tmp_path / "grid.json", tmp_path / "grid.png"
-    assert main(["evaluate", str(trained), *grid, "--json", str(out), "--picture", str(picture)]) == 0
-    said, found = capsys.readouterr().out, json.loads(out.read_text())
-    returns = [point["return"] for point in found["points"]]
-    assert [(point["m"], point["l"]) for point in found["points"]] == [(0.5, 0.9), (0.5, 1.1), (1.5, 0.9), (1.5, 1.1)]
-    assert found["worst"] == min(returns) and found["mean"] == pytest.approx(sum(returns) / 4)
-    worst = found["points"][returns.index(min(returns))]
-    assert said.startswith(f"return {min(returns):.1f} at worst (m={worst['m']}, l={worst['l']}), ")
-    assert "2 x 2 points of m, l, 2 episodes each" in said and picture.stat().st_size > 0
-    for words, told in (
-        ([], "has no agent.box; name the parameters: --grid NAME=LOW:HIGH, such as m=0.5:1.5"),
-        (["m=2:1"], "--grid m=2:1: give parameters as NAME=LOW:HIGH, such as m=0.5:1.5"),
-        (["mass=1:2"], "Pendulum-v1 has no such parameter; it has g, m, l"),
-    ):
-        assert told in refused(["evaluate", str(trained), "--grid", *words], capsys)
-    other = ["evaluate", str(trained), "--env", "CartPole-v1", "--grid", "length=0.4:0.6"]
-    assert "choose one with the same spaces" in refused(other, capsys)
-
-
-def test_evaluate_refuses_an_environment_that_does_not_fit(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "choose one with the same spaces" in refused(["evaluate", str(trained), "--env", "CartPole-v1"], capsys)
-
-
-def test_plot_draws_and_prints_the_table(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "curves.png"
-    assert main(["plot", str(trained), "--out", str(out), "--at", "60"]) == 0
-    assert out.read_bytes().startswith(b"\x89PNG")
-    logged = [float(row["return"]) for row in rows(trained / "evaluations.csv")]
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Pendulum-v1"))
-    assert line.split()[2:5] == ["60", "1", f"{sum(logged) / 2:.1f}"]
-
-
-@pytest.mark.parametrize(
-    ("name", "words"), [("curves.foo", "name a .png, .pdf or .svg file"), ("file/curves.png", "cannot be written")]
-)
-def test_a_picture_that_cannot_be_written_is_one_line(
-    name: str, words: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").touch()
-    assert words in refused(["plot", str(trained), "--out", str(tmp_path / name)], capsys)
-
-
-def test_a_step_that_no_curve_reaches_is_told(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["plot", str(trained), "--out", str(tmp_path / "a.png"), "--at", "70000"]) == 0
-    assert capsys.readouterr().out.startswith("no table: there is no step that any curve reaches [70000]\n")
-
-
 def test_a_full_disk_at_resume_is_one_line(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -401,101 +284,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, capsys: pytest.Captu
     assert "go on        rlopt train resume=out\n" in rest
     assert main(["train", f"resume={tmp_path / 'out'}", "--print-config"]) == 0
     assert "id: Pendulum-v1" in capsys.readouterr().out
-
-
-def test_an_environment_of_a_module_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gymnasium
-
-    (tmp_path / "pond.py").write_text(
-        "import gymnasium\n"
-        "from gymnasium.envs.classic_control.pendulum import PendulumEnv\n"
-        "gymnasium.register('Pond-v0', entry_point=PendulumEnv, max_episode_steps=20)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    words = [word for word in SHORT if not word.startswith("env=")]
-    try:
-        assert main(["train", "env=pond:Pond-v0", "env.kwargs.g=9.0", *words, f"run_dir={tmp_path / 'out'}"]) == 0
-    finally:
-        gymnasium.registry.pop("Pond-v0", None)
-    assert {row["length"] for row in rows(tmp_path / "out" / "evaluations.csv")} == {"20"}
-
-
-PACKAGE = {
-    "extra/__init__.py": "",
-    "extra/configs/__init__.py": "",
-    "extra/configs/experiment/ours.yaml": """\
-# @package _global_
-# Ours
-defaults:
-  - override /agent: ours
-  - override /buffer: newest
-seed: 11
-""",
-    "extra/things.py": """\
-from rlopt.agents import SAC
-from rlopt.buffers import UniformSampler
-from rlopt.nn import register_encoder
-from rlopt.nn.networks import Flatten
-
-class Ours(SAC):
-    '''An agent from outside.'''
-    name = "ours"
-
-class Newest(UniformSampler):
-    '''A sampler from outside.'''
-    name = "newest"
-    def __init__(self, share: float = 0.5) -> None:
-        self.share = share
-
-def networks():
-    register_encoder("wide", Flatten)
-""",
-    "extra-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n",
-    "extra-1.0.dist-info/entry_points.txt": """\
-[rlopt.agents]
-ours = extra.things:Ours
-broken = extra.nothing:Gone
-[rlopt.samplers]
-newest = extra.things:Newest
-[rlopt.networks]
-wide = extra.things:networks
-[rlopt.configs]
-extra = extra.configs
-""",
-}
-
-
-@pytest.fixture
-def installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    for name, text in PACKAGE.items():
-        file = tmp_path / "site" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    caches = (registry._entry_points, registry.load_extensions)
-    for cached in caches:
-        cached.cache_clear()
-    yield tmp_path
-    for cached in caches:
-        cached.cache_clear()
-    ENCODERS.pop("wide", None)
-
-
-def test_an_installed_package_brings_agents_samplers_networks_and_configurations(
-    installed_package: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["list"]) == 0
-    listed = capsys.readouterr().out
-    for line in ("An agent from outside.", "A sampler from outside.", "Ours"):
-        assert line in listed
-    out = installed_package / "out"
-    words = [*SHORT, "experiment=ours", "agent.network.encoder=wide", "buffer.share=0.25", f"run_dir={out}"]
-    assert main(["train", *words]) == 0
-    capsys.readouterr()
-    config = yaml.safe_load((out / "config.yaml").read_text())
-    assert (config["agent"]["name"], config["buffer"]["share"], config["seed"]) == ("ours", 0.25, 11)
-    said = refused(["train", "agent=broken", *SHORT], capsys)
-    assert said.startswith("extra offers broken (rlopt.agents) as extra.nothing:Gone, which does not import")
 
 
 def test_listing_and_help_do_without_torch() -> None:
