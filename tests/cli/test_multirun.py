@@ -7,20 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import SHORT
 
 from rlopt.cli import main
-
-SHORT = [
-    "env=Pendulum-v1",
-    "total_steps=60",
-    "agent.warmup_steps=30",
-    "agent.batch_size=8",
-    "agent.network.hidden=[8]",
-    "eval.every=null",
-    "eval.episodes=2",
-    "log.tensorboard=false",
-    "buffer.capacity=100",
-]
 
 
 def test_a_job_of_a_multirun_equals_the_same_run_alone_whatever_the_others_do(
