@@ -136,8 +136,13 @@ def map_obs2(fn: Callable[[Tensor, Tensor], Tensor], a: Obs, b: Obs) -> Obs:
     return fn(a, b)
 
 
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on ``device``, without waiting for it where ``x`` comes from the CPU. (The way back must be waited for.)"""
+    return x.to(device, non_blocking=device.type != "cpu")
+
+
 def on_host(*rows: Tensor) -> list[Tensor]:
-    """Rows (N,) of numbers and flags on the CPU, for one wait for their device instead of one each."""
+    """Rows (N,) of one device, flags and numbers that float64 holds, on the CPU: one wait instead of one each."""
     if rows[0].device.type == "cpu":
         return list(rows)
     packed = torch.stack([row.double() for row in rows]).cpu()

@@ -125,6 +125,7 @@ class FrameRing:
         self._age = np.zeros(n, np.int64)  # N · rows since the episode's first, at most _top
         self._start = np.full(n, REPEAT)
         self._steps = n * torch.arange(stack - 1, -2, -1, device=self.frames.device)
+        self._away = not self.frames.is_cpu
         self._plain = True  # whether all first stacks so far repeat their newest frame
 
     @property
@@ -156,12 +157,12 @@ class FrameRing:
                 if self._open[e]:
                     before[e] = self.side.push(self._last[e, -1:], lambda: self._oldest(t, pushed))
                 self._start[e] = self._opening(obs[e], t, pushed)
-            self.frames[t % self.frames.shape[0]].copy_(obs[:, -1])
+            self.frames[t % self.frames.shape[0]].copy_(obs[:, -1], non_blocking=self._away)
         self._age = np.where(follows, np.minimum(self._age + self.num_envs, self._top), 0)
         start = np.where(self._age < self._top, self._start, REPEAT)
         links = torch.from_numpy(np.stack((self._age, start, before), 1))
-        self.links[t % self.capacity_rows].copy_(links)
-        self.frames[(t + 1) % self.frames.shape[0]].copy_(next_obs[:, -1])
+        self.links[t % self.capacity_rows].copy_(links, non_blocking=self._away)
+        self.frames[(t + 1) % self.frames.shape[0]].copy_(next_obs[:, -1], non_blocking=self._away)
         self._last.copy_(next_obs)
         self._open = np.ones(self.num_envs, bool) if valid is None else valid.cpu().numpy().copy()
 

@@ -190,16 +190,18 @@ class Storage:
             ring.write(number, *self._pair(values, key), valid)
         if self._on_cpu:
             self._pack(row, values if values["reward"].is_cpu else self._fetched(values), valid)
-        elif all(values[name].is_cpu for name, *_ in self._write):
-            self._pack(0, values, valid)
-            self.block[row].copy_(self._staged[0])
         else:
             line = self.block[row]
-            line[:, self._valid] = 1.0 if valid is None else valid.to(line)
-            for name, where, shape in self._write:
+            away = [each for each in self._write if not values[each[0]].is_cpu]
+            if len(away) < len(self._write):  # what lies on the CPU goes in one copy
+                self._pack(0, {**values, **{name: torch.zeros(shape) for name, _, shape in away}}, valid)
+                line.copy_(self._staged[0], non_blocking=True)
+            else:
+                line[:, self._valid] = 1.0 if valid is None else valid.to(line)
+            for name, where, shape in away:
                 line[:, where].copy_(values[name].reshape(shape))
         for name, tensor in self.apart.items():
-            tensor[row].copy_(values[name])
+            tensor[row].copy_(values[name], non_blocking=not self._on_cpu)
 
     def _fetched(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The packed fields brought from another device in one transfer."""
@@ -213,8 +215,8 @@ class Storage:
             value = values[name]
             try:
                 array = value.numpy()
-            except RuntimeError:  # it carries a gradient
-                array = value.detach().numpy()
+            except (RuntimeError, TypeError):  # it carries a gradient, or lies elsewhere
+                array = value.detach().cpu().numpy()
             view[line] = array if array.shape == shape else array.reshape(shape)
         for name, column in self._numbers:
             column[line] = values[name].item()  # a fourth of the time that an array of one takes

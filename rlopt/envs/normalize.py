@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.types import EnvSpec, Obs, RloptError, State, Step, obs_leaves
+from rlopt.types import EnvSpec, Obs, RloptError, State, Step, obs_leaves, on_device
 
 
 class RunningMoments:
@@ -114,13 +114,14 @@ class Normalizer:
         replaces the constructor's from here on.
         """
         self.gamma = self.gamma if gamma is None else gamma
-        valid, reset = step.valid.to(self.device), step.reset.to(self.device)
+        valid, reset = (on_device(x, self.device) for x in (step.valid, step.reset))
         for key, moments in self.moments.items():
-            leaf = (step.obs[key] if isinstance(step.obs, dict) else step.obs).to(self.device)
+            leaf = step.obs[key] if isinstance(step.obs, dict) else step.obs
+            leaf = on_device(leaf, self.device)
             finite = leaf.reshape(len(leaf), -1).isfinite().all(1)
             moments.update(leaf, (valid | reset) & finite)
         if self.returns is not None:
-            reward = step.reward.to(device=self.device, dtype=torch.float64)
+            reward = on_device(step.reward, self.device).to(torch.float64)
             valid = valid & reward.isfinite()
             if len(self._running) != len(reward):
                 self._running = torch.zeros_like(reward)

@@ -30,7 +30,7 @@ from rlopt.state import tag_floats
 from rlopt.training.config import EnvConfig, EvalConfig
 from rlopt.training.run_folder import RunFolder
 from rlopt.training.video import record_episode
-from rlopt.types import EnvSpec, Episode, Obs, RloptError, State, map_obs, obs_leaves, on_host
+from rlopt.types import EnvSpec, Episode, Obs, RloptError, State, map_obs, obs_leaves, on_device, on_host
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def _wave(
 
 
 def _rows(obs: Obs, part: slice, device: torch.device) -> Obs:
-    return map_obs(lambda x: x[part].to(device), obs)
+    return map_obs(lambda x: on_device(x[part], device), obs)
 
 
 class Evaluator:

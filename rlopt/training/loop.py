@@ -150,6 +150,7 @@ def finite_rows(obs: Obs) -> Tensor:
     finite = torch.ones(leaves[0].shape[0], dtype=torch.bool, device=leaves[0].device)
     for leaf in leaves:
         if leaf.is_floating_point():
-            # A sum is finite only if every element is, and it is one pass where ``isfinite().all()`` is two.
-            finite = finite & leaf.reshape(len(leaf), -1).sum(1).isfinite()
+            # A sum is finite only if every element is, and it is one pass where ``isfinite().all()`` is two. In float64
+            # none of finite float32 numbers overflows.
+            finite = finite & leaf.reshape(len(leaf), -1).sum(1, dtype=torch.float64).isfinite()
     return finite

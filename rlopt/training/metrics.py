@@ -18,7 +18,7 @@ def add_metrics(sums: Sums, metrics: dict[str, Tensor]) -> None:
 def merge(sums: Sums, more: Sums) -> None:
     """Add sums to sums, in one operation for those that are there already and one for those that are new."""
     known, fresh = ([name for name in more if (name in sums) is there] for there in (True, False))
-    before = [sums[name][0] for name in known]
+    before = [sums[name][0].to(more[name][0].device) for name in known]  # a resumed run's lie on the CPU
     for names, others in ((known, before), (fresh, 0.0)):  # a new one is copied: who measured it may write there again
         if names:
             totals = torch._foreach_add([more[name][0] for name in names], others)

@@ -21,7 +21,7 @@ from rlopt.training.episodes import EpisodeCounter
 from rlopt.training.evaluate import Evaluator
 from rlopt.training.loop import Loop, Progress, RowLog, finite_rows, normalizer_state
 from rlopt.training.metrics import Sums, add_metrics
-from rlopt.types import Obs, State, Step, map_obs
+from rlopt.types import Obs, State, Step, map_obs, on_device
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,10 @@ class ReplayLoop(Loop):
         begin = perf_counter()
         if self.obs is None:
             self.obs = self.env.reset(seeds=self._seeds())
-        seen = self.obs if self.normalizer is None else self.normalizer.normalize_obs(self.obs)
-        act = self.agent.act(map_obs(lambda x: x.to(self.agent.device), seen), self.carry)
+        seen = map_obs(lambda x: on_device(x, self.agent.device), self.obs)
+        if self.normalizer is not None:
+            seen = self.normalizer.normalize_obs(seen)
+        act = self.agent.act(seen, self.carry)
         action = act.action.to(self.env.device)
         metrics: Sums = {}
         updates, aside_seconds = 0, 0.0
@@ -231,17 +233,13 @@ def _moved(tree: Any, device: torch.device) -> Any:
 
 
 def _all_well(obs: Obs, next_obs: Obs, reward: Tensor, valid: Tensor) -> bool:
-    """Whether every row is valid and finite: the ordinary step, which should cost next to nothing.
-
-    It may say no where all is well (a sum of large numbers overflows); the rows are looked at one by one then.
-    """
+    """Whether every row is valid and finite: the ordinary step, which should cost next to nothing."""
     leaves = [reward]
     for group in (obs, next_obs):
         leaves += group.values() if isinstance(group, dict) else [group]
     floating = [leaf for leaf in leaves if leaf.is_floating_point()]
     if valid.device.type == "cpu":  # NumPy's calls cost less than torch's
         return bool(valid.numpy().all()) and all(np.isfinite(leaf.numpy()).all() for leaf in floating)
-    # Every look at a GPU waits for it and every operation is a launch, so there are few. A sum is finite only if all
-    # its terms are.
-    sums = torch.stack([valid.all().float(), *(leaf.sum().float() for leaf in floating)]).tolist()
+    # Every look at a GPU waits for it and every operation is a launch, so there are few (see ``finite_rows``).
+    sums = torch.stack([valid.all().double(), *(leaf.sum(dtype=torch.float64) for leaf in floating)]).tolist()
     return bool(sums[0]) and all(math.isfinite(x) for x in sums)

@@ -224,7 +224,7 @@ def _replay_loop(config: TrainConfig, make: Callable[..., Loop] = ReplayLoop) ->
             folder=buffer_options.folder,
             batch_device=device,
         )
-        normalizer = _normalizer(config, env, options.gamma)
+        normalizer = _normalizer(config, env, options.gamma, device)
         return make(
             agent,
             env,
@@ -289,7 +289,7 @@ def _group_loop(config: TrainConfig) -> Loop:
     env = environment(config, rows, device, "env", autoreset=False)
     try:
         agent = get_agent(config.agent["name"])(env.spec, options, seed=config.seed, device=device)
-        normalizer = _normalizer(config, env, options.gamma)
+        normalizer = _normalizer(config, env, options.gamma, device)
         return GroupLoop(agent, env, config.total_steps, evaluator(config, device), normalizer, config.seed)
     except BaseException:
         env.close()
@@ -313,11 +313,11 @@ def _solver_loop(config: TrainConfig) -> Loop:
     return SolverLoop(agent, config.total_steps, evaluator(config, device))
 
 
-def _normalizer(config: TrainConfig, env: VectorEnv, gamma: float) -> Normalizer | None:
+def _normalizer(config: TrainConfig, env: VectorEnv, gamma: float, device: torch.device) -> Normalizer | None:
     e = config.env
     if not (e.normalize_obs or e.normalize_reward):
         return None
-    return Normalizer(env.spec, e.normalize_obs, e.normalize_reward, gamma, device=env.device)
+    return Normalizer(env.spec, e.normalize_obs, e.normalize_reward, gamma, device=device)
 
 
 LOOPS: dict[str, Callable[[TrainConfig], Loop]] = {

@@ -2,7 +2,8 @@
 
 Inside ``FarDevice()`` tensors on ``device="far"`` exist, compute (with the CPU's own kernels, so to the bit as the CPU
 does), and keep a GPU's manners: they mix with no CPU tensor of more than one number, have no memory that NumPy could
-see, and whoever reads their values waits. The ledger says where that happened:
+see, and whoever reads their values waits, as does a copy to the device that is not ``non_blocking``. The ledger says
+where that happened:
 
     with FarDevice() as far:
         loop = make_loop(config(device="far"))
@@ -105,8 +106,10 @@ class FarDevice:
     def wait(self, what: Any) -> None:
         self._note(self.waits, f"{what} waits for the device")
 
-    def upload(self, what: Any) -> None:
-        self._note(self.uploads, f"{what} copies from the CPU")
+    def _upload(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        self._note(self.uploads, f"{func} copies from the CPU")
+        if not _non_blocking(func, args, kwargs):
+            self.wait(func)
 
     def _note(self, ledger: Counter[str], what: str) -> None:
         if self.recording is not None:
@@ -131,9 +134,9 @@ class FarDevice:
         if not (handles or target_far):
             return func(*args, **kwargs)
         if handles:
-            self._manners(func, args, tensors, target_far)
+            self._manners(func, args, kwargs, tensors, target_far)
         elif func in COPIES:
-            self.upload(func)
+            self._upload(func, args, kwargs)
         near_kwargs = {**kwargs, "device": "cpu"} if device is not None else kwargs
         near_args, near_kwargs = tree_map(lambda x: x.near if isinstance(x, FarTensor) else x, (args, near_kwargs))
         result = func(*near_args, **near_kwargs)
@@ -145,15 +148,17 @@ class FarDevice:
             return args[0]
         return tree_map(lambda x: handles.get(id(x), FarTensor(x)) if isinstance(x, Tensor) else x, result)
 
-    def _manners(self, func: Any, args: Any, tensors: list[Tensor], target_far: bool) -> None:
+    def _manners(self, func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor], target_far: bool) -> None:
         near = [t for t in tensors if not isinstance(t, FarTensor) and t.dim() > 0]
         if func in COPIES:
             if not target_far or not isinstance(args[0], FarTensor):
+                if _non_blocking(func, args, kwargs):
+                    raise RuntimeError(f"{func}: a copy to the CPU that is not waited for may be read too early")
                 self.wait(func)
             elif near:
-                self.upload(func)
+                self._upload(func, args, kwargs)
         elif near and func in INDEXED and isinstance(args[0], FarTensor):
-            self.upload(func)  # an index may lie on the CPU
+            self.wait(func)  # an index may lie on the CPU
         elif near:
             raise RuntimeError(f"{func}: tensors on two devices; {[tuple(t.shape) for t in near]} lie on the CPU")
         if func in COUNTED or (func in INDEXED and any(t.dtype == torch.bool for t in tensors[1:])):
@@ -234,6 +239,10 @@ class _Calls(TorchFunctionMode):
                 args[1][id(first)] = copied
                 return copied
         return func(*args, **kwargs)
+
+
+def _non_blocking(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    return bool(kwargs.get("non_blocking") or (func is aten.copy_.default and args[2:] and args[2]))
 
 
 def _again(func: Any, args: Any, kwargs: Any, result: Any) -> Callable[[], None]:

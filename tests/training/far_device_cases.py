@@ -5,6 +5,7 @@ Run by ``test_far_device.py``.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,24 +14,23 @@ import pytest
 import screen_env  # noqa: F401 (registers its environment)
 import torch
 from far_device import NAME, FarDevice, FarTensor
+from gymnasium import spaces
 
+from rlopt.buffers import ReplayBuffer
 from rlopt.policy import load_policy
+from rlopt.registry import agent_names, get_agent
 from rlopt.training import captured, replay_loop
 from rlopt.training.config import train_config
 from rlopt.training.setup import make_loop, resume, settle, train
+from rlopt.training.trainer import Callback
 
 AGENT = {"network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 10}
 SAC = {"name": "sac", "fused": False, **AGENT}
 SAC_DISCRETE = {"name": "sac_discrete", **AGENT}
 REINFORCE = {"name": "reinforce", "groups": 2, "group_size": 2}
-DRPG = {
-    "name": "drpg_deep",
-    "fused": False,
-    **AGENT,
-    "box": {"m": (0.5, 1.5)},
-    "adversary_every": 10,
-    "search": {"candidates": 3, "episodes": 1, "rounds": 1},
-}
+ROBUST = {**AGENT, "adversary_every": 10, "search": {"candidates": 3, "episodes": 1, "rounds": 1}}
+DRPG = {**ROBUST, "name": "drpg_deep", "fused": False, "box": {"m": (0.5, 1.5)}}
+DRPG_DISCRETE = {**ROBUST, "name": "drpg_deep_discrete", "box": {"length": (0.4, 0.6)}}
 SCREEN = {
     "id": "rlopt-tests/Screen-v0",
     "wrappers": [{"class": "FrameStackObservation", "kwargs": {"stack_size": 3, "padding_type": "zero"}}],
@@ -68,21 +68,46 @@ def far(monkeypatch):
 
 
 def numbers(tree):
-    """Every tensor of a state, by its path, near."""
+    """Every number of a state by its path, tensors near and others as they are."""
     if isinstance(tree, dict):
         return {f"{k}/{path}": x for k, child in tree.items() for path, x in numbers(child).items()}
-    if isinstance(tree, FarTensor):
-        tree = tree.near
-    return {"": tree} if isinstance(tree, torch.Tensor) else {}
+    if isinstance(tree, list | tuple):
+        return numbers(dict(enumerate(tree)))
+    return {"": tree.near if isinstance(tree, FarTensor) else tree}
+
+
+def result(loop):
+    """What a loop has become: its state, rows of the buffer, and the episodes and metrics so far."""
+    buffer = getattr(loop, "buffer", None)
+    rows = (
+        None
+        if buffer is None
+        else buffer.read_rows(max(0, buffer.rows_written - buffer.capacity_rows), buffer.rows_written)
+    )
+    return numbers({"state": loop.state_dict(), "rows": rows})
 
 
 def finished(loop):
-    """The loop's state at the end, as numbers."""
+    """``result`` at the end, with every step's episodes and metrics on the way."""
+    told = []
     while loop.step < loop.total_steps:
-        loop.advance()
-    state = numbers(loop.state_dict())
+        progress = loop.advance()
+        told.append([progress.updates, progress.episodes, {name: sums for name, sums in progress.metrics.items()}])
+        told[-1] = {path: x.clone() if isinstance(x, torch.Tensor) else x for path, x in numbers(told[-1]).items()}
+    found = {**result(loop), **numbers(told)}
     loop.close()
-    return state
+    return found
+
+
+def assert_equal(first, second, **tolerance):
+    assert first.keys() == second.keys()
+    for name, x in first.items():
+        if tolerance and isinstance(x, torch.Tensor) and x.is_floating_point():
+            torch.testing.assert_close(x, second[name], msg=name, **tolerance)
+        elif isinstance(x, torch.Tensor):
+            assert torch.equal(x, second[name]), name
+        else:
+            assert x == second[name] or math.isnan(x), name
 
 
 # ---- the tool
@@ -104,6 +129,9 @@ def test_far_tensors_mix_with_no_cpu_tensor_and_have_no_memory(far) -> None:
 
 def test_every_look_at_a_far_number_is_a_wait(far) -> None:
     x = torch.tensor([1.0, 0.0], device=NAME)
+    assert sum(far.waits.values()) == 1  # it was copied there
+    torch.zeros(2).to(NAME, non_blocking=True)
+    far.waits.clear()
     looks = (
         x.sum().item,
         x.cpu,
@@ -151,23 +179,46 @@ def test_a_replayed_graph_repeats_numbers_of_the_host_and_reads_tensors_again(fa
         pytest.param({"env": {"id": "Pendulum-v1", "backend": "sync"}}, id="Gymnasium's own"),
         pytest.param({"agent": REINFORCE, "env": CARTPOLE, "num_envs": 1}, id="reinforce"),
         pytest.param({"agent": DRPG}, id="drpg_deep"),
+        pytest.param({"agent": DRPG_DISCRETE, "env": CARTPOLE}, id="drpg_deep_discrete"),
         pytest.param({"agent": {**SAC, "n_step": 2}, "env": SCREEN, "buffer": FRAMES}, id="single frames"),
     ],
 )  # fmt: skip
 def test_a_far_run_is_the_run_on_the_cpu(options, far) -> None:
     near = finished(make_loop(config("cpu", **options)))
     away = finished(make_loop(config(NAME, **options)))
-    assert near.keys() == away.keys()
-    for name, x in near.items():
-        assert torch.equal(x, away[name]), name
+    assert_equal(near, away)
 
 
 def test_stacked_runs_far_away_are_those_on_the_cpu(far) -> None:
     options = {"num_runs": 2, "buffer": {"name": "reshuffled", "capacity": 100}, "total_steps": 16}
     near, away = (finished(make_loop(config(device, **options))) for device in ("cpu", NAME))
-    for name, x in near.items():
-        if x.is_floating_point():
-            torch.testing.assert_close(x, away[name], rtol=1e-3, atol=1e-3, msg=name)
+    assert_equal(near, away, rtol=1e-3, atol=1e-3)
+
+
+def test_every_agent_that_acts_has_a_case() -> None:
+    names = {name for name in agent_names() if get_agent(name).loop != "solver"}
+    assert names == {"sac", "sac_2018", "sac_discrete", "reinforce", "drpg_deep", "drpg_deep_discrete"}
+
+
+@pytest.mark.parametrize("device", ["cpu", NAME])
+def test_a_buffer_takes_rows_whose_parts_lie_on_two_devices(device, far) -> None:
+    """An environment on the CPU, and what the agent adds where it is."""
+    box = spaces.Box(-1, 1, (2,), np.float32)
+    fields = {"log_prob": ((), torch.float32), "mean": ((2,), torch.float32)}
+    buffer = ReplayBuffer(4, box, box, num_envs=2, extra_fields=fields, device=device)
+    flags = torch.tensor([True, False])
+    extras = {"log_prob": torch.tensor([1.0, 2.0]), "mean": torch.ones(2, 2)}
+    away = {name: x.to(NAME) for name, x in extras.items()}
+    for given in (away, {**away, "mean": extras["mean"]}):
+        buffer.add(
+            torch.ones(2, 2), torch.zeros(2, 2), torch.tensor([3.0, 4.0]), torch.ones(2, 2), flags, ~flags, **given
+        )
+    rows = buffer.read_rows(0, 2)
+    assert torch.equal(rows["block"][0], rows["block"][1])
+    batch = buffer.batch(torch.arange(2, device=device))
+    found = {"log_prob": batch.extras["log_prob"], "mean": batch.extras["mean"], "reward": batch.reward}
+    for name, expected in {**extras, "reward": torch.tensor([3.0, 4.0])}.items():
+        assert torch.equal(found[name].cpu(), expected)
 
 
 # ---- waits
@@ -202,8 +253,8 @@ def test_an_environment_on_the_cpu_waits_for_the_action_alone(options, far) -> N
     for _ in range(3):
         loop.advance()
     assert far.waits == Counter({"training/replay_loop.py:advance": 3})
-    assert far.uploads["buffers/storage.py:write"] == 3
-    assert far.uploads["training/replay_loop.py:<lambda>"] == 3  # observations to act on
+    observed = 0 if loop.normalizer is None else 3  # flags, and what will be acted on, for the statistics
+    assert far.uploads == Counter({"types.py:on_device": 3 * (1 + observed), "buffers/storage.py:write": 3})
     loop.close()
 
 
@@ -273,29 +324,41 @@ def test_a_recorded_update_is_the_eager_one(options, far, monkeypatch) -> None:
     assert loop.captured is not None and all(
         phase.replay.__name__ == "replay" for phase in loop.captured.phases.values()
     )
-    assert eager.keys() == recorded.keys()
-    for name, x in eager.items():
-        assert torch.equal(x, recorded[name]), name
+    assert_equal(eager, recorded)
 
 
 # ---- saved far away
 
 
 @pytest.mark.parametrize("device", [NAME, "cpu"])
-def test_a_far_run_goes_on_anywhere_and_there_to_the_bit(device, far, tmp_path) -> None:
-    """Resumed elsewhere too: here both devices compute alike."""
-    options = {"agent": SAC_DISCRETE, "env": CARTPOLE}
-    whole, part = (train(config(NAME, tmp_path / str(n), total_steps=n, **options)) for n in (20, 14))
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_far_run_goes_on_anywhere_and_there_to_the_bit(runs, device, far, tmp_path) -> None:
+    """Resumed elsewhere too, in the middle of what is logged together: here both devices compute alike."""
+    options = {"agent": SAC_DISCRETE, "env": CARTPOLE, "num_runs": runs, "log": {"every": 100, "tensorboard": False}}
+    whole = train(config(NAME, tmp_path / "whole", **options))
+    part = train(config(NAME, tmp_path / "part", **options), [StopAt(14)])
     whole.run()
     part.run()
     part.close()
-    rest = resume(tmp_path / "14", {"total_steps": 20, "device": device})
+    rest = resume(tmp_path / "part", {"device": device})
     rest.run()
-    expected, found = (numbers(trainer.loop.state_dict()) for trainer in (whole, rest))
-    assert expected.keys() == found.keys()
-    for name, x in expected.items():
-        assert torch.equal(x, found[name]), name
-    obs = np.zeros((1, 4), np.float32)
-    assert np.array_equal(load_policy(tmp_path / "20", device=NAME)(obs), load_policy(tmp_path / "14")(obs))
+    same = {} if runs == 1 or device == NAME else {"rtol": 1e-3, "atol": 1e-3}
+    assert_equal(result(whole.loop), result(rest.loop), **same)
     for trainer in (whole, rest):
         trainer.close()
+    tables = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "part")]
+    assert [len(table) for table in tables] == [2, 2]
+    if runs == 1:
+        obs = np.zeros((1, 4), np.float32)
+        policies = load_policy(tmp_path / "whole", device=NAME), load_policy(tmp_path / "part")
+        assert np.array_equal(*(policy(obs) for policy in policies))
+
+
+class StopAt(Callback):
+    """Ends a run at a step, as Ctrl-C would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, trainer, progress):
+        return trainer.loop.step >= self.step
