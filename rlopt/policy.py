@@ -30,7 +30,7 @@ from rlopt.nn.actors import Actor, make_actor
 from rlopt.nn.module import build_seeded
 from rlopt.registry import load_extensions
 from rlopt.state import CorruptCheckpoint, load_state, read_json, save_state, tag_floats, untag_floats
-from rlopt.types import Act, EnvSpec, Obs, RloptError, State, resolve_device
+from rlopt.types import Act, EnvSpec, Obs, RloptError, State, map_obs, on_device, resolve_device
 
 FORMAT = 1
 """Version of the folder's layout; newer ones are refused."""
@@ -78,10 +78,13 @@ class Policy:
     def act(
         self, obs: Obs, carry: Any = None, deterministic: bool = True, generator: torch.Generator | None = None
     ) -> Act:
-        """Actions for observations (N, …) on the policy's device; statistics are read, never updated.
+        """Actions on the policy's device for observations (N, …), which are brought there; statistics are read, never
+        updated.
 
         Random actions draw from ``generator`` or, without one, from a stream of the policy's own that no seed repeats.
         """
+        device = self.device
+        obs = map_obs(lambda x: on_device(x, device), obs)
         if self.normalizer is not None:
             obs = self.normalizer.normalize_obs(obs)
         if generator is None and not deterministic:

@@ -24,13 +24,14 @@ from rlopt.analysis.statistics import mean_interval
 from rlopt.config import build
 from rlopt.envs import VectorEnv, make_env
 from rlopt.envs.factory import EnvFactory, find_spec
+from rlopt.envs.make import resolve_backend, stepping_device
 from rlopt.policy import Policy, load_policy, run_policies
 from rlopt.random import derive_seed, torch_generator
 from rlopt.state import tag_floats
 from rlopt.training.config import EnvConfig, EvalConfig
 from rlopt.training.run_folder import RunFolder
 from rlopt.training.video import record_episode
-from rlopt.types import EnvSpec, Episode, Obs, RloptError, State, map_obs, obs_leaves, on_device, on_host
+from rlopt.types import EnvSpec, Episode, Obs, RloptError, State, map_obs, obs_leaves, on_host
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,7 @@ def _wave(
     while bool(alive.any()):
         actions = []
         for r, (policy, part) in enumerate(zip(policies, parts, strict=True)):
-            act = policy.act(
-                _rows(obs, part, policy.device), carry[r], deterministic=generator is None, generator=generator
-            )
+            act = policy.act(_rows(obs, part), carry[r], deterministic=generator is None, generator=generator)
             carry[r] = act.carry
             actions.append(act.action)
         step = env.step(torch.cat(actions).to(env.device))
@@ -119,8 +118,8 @@ def _wave(
     return [Episode(float(returns[i]), int(lengths[i]), i // each) for i in range(n) if int(slots[i]) < len(wave)]
 
 
-def _rows(obs: Obs, part: slice, device: torch.device) -> Obs:
-    return map_obs(lambda x: on_device(x[part], device), obs)
+def _rows(obs: Obs, part: slice) -> Obs:
+    return map_obs(lambda x: x[part], obs)
 
 
 class Evaluator:
@@ -296,9 +295,11 @@ def evaluate_path(
         if not isinstance(seed, int):
             raise RloptError(f"{path} names no seed that is a whole number; give one (--seed)")
 
+    backend = resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers)
+
     def make(n: int) -> VectorEnv:
         made = make_env(
-            env.id, n, seed=seed, backend=env.backend, device=policy.device, autoreset=False,
+            env.id, n, seed=seed, backend=backend, device=stepping_device(backend, policy.device), autoreset=False,
             kwargs=env.kwargs, wrappers=env.wrappers, timeout=env.timeout, stream="evaluation",
         )  # fmt: skip
         try:

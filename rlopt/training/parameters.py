@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from rlopt.envs import VectorEnv, make_env
+from rlopt.envs.make import resolve_backend, stepping_device
 from rlopt.policy import Policy
 from rlopt.random import derive_seed
 from rlopt.training.csv_table import CsvTable
 from rlopt.training.evaluate import MAX_LENGTH, check_spaces
 from rlopt.training.trainer import Callback, Result, Trainer
-from rlopt.types import Episode, RloptError
+from rlopt.types import Episode, RloptError, on_host
 
 MAX_ROWS = 1024
 """Episodes that ``evaluate_grid`` simulates side by side."""
@@ -133,11 +134,12 @@ class Simulator:
         carry: Any = None
         for _ in range(env.spec.episode_limit or MAX_LENGTH):
             act = policy.act(obs, carry)
-            step = env.step(act.action)
+            step = env.step(act.action.to(env.device))
             obs, carry = step.obs, act.carry
-            returns += torch.where(alive, step.reward.cpu().double(), 0.0)
+            reward, ended = on_host(step.reward, step.terminated | step.truncated)
+            returns += torch.where(alive, reward.double(), 0.0)
             self.steps += int(alive.sum())
-            alive &= ~(step.terminated | step.truncated).cpu()
+            alive &= ~ended
             if not bool(alive.any()):
                 break
         return returns[: env.num_envs - spare].view(self.width, self.episodes)
@@ -206,7 +208,9 @@ def evaluate_grid(
     """
     box = ParameterBox.of(bounds)
     rows = min(count ** len(bounds) * episodes, max(MAX_ROWS, episodes))
-    env = make_env(env_id, rows, seed, backend, policy.device, autoreset=False, kwargs=kwargs, stream="grid")
+    backend = resolve_backend(env_id, backend, kwargs=kwargs)
+    home = stepping_device(backend, policy.device)
+    env = make_env(env_id, rows, seed, backend, home, autoreset=False, kwargs=kwargs, stream="grid")
     try:
         check_spaces(policy.spec, env.spec)
         box.nominal(parametric(env))

@@ -256,9 +256,9 @@ def _update_mode(config: TrainConfig, agent: Agent, buffer: ReplayBuffer, normal
 
 
 def _robust_loop(config: TrainConfig) -> Loop:
-    device = resolve_device(config.device)
+    home = stepping_device(config.env.backend, resolve_device(config.device))
     return _replay_loop(
-        config, partial(RobustLoop, simulate=lambda n: environment(config, n, device, "adversary", autoreset=False))
+        config, partial(RobustLoop, simulate=lambda n: environment(config, n, home, "adversary", autoreset=False))
     )
 
 

@@ -21,6 +21,8 @@ from rlopt.policy import load_policy
 from rlopt.registry import agent_names, get_agent
 from rlopt.training import captured, replay_loop
 from rlopt.training.config import train_config
+from rlopt.training.evaluate import evaluate_path
+from rlopt.training.parameters import evaluate_grid
 from rlopt.training.setup import make_loop, resume, settle, train
 from rlopt.training.trainer import Callback
 
@@ -37,6 +39,7 @@ SCREEN = {
 }
 FRAMES = {"name": "reshuffled", "capacity": 16, "frame_stack": 3}
 PENDULUM = {"id": "Pendulum-v1", "backend": "torch"}
+INVERTED = {"id": "InvertedPendulum-v5", "backend": "native"}
 HOPPER = {"id": "Hopper-v5", "backend": "native"}
 CARTPOLE = {"id": "CartPole-v1", "backend": "torch"}
 
@@ -362,3 +365,17 @@ class StopAt(Callback):
 
     def on_step(self, trainer, progress):
         return trainer.loop.step >= self.step
+
+
+def test_a_policy_far_away_is_evaluated_in_an_environment_on_the_cpu(far, tmp_path) -> None:
+    """The same returns as on the CPU, by ``evaluate_path`` and over a grid of parameters."""
+    run = train(config("cpu", tmp_path / "run", env=INVERTED))
+    run.run()
+    run.close()
+    bounds = {"mass_pole": (4.0, 6.0)}
+    found = {}
+    for device in ("cpu", NAME):
+        policy = load_policy(tmp_path / "run", device=device)
+        grid = evaluate_grid(policy, INVERTED["id"], bounds, count=2, episodes=2, backend="native")
+        found[device] = evaluate_path(tmp_path / "run", 3, device=device).returns, grid.returns.tolist()
+    assert found["cpu"] == found[NAME]
