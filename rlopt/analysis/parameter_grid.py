@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from rlopt.analysis.plots import COLOURS, save_figure
+from rlopt.analysis.figures import COLOURS, save_figure
 from rlopt.types import RloptError
 
 

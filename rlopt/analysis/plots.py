@@ -8,21 +8,20 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from rlopt.analysis.curves import Curve
+from rlopt.analysis.figures import COLOURS, save_figure
 from rlopt.analysis.reference import Reference, reference
+from rlopt.analysis.robust_plots import certified, draw_bounds
 from rlopt.analysis.runs import Run, curves, load_run
 from rlopt.analysis.statistics import Array, bootstrap_curve, bootstrap_interval, iqm, mean_interval
 from rlopt.analysis.tables import read_csv
 from rlopt.types import RloptError
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's palette, told apart by colour-blind readers too. Published curves are grey."""
 _REFERENCE_STYLES = (("#333333", (0, (5, 2))), ("#8C8C8C", (0, (1, 1.2))))
 _COLUMNS = 3
 _TRAINING_POINTS = 400
@@ -40,8 +39,6 @@ def draw_run(run_folder: str | Path, out: str | Path, unit: str = "environment s
         RloptError: the folder is no run folder, or holds neither evaluations nor finished training episodes.
     """
     run = load_run(run_folder)
-    from rlopt.analysis.robust_plots import certified, draw_bounds
-
     if (bounds := certified(run.folder)) is not None:
         draw_bounds(bounds, out, f"{run.agent} on {run.env_id}")
         return
@@ -254,16 +251,3 @@ def _finish(figure: Figure, drawn: Sequence[Axes], note: str | None, out: str | 
     for line in legend.get_lines():
         line.set_alpha(1.0)
     save_figure(figure, out)
-
-
-def save_figure(figure: Figure, out: str | Path) -> None:
-    """Write a figure, in a folder that is made where it is missing.
-
-    Raises:
-        RloptError: the name has no ending, or one that is no kind of picture.
-    """
-    path = Path(out)
-    if path.suffix[1:].lower() not in FigureCanvasAgg(figure).get_supported_filetypes():
-        raise RloptError(f"{str(out)!r} is no picture's name; name a .png, .pdf or .svg file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from rlopt.analysis.plots import COLOURS, save_figure
+from rlopt.analysis.figures import COLOURS, save_figure
 from rlopt.analysis.statistics import Array
 from rlopt.analysis.tables import read_csv
 from rlopt.types import RloptError

@@ -2,7 +2,8 @@
 
 from rlopt.envs import registered as _registered  # noqa: F401 - importing it makes the names known
 from rlopt.envs.adapter import VectorAdapter
-from rlopt.envs.make import EnvRequest, backend_names, make_env, register_backend
+from rlopt.envs.factory import EnvRequest
+from rlopt.envs.make import backend_names, make_env, register_backend
 from rlopt.envs.normalize import Normalizer
 from rlopt.envs.snapshot import restore, snapshot
 from rlopt.envs.sync import SyncVectorEnv

@@ -22,7 +22,7 @@ from rlopt.random import derive_seed
 from rlopt.types import Obs, RloptError
 
 if TYPE_CHECKING:
-    from rlopt.envs.make import EnvRequest
+    from rlopt.envs.factory import EnvRequest
 
 
 class _Pool(gymnasium.vector.VectorEnv[Any, Any, Any]):

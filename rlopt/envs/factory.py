@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import gymnasium
+import torch
 from gymnasium.envs.registration import EnvSpec as GymSpec
 
 from rlopt.config import nearest
@@ -152,3 +153,20 @@ class EnvFactory:
         for wrapper in self.wrappers:
             env = wrap(env, wrapper)
         return env
+
+
+@dataclass(frozen=True)
+class EnvRequest:
+    """What a backend is asked to build."""
+
+    id: str
+    factory: EnvFactory
+    """Builds one Gymnasium environment of this kind, wrappers included."""
+    num_envs: int
+    seed: int
+    stream: str
+    """Slot i's seed is ``derive_seed(seed, stream, i)``."""
+    device: torch.device
+    autoreset: bool
+    timeout: float
+    """Seconds that one step of a worker may take."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium
@@ -14,29 +13,12 @@ from gymnasium.vector import AutoresetMode
 
 from rlopt.config import hint
 from rlopt.envs.adapter import VectorAdapter
-from rlopt.envs.factory import EnvFactory, Wrapper, find_spec
+from rlopt.envs.factory import EnvFactory, EnvRequest, Wrapper, find_spec
 from rlopt.envs.sync import SyncVectorEnv
 from rlopt.envs.torch_env import own_class
 from rlopt.envs.vector import VectorEnv
 from rlopt.envs.workers import AsyncVectorEnv
 from rlopt.types import RloptError, resolve_device
-
-
-@dataclass(frozen=True)
-class EnvRequest:
-    """What a backend is asked to build."""
-
-    id: str
-    factory: EnvFactory
-    """Builds one Gymnasium environment of this kind, wrappers included."""
-    num_envs: int
-    seed: int
-    stream: str
-    """Slot i's seed is ``derive_seed(seed, stream, i)``."""
-    device: torch.device
-    autoreset: bool
-    timeout: float
-    """Seconds that one step of a worker may take."""
 
 
 class Backend(Protocol):
@@ -93,7 +75,7 @@ _BACKENDS: dict[str, Backend | str] = {
     # imported when asked for: each needs a package that is no dependency, or takes long to import
     "native": "rlopt.envs.native:build",
     "envpool": "rlopt.envs.envpool:build",
-    "torch": "rlopt.envs.torch_env:build",
+    "torch": "rlopt.envs.torch_backend:build",
     "warp": "rlopt.envs.warp:build",
 }
 

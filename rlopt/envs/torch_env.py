@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -17,9 +16,6 @@ from rlopt.envs.spaces import ActionCodec, ObservationCodec
 from rlopt.envs.streams import RowStreams
 from rlopt.random import derive_seed
 from rlopt.types import EnvSpec, Obs, RloptError, Space, State, Step, map_obs, map_obs2, obs_leaves
-
-if TYPE_CHECKING:
-    from rlopt.envs.make import EnvRequest
 
 
 class Outcome(NamedTuple):
@@ -332,38 +328,3 @@ def class_spec(env_id: str) -> GymSpec | None:
     if not (isinstance(cls, type) and issubclass(cls, TorchEnv)):
         return None
     return GymSpec(name, entry_point=env_id, max_episode_steps=cls.episode_limit)
-
-
-def build(request: EnvRequest) -> TorchEnv:
-    """The backend ``torch``.
-
-    Raises:
-        RloptError: no torch version of this environment, or wrappers.
-    """
-    from rlopt.envs.classic import CLASSIC
-
-    spec = request.factory.spec
-    cls = CLASSIC.get(spec.id) or own_class(spec)
-    if cls is None:
-        raise RloptError(
-            f"env={request.id} has no version in torch (there are {', '.join(CLASSIC)}); "
-            "write one as a rlopt.envs.TorchEnv, or use env.backend=auto"
-        )
-    if request.factory.wrappers:
-        raise RloptError("env.wrappers wrap single environments; env.backend=torch has none: use env.backend=sync")
-    kwargs = {**spec.kwargs, **request.factory.kwargs}
-    if kwargs.pop("render_mode", None) is not None:
-        raise RloptError(f"env={request.id} draws no pictures on env.backend=torch; use env.backend=sync")
-    limit = kwargs.pop("max_episode_steps", spec.max_episode_steps)
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in kwargs.values()):
-        raise RloptError(f"env={request.id} on env.backend=torch takes numbers, not env.kwargs={kwargs}")
-    return cls(
-        request.num_envs,
-        seed=request.seed,
-        device=request.device,
-        autoreset=request.autoreset,
-        env_id=request.id,
-        stream=request.stream,
-        max_episode_steps=limit,
-        **kwargs,
-    )

@@ -35,7 +35,7 @@ from rlopt.envs.warp_tasks import TASKS, Task
 from rlopt.types import Obs, RloptError, State
 
 if TYPE_CHECKING:
-    from rlopt.envs.make import EnvRequest
+    from rlopt.envs.factory import EnvRequest
 
 _log = logging.getLogger(__name__)
 _ENTRY_POINT = re.compile(r"gymnasium\.envs\.mujoco\.(\w+)_v5:\w+")

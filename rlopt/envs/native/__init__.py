@@ -16,7 +16,7 @@ from rlopt.envs.native.tasks import Task
 from rlopt.types import RloptError
 
 if TYPE_CHECKING:
-    from rlopt.envs.make import EnvRequest
+    from rlopt.envs.factory import EnvRequest
 
 __all__ = ["NativeVectorEnv", "build", "make_native", "refusal"]
 

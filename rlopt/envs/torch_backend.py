@@ -1,0 +1,43 @@
+"""The backend ``torch``: classic control and the user's own ``TorchEnv`` classes."""
+
+from __future__ import annotations
+
+import math
+
+from rlopt.envs.classic import CLASSIC
+from rlopt.envs.factory import EnvRequest
+from rlopt.envs.torch_env import TorchEnv, own_class
+from rlopt.types import RloptError
+
+
+def build(request: EnvRequest) -> TorchEnv:
+    """The backend ``torch``.
+
+    Raises:
+        RloptError: no torch version of this environment, or wrappers.
+    """
+    spec = request.factory.spec
+    cls = CLASSIC.get(spec.id) or own_class(spec)
+    if cls is None:
+        raise RloptError(
+            f"env={request.id} has no version in torch (there are {', '.join(CLASSIC)}); "
+            "write one as a rlopt.envs.TorchEnv, or use env.backend=auto"
+        )
+    if request.factory.wrappers:
+        raise RloptError("env.wrappers wrap single environments; env.backend=torch has none: use env.backend=sync")
+    kwargs = {**spec.kwargs, **request.factory.kwargs}
+    if kwargs.pop("render_mode", None) is not None:
+        raise RloptError(f"env={request.id} draws no pictures on env.backend=torch; use env.backend=sync")
+    limit = kwargs.pop("max_episode_steps", spec.max_episode_steps)
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in kwargs.values()):
+        raise RloptError(f"env={request.id} on env.backend=torch takes numbers, not env.kwargs={kwargs}")
+    return cls(
+        request.num_envs,
+        seed=request.seed,
+        device=request.device,
+        autoreset=request.autoreset,
+        env_id=request.id,
+        stream=request.stream,
+        max_episode_steps=limit,
+        **kwargs,
+    )
