@@ -128,11 +128,4 @@ def build(request: EnvRequest) -> EnvPoolVectorEnv:
             pool = _Pool(spec.id, request.num_envs, seeds, kwargs, spec)
     except (TypeError, ValueError, AssertionError, RuntimeError) as e:
         raise RloptError(f"env={request.id} cannot be built by EnvPool with env.kwargs={kwargs}: {e}") from e
-    return EnvPoolVectorEnv(
-        pool,
-        seed=request.seed,
-        device=request.device,
-        autoreset=request.autoreset,
-        env_id=request.id,
-        stream=request.stream,
-    )
+    return EnvPoolVectorEnv(pool, **request.common)

@@ -170,3 +170,14 @@ class EnvRequest:
     autoreset: bool
     timeout: float
     """Seconds that one step of a worker may take."""
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What every vector environment takes by keyword, whatever else it needs."""
+        return {
+            "seed": self.seed,
+            "device": self.device,
+            "autoreset": self.autoreset,
+            "env_id": self.id,
+            "stream": self.stream,
+        }

@@ -27,22 +27,12 @@ class Backend(Protocol):
     def __call__(self, request: EnvRequest) -> VectorEnv: ...
 
 
-def _common(request: EnvRequest) -> dict[str, Any]:
-    return {
-        "seed": request.seed,
-        "device": request.device,
-        "autoreset": request.autoreset,
-        "env_id": request.id,
-        "stream": request.stream,
-    }
-
-
 def _sync(request: EnvRequest) -> VectorEnv:
-    return SyncVectorEnv([request.factory] * request.num_envs, **_common(request))
+    return SyncVectorEnv([request.factory] * request.num_envs, **request.common)
 
 
 def _async(request: EnvRequest) -> VectorEnv:
-    return AsyncVectorEnv([request.factory] * request.num_envs, timeout=request.timeout, **_common(request))
+    return AsyncVectorEnv([request.factory] * request.num_envs, timeout=request.timeout, **request.common)
 
 
 def _vector(request: EnvRequest) -> VectorEnv:
@@ -64,7 +54,7 @@ def _vector(request: EnvRequest) -> VectorEnv:
         env = gymnasium.make_vec(spec, request.num_envs, vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT, **kwargs)
     except (TypeError, ValueError, gymnasium.error.Error) as e:
         raise RloptError(f"env={request.id} cannot be built as a vector with env.kwargs={kwargs}: {e}") from e
-    return VectorAdapter(env, **_common(request))
+    return VectorAdapter(env, **request.common)
 
 
 _BACKENDS: dict[str, Backend | str] = {

@@ -31,13 +31,4 @@ def build(request: EnvRequest) -> TorchEnv:
     limit = kwargs.pop("max_episode_steps", spec.max_episode_steps)
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in kwargs.values()):
         raise RloptError(f"env={request.id} on env.backend=torch takes numbers, not env.kwargs={kwargs}")
-    return cls(
-        request.num_envs,
-        seed=request.seed,
-        device=request.device,
-        autoreset=request.autoreset,
-        env_id=request.id,
-        stream=request.stream,
-        max_episode_steps=limit,
-        **kwargs,
-    )
+    return cls(request.num_envs, **request.common, max_episode_steps=limit, **kwargs)

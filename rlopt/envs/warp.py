@@ -233,16 +233,7 @@ def build(request: EnvRequest) -> WarpEnv:
         ) from e
     env = request.factory()
     try:
-        return WarpEnv(
-            env,
-            TASKS[match[1]],
-            request.num_envs,
-            seed=request.seed,
-            device=request.device,
-            autoreset=request.autoreset,
-            env_id=request.id,
-            stream=request.stream,
-            max_episode_steps=env.spec.max_episode_steps if env.spec else None,
-        )
+        limit = env.spec.max_episode_steps if env.spec else None
+        return WarpEnv(env, TASKS[match[1]], request.num_envs, **request.common, max_episode_steps=limit)
     finally:
         env.close()

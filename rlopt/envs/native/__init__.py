@@ -82,12 +82,4 @@ def make_native(factory: EnvFactory, num_envs: int, **options: Any) -> NativeVec
 
 def build(request: EnvRequest) -> NativeVectorEnv:
     """The backend ``native``; raises as ``make_native``."""
-    return make_native(
-        request.factory,
-        request.num_envs,
-        seed=request.seed,
-        device=request.device,
-        autoreset=request.autoreset,
-        env_id=request.id,
-        stream=request.stream,
-    )
+    return make_native(request.factory, request.num_envs, **request.common)
