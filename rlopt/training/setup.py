@@ -21,7 +21,7 @@ from rlopt.config import join, to_dict
 from rlopt.envs import Normalizer, VectorEnv, make_env
 from rlopt.envs.make import resolve_backend, stepping_device
 from rlopt.registry import get_agent, get_sampler, load_extensions
-from rlopt.training.captured import why_not
+from rlopt.training.captured import has_graphs, why_not
 from rlopt.training.checkpoint import estimate_bytes, saved_config
 from rlopt.training.config import (
     RESUMABLE,
@@ -243,11 +243,11 @@ def _replay_loop(config: TrainConfig, make: Callable[..., Loop] = ReplayLoop) ->
 
 def _update_mode(config: TrainConfig, agent: Agent, buffer: ReplayBuffer, normalized: bool) -> str:
     """``captured`` where it was asked for, or on a GPU where nothing stands against it."""
-    if config.update_mode == "captured" and agent.device.type != "cuda":
+    if config.update_mode == "captured" and not has_graphs(agent.device):
         log.info("update_mode=captured on %s: the same calls as on a GPU, but no graph", agent.device)
     if config.update_mode != "auto":
         return config.update_mode
-    if agent.device.type != "cuda":
+    if not has_graphs(agent.device):
         return "eager"
     reason = why_not(agent, buffer, normalized)
     if reason is not None:
