@@ -21,7 +21,7 @@ import numpy as np
 
 from rlopt.analysis.curves import WINDOW, Curve, merge
 from rlopt.analysis.plots import draw_panels, format_steps
-from rlopt.analysis.runs import Run, load_run
+from rlopt.analysis.run_results import Run, load_run
 from rlopt.analysis.statistics import Array, bootstrap_interval, iqm, probability_of_improvement
 from rlopt.analysis.tables import write_csv
 from rlopt.types import RloptError

@@ -21,7 +21,7 @@ from rlopt.analysis.robust_plots import draw_convergence
 from rlopt.analysis.tables import write_csv
 from rlopt.robust import RobustMDP, make_solver, solve
 from rlopt.robust.bellman import objective, worst_case
-from rlopt.robust.garnet import garnet, random_policy
+from rlopt.robust.problems.garnet import garnet, random_policy
 
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 199)
 SIZES = [((5, 4, 3), "sa"), ((10, 6, 3), "sa"), ((15, 8, 3), "sa"), ((10, 5, 10), "s"), ((15, 8, 15), "s")]

@@ -15,8 +15,8 @@ import torch
 
 from rlopt.analysis.robust_plots import draw_convergence
 from rlopt.analysis.tables import write_csv
-from rlopt.robust.paper_inventory import ones, paper_inventory
 from rlopt.robust.parametric import solve_parametric
+from rlopt.robust.problems.paper_inventory import ones, paper_inventory
 
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 199)
 # Regenerated independently of rlopt (with NumPy alone): the same instance, start and first policy.

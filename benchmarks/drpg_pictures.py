@@ -18,8 +18,8 @@ from rlopt.analysis.robust_plots import draw_grid_policy, draw_radius, draw_wors
 from rlopt.analysis.tables import write_csv
 from rlopt.robust import L1, Nominal, solve
 from rlopt.robust.bellman import objective, worst_case
-from rlopt.robust.domains import GRID, grid_world, machine_replacement
-from rlopt.robust.garnet import garnet
+from rlopt.robust.problems.domains import GRID, grid_world, machine_replacement
+from rlopt.robust.problems.garnet import garnet
 
 RADII = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
 

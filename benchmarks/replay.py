@@ -252,7 +252,7 @@ def make_rlopt(sampler: str, device: str) -> Callable[[Data, int], Buffer]:
         rows = buffer.storage.held("obs", buffer.capacity_rows).shape[0]
         packed = buffer.block.view(rows * envs, -1)
         values = {"obs": obs, "next_obs": next_obs, "action": actions, "reward": reward[:, None]}
-        values |= {name: done[:, None].float() for name in ("terminated", "reset")}
+        values |= {name: done[:, None].float() for name in ("terminated", "ended")}
         for name, value in values.items():
             packed[:, buffer.slices[name]] = value[: rows * envs]
         packed[:, buffer.slices["valid"]] = 1.0

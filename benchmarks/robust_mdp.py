@@ -25,8 +25,9 @@ import numpy as np
 import torch
 
 from rlopt.analysis.tables import write_csv
-from rlopt.robust import L1, Nominal, RobustMDP, StateL1, compiled, make_solver
-from rlopt.robust.garnet import garnet
+from rlopt.robust import L1, Nominal, RobustMDP, StateL1, make_solver
+from rlopt.robust import sweeps as compiled_sweeps
+from rlopt.robust.problems.garnet import garnet
 
 SIZES = [(50, 5, 4, 3), (50, 10, 6, 3), (50, 15, 8, 3), (50, 15, 8, 15), (50, 100, 10, 10), (4, 1000, 5, 10),
          (4, 1000, 20, 10), (1, 300, 20, 10), (1, 100, 20, 100), (1, 300, 5, 300)]  # fmt: skip
@@ -67,9 +68,9 @@ def sweeps(repeats: int) -> list[list[object]]:
             return lambda: own[name].backup(at, rows=False)
 
         fast = best_of({name: sweep(name, value) for name in own}, repeats)
-        compiled.ENABLED = False
+        compiled_sweeps.ENABLED = False
         slow = best_of({name: sweep(name, value) for name in own}, max(3, repeats // 4))
-        compiled.ENABLED = True
+        compiled_sweeps.ENABLED = True
         for name in ("sa", "s"):
             there = optimum(own[name])
             solved = best_of({n: sweep(n, there) for n in ("plain", name)}, repeats)

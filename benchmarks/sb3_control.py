@@ -22,7 +22,7 @@ EVERY, EPISODES = 5_000, 10
 HEAD = ["env", "learning_rate", "temperature", "seed", "step", "episodes", "return"]
 
 
-class Evaluation(BaseCallback):
+class EvaluateEvery(BaseCallback):
     """Appends a row to the table at every evaluation."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -65,7 +65,7 @@ def main() -> None:
         learning_starts=10_000, buffer_size=1_000_000, policy_kwargs={"net_arch": [256, 256]},
         seed=args.seed, device="cpu",
     )  # fmt: skip
-    model.learn(args.steps, callback=Evaluation(args))
+    model.learn(args.steps, callback=EvaluateEvery(args))
 
 
 if __name__ == "__main__":

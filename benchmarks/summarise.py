@@ -22,8 +22,8 @@ from pathlib import Path
 from rlopt.analysis.curves import WINDOW, Curve, merge
 from rlopt.analysis.plots import draw_panels, format_steps
 from rlopt.analysis.reference import TD3_NORMALISATION, reference, td3_normalised
-from rlopt.analysis.runs import Run, load_run
-from rlopt.analysis.statistics import Array, Interval, bootstrap_interval, iqm
+from rlopt.analysis.run_results import Run, load_run
+from rlopt.analysis.statistics import Array, ConfidenceInterval, bootstrap_interval, iqm
 from rlopt.analysis.tables import write_csv
 from rlopt.types import RloptError
 
@@ -88,7 +88,7 @@ def cells(curves: Iterable[Curve], steps: Sequence[int]) -> list[Cell]:
     return made
 
 
-def pooled(made: Sequence[Cell], tasks: Sequence[str]) -> Interval | None:
+def pooled(made: Sequence[Cell], tasks: Sequence[str]) -> ConfidenceInterval | None:
     """TD3-normalised IQM over ``tasks`` and seeds with its stratified bootstrap interval; None without one of them."""
     own = {_task(cell.env_id): cell for cell in made}
     if not set(tasks) <= set(own):

@@ -10,7 +10,7 @@ import argparse
 from stable_baselines3 import SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from rlopt.buffers.sb3 import ReshuffledReplayBuffer
+from rlopt.buffers.interop.sb3 import ReshuffledReplayBuffer
 
 
 def main(steps: int = 6_000) -> float:

@@ -15,7 +15,7 @@ from torchrl.envs import GymEnv, set_exploration_type
 from torchrl.modules import MLP, EGreedyModule, QValueActor
 from torchrl.objectives import DQNLoss, SoftUpdate
 
-from rlopt.buffers.torchrl import PrioritizedReshuffledSampler, ReshuffledSampler
+from rlopt.buffers.interop.torchrl import PrioritizedReshuffledSampler, ReshuffledSampler
 
 
 def main(steps: int = 10_000, prioritized: bool = False) -> float:

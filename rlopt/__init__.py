@@ -7,18 +7,14 @@ in ``rlopt.buffers``, environments in ``rlopt.envs``.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from rlopt.version import __version__
 
 if TYPE_CHECKING:
     from rlopt.envs import make_env
     from rlopt.policy import Policy, load_policy, save_policy
     from rlopt.types import RloptError
-
-try:
-    __version__ = version("rlopt")
-except PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "0.1.0"
 
 __all__ = ["Policy", "RloptError", "__version__", "load_policy", "make_env", "save_policy"]
 
@@ -29,7 +25,7 @@ _HOMES = {
     "make_env": "rlopt.envs",
     "save_policy": "rlopt.policy",
 }
-_SUBMODULES = ("agents", "analysis", "buffers", "envs", "nn", "robust", "training")
+_SUBMODULES = ("agents", "analysis", "buffers", "envs", "loops", "nn", "policy", "robust", "runs", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -33,12 +33,12 @@ AGENTS: dict[str, Target] = {
     "robust_mirror_descent": "rlopt.agents.drpg:RobustMirrorDescent",
 }
 SAMPLERS: dict[str, Target] = {
-    "uniform": "rlopt.buffers.samplers:UniformSampler",
-    "distinct": "rlopt.buffers.samplers:DistinctSampler",
-    "reshuffled": "rlopt.buffers.reshuffled:ReshuffledSampler",
-    "prioritized": "rlopt.buffers.prioritized:PrioritizedSampler",
-    "lap": "rlopt.buffers.prioritized:LAPSampler",
-    "prioritized_reshuffled": "rlopt.buffers.prioritized_reshuffled:PrioritizedReshuffledSampler",
+    "uniform": "rlopt.buffers.samplers.base:UniformSampler",
+    "distinct": "rlopt.buffers.samplers.base:DistinctSampler",
+    "reshuffled": "rlopt.buffers.samplers.reshuffled:ReshuffledSampler",
+    "prioritized": "rlopt.buffers.samplers.prioritized:PrioritizedSampler",
+    "lap": "rlopt.buffers.samplers.prioritized:LAPSampler",
+    "prioritized_reshuffled": "rlopt.buffers.samplers.prioritized_reshuffled:PrioritizedReshuffledSampler",
 }
 
 

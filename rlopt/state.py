@@ -16,7 +16,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -51,6 +51,23 @@ _DTYPES = {
 
 class CorruptCheckpoint(RloptError):
     """A file is damaged, incomplete or hostile; the message names it and says what is wrong."""
+
+
+class RowLog(Protocol):
+    """Data that only grows at its end, such as a replay buffer: saved as append-only segments."""
+
+    capacity_rows: int
+    """Rows kept; row r lies at slot ``r % capacity_rows``."""
+    rows_written: int
+    """Rows ever written."""
+
+    def read_rows(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Rows ``start`` … ``stop-1``, each tensor (stop-start, …), on the CPU."""
+        ...
+
+    def write_rows(self, start: int, rows: dict[str, Tensor]) -> None:
+        """Put back rows read by ``read_rows``; ``rows_written`` itself is restored by ``load_state_dict``."""
+        ...
 
 
 def save_state(folder: Path, state: State) -> dict[str, Digest]:

@@ -56,7 +56,7 @@ class EnvSpec:
 
 class Step(NamedTuple):
     """What one vector step returns. Three different facts are three different flags: ``terminated`` cuts the bootstrap,
-    ``reset`` says that an episode ended and another began, ``valid`` that the row is a transition at all."""
+    ``ended`` says that an episode ended, ``valid`` that the row is a transition at all."""
 
     obs: Obs
     """(N, …) act on this next."""
@@ -68,7 +68,7 @@ class Step(NamedTuple):
     """(N,) bool: the bootstrap is cut here."""
     truncated: Tensor
     """(N,) bool: a limit ended the episode; the bootstrap goes on."""
-    reset: Tensor
+    ended: Tensor
     """(N,) bool: ``obs`` is the first of a new episode."""
     valid: Tensor
     """(N,) bool: False where the row is no transition (a replaced worker, a surplus row)."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlopt.agents.robust import RobustAgent, RobustConfig
-from rlopt.robust import baselines
-from rlopt.robust.drpg import DRPG as DRPGSolver
-from rlopt.robust.drpg import DRPGOptions
+from rlopt.agents.robust_agent import RobustAgent, RobustConfig
+from rlopt.robust.solvers import baselines
+from rlopt.robust.solvers.drpg import DRPGOptions, DRPGSolver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class RobustValueIteration(RobustAgent):
 
     name: ClassVar[str] = "robust_value_iteration"
     config_class = RobustConfig
-    solver_class = baselines.ValueIteration
+    solver_class = baselines.ValueIterationSolver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class RobustModifiedPolicyIteration(RobustAgent):
 
     name: ClassVar[str] = "robust_modified_policy_iteration"
     config_class = RobustModifiedPolicyIterationConfig
-    solver_class = baselines.ModifiedPolicyIteration
+    solver_class = baselines.ModifiedPolicyIterationSolver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class PartialPolicyIteration(RobustAgent):
 
     name: ClassVar[str] = "partial_policy_iteration"
     config_class = PartialPolicyIterationConfig
-    solver_class = baselines.PartialPolicyIteration
+    solver_class = baselines.PartialPolicyIterationSolver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,4 +70,4 @@ class RobustMirrorDescent(RobustAgent):
 
     name: ClassVar[str] = "robust_mirror_descent"
     config_class = RobustMirrorDescentConfig
-    solver_class = baselines.MirrorDescent
+    solver_class = baselines.MirrorDescentSolver

@@ -22,7 +22,7 @@ from typing import ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from rlopt.agents.off_policy import OffPolicyActorCritic
+from rlopt.agents.replay_agent import OffPolicyActorCritic
 from rlopt.agents.sac import SAC, SACConfig
 from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
 from rlopt.random import torch_generator

@@ -15,14 +15,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.agents import sac_fused
 from rlopt.agents.base import ReplayAgentConfig
-from rlopt.agents.off_policy import OffPolicyActorCritic
+from rlopt.agents.replay_agent import OffPolicyActorCritic
 from rlopt.agents.td import TDLoss, squared
 from rlopt.buffers import Batch
+from rlopt.fast import sac as fast_sac
+from rlopt.fast.lanes import Lanes
 from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, network_options
 from rlopt.nn.distributions import squashed_gaussian
-from rlopt.nn.lanes import Lanes
 from rlopt.types import Metrics, Obs, Update, option
 
 
@@ -122,17 +122,17 @@ class SAC(OffPolicyActorCritic):
         self.target_entropy = -float(self.action_features) if c.target_entropy is None else c.target_entropy
         self.schedule = c.schedule()
         self.td = c.critic_td_loss()
-        self.fused: sac_fused.FusedUpdate | sac_fused.FusedRuns | None = None
+        self.fused: fast_sac.FusedUpdate | fast_sac.FusedRuns | None = None
         if (
             c.fused
             and c.td_loss != "pal"
-            and sac_fused.applies(spec.observation_space, c.network, c.optimiser, self.device)
+            and fast_sac.applies(spec.observation_space, c.network, c.optimiser, self.device)
         ):
             one = self.runs == 1
             # No phase of an update has more than two tasks.
             lanes = Lanes(min(2, torch.get_num_threads()))
-            self.fused = sac_fused.FusedUpdate(self, None, lanes) if one else sac_fused.FusedRuns(self)
-            self.quick_act = sac_fused.FusedActor(self)
+            self.fused = fast_sac.FusedUpdate(self, None, lanes) if one else fast_sac.FusedRuns(self)
+            self.quick_act = fast_sac.FusedActor(self)
 
     def update(self, batch: Batch) -> Update:
         """One step of the critics and targets, and of actor and temperature every ``policy_delay`` updates."""

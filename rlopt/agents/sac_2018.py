@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rlopt.agents.base import ReplayAgentConfig
-from rlopt.agents.off_policy import OffPolicyActorCritic
+from rlopt.agents.replay_agent import OffPolicyActorCritic
 from rlopt.agents.td import TDLoss, squared
 from rlopt.buffers import Batch
 from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, network_options

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlopt.agents.base import ReplayAgentConfig
-from rlopt.agents.off_policy import OffPolicyActorCritic
+from rlopt.agents.replay_agent import OffPolicyActorCritic
 from rlopt.agents.td import TDLoss, squared
 from rlopt.buffers import Batch
 from rlopt.nn import CategoricalActor, Critic, Net, Params, network_options

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from rlopt.agents.base import AgentConfig
-from rlopt.agents.solver import SolverAgent
+from rlopt.agents.solver_agent import SolverAgent
 from rlopt.nn import Net, TabularActor
 from rlopt.policy import Policy
 from rlopt.robust import action_values, discounted_bounds, expected_reward, greedy

@@ -17,7 +17,7 @@ from rlopt.analysis.curves import Curve
 from rlopt.analysis.figures import COLOURS, save_figure
 from rlopt.analysis.reference import Reference, reference
 from rlopt.analysis.robust_plots import certified, draw_bounds
-from rlopt.analysis.runs import Run, curves, load_run
+from rlopt.analysis.run_results import Run, curves, load_run
 from rlopt.analysis.statistics import Array, bootstrap_curve, bootstrap_interval, iqm, mean_interval
 from rlopt.analysis.tables import read_csv
 from rlopt.types import RloptError

@@ -17,7 +17,7 @@ from rlopt.analysis.tables import read_csv
 from rlopt.types import RloptError
 
 ARROWS = ((-1.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
-"""Left, down, right, up, in the order of ``rlopt.robust.domains.MOVES``, as (x, y)."""
+"""Left, down, right, up, in the order of ``rlopt.robust.problems.domains.MOVES``, as (x, y)."""
 
 
 def draw_convergence(

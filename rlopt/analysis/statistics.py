@@ -25,7 +25,7 @@ Statistic = Callable[[Array], Array]
 _CHUNK = 2_000_000  # resampled scores held at once: 16 MB
 
 
-class Interval(NamedTuple):
+class ConfidenceInterval(NamedTuple):
     """A point estimate and the ends of its interval (NaN where one value alone allows none)."""
 
     estimate: float
@@ -65,7 +65,7 @@ def iqm(scores: ArrayLike) -> Array:
 
 def bootstrap_interval(
     scores: Scores, statistic: Statistic = iqm, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
+) -> ConfidenceInterval:
     """A statistic of the pooled scores with its percentile bootstrap interval, stratified by task.
 
     Args:
@@ -80,7 +80,7 @@ def bootstrap_interval(
     tasks = _by_task(scores)
     estimate = float(statistic(np.concatenate(tasks)))
     if all(len(task) < 2 for task in tasks):
-        return Interval(estimate, math.nan, math.nan)
+        return ConfidenceInterval(estimate, math.nan, math.nan)
     rng = numpy_generator(seed, "bootstrap")
     draws = [statistic(np.concatenate(block, axis=1)) for block in _resample(rng, tasks, resamples)]
     return _percentile(estimate, np.concatenate(draws), level)
@@ -95,7 +95,7 @@ def bootstrap_curve(scores: ArrayLike, statistic: Statistic = iqm, level: float 
     return np.array([bootstrap_interval(row, statistic, level, resamples) for row in rows]).reshape(-1, 3).T
 
 
-def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+def mean_interval(values: ArrayLike, level: float = 0.95) -> ConfidenceInterval:
     """The mean of independent values (n,) with Student's t interval: mean ± t(n-1) · s / √n, s with n - 1.
 
     For what is roughly normal, such as the returns of a run's evaluation episodes. For a few seeds of one agent
@@ -107,17 +107,17 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
         raise ValueError("a mean needs at least one value")
     x = x[~np.isnan(x)]
     if len(x) == 0:
-        return Interval(math.nan, math.nan, math.nan)
+        return ConfidenceInterval(math.nan, math.nan, math.nan)
     centre = float(x.mean())
     if len(x) == 1:
-        return Interval(centre, math.nan, math.nan)
+        return ConfidenceInterval(centre, math.nan, math.nan)
     half = student_t_quantile(0.5 + level / 2, len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
-    return Interval(centre, centre - half, centre + half)
+    return ConfidenceInterval(centre, centre - half, centre + half)
 
 
 def probability_of_improvement(
     x: Scores, y: Scores, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
+) -> ConfidenceInterval:
     """How likely a run of X beats a run of Y on a task drawn at random (ties count half), with its interval.
 
     P = mean over tasks of P(X_t > Y_t), each the Mann-Whitney U statistic over n · m pairs (Agarwal et al. 2021,
@@ -136,7 +136,7 @@ def probability_of_improvement(
 
     estimate = float(probability([t[None] for t in xs], [t[None] for t in ys])[0])
     if all(len(t) < 2 for t in xs + ys):
-        return Interval(estimate, math.nan, math.nan)
+        return ConfidenceInterval(estimate, math.nan, math.nan)
     rng = numpy_generator(seed, "bootstrap")
     draws = [probability(b[: len(xs)], b[len(xs) :]) for b in _resample(rng, xs + ys, resamples)]
     return _percentile(estimate, np.concatenate(draws), level)
@@ -200,8 +200,8 @@ def _resample(rng: np.random.Generator, tasks: list[Array], resamples: int) -> I
         yield [task[rng.integers(0, len(task), size=(k, len(task)))] for task in tasks]
 
 
-def _percentile(estimate: float, draws: Array, level: float) -> Interval:
+def _percentile(estimate: float, draws: Array, level: float) -> ConfidenceInterval:
     if not 0 < level < 1:
         raise ValueError(f"level={level} is no coverage; give one between 0 and 1, such as 0.95")
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high))
+    return ConfidenceInterval(estimate, float(low), float(high))

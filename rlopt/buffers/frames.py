@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlopt.buffers.memory import Memory
+from rlopt.buffers.placement import Placement
 from rlopt.types import RloptError, State
 
 NONE, ZERO, REPEAT = -1, -2, -3
@@ -48,8 +48,8 @@ class SideStore:
     It is a row log: ``capacity_rows`` counts the frames since the oldest in use, which are those that are saved.
     """
 
-    def __init__(self, tensor: Tensor, memory: Memory) -> None:
-        self.tensor, self.memory = tensor, memory
+    def __init__(self, tensor: Tensor, placement: Placement) -> None:
+        self.tensor, self.placement = tensor, placement
         self.rows_written = 0
         self.capacity_rows = 0
 
@@ -81,7 +81,7 @@ class SideStore:
         size = self.tensor.shape[0]
         if count <= size:
             return
-        larger = self.memory.empty((max(count, size + size // 2), *self.tensor.shape[1:]), torch.uint8)
+        larger = self.placement.empty((max(count, size + size // 2), *self.tensor.shape[1:]), torch.uint8)
         held = torch.arange(self.rows_written - self.capacity_rows, self.rows_written, device=self.tensor.device)
         larger.index_copy_(0, held % larger.shape[0], self.read(held))
         self.tensor = larger
@@ -110,12 +110,12 @@ class FrameRing:
     Args:
         tensors: allocated as ``plan_frames`` says.
         stack: k.
-        memory: where the side store grows.
+        placement: where the side store grows.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], stack: int, memory: Memory) -> None:
+    def __init__(self, tensors: dict[str, Tensor], stack: int, placement: Placement) -> None:
         self.frames, self.links = tensors["frames"], tensors["links"]
-        self.side = SideStore(tensors["side"], memory)
+        self.side = SideStore(tensors["side"], placement)
         self.capacity_rows, self.num_envs = self.links.shape[:2]
         self.stack, self.frame = stack, tuple(self.frames.shape[2:])
         self.frames[self.capacity_rows + 1 :].zero_()  # so that a saved state holds nothing undefined

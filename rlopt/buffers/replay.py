@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rlopt.buffers.frames import SideStore
-from rlopt.buffers.memory import Memory
-from rlopt.buffers.samplers import Sampler, UniformSampler
+from rlopt.buffers.placement import Placement
+from rlopt.buffers.samplers.base import Sampler, UniformSampler
 from rlopt.buffers.storage import Fields, Layout, Storage
 from rlopt.types import Obs, RloptError, Space, State, map_obs
 
@@ -85,7 +85,7 @@ class ReplayBuffer:
             ``discount``), at an invalid row, and at the newest transition; it never crosses any of them.
         gamma: discount inside the window.
         extra_fields: {name: (shape, dtype)} stored with each transition (see ``agent.extra_fields``).
-        device: where the data lies: a torch device, or ``disk`` (see ``Memory``).
+        device: where the data lies: a torch device, or ``disk`` (see ``Placement``).
         seed: of the sampler.
         frame_stack: how many frames the uint8 images hold along their first axis, to store each frame once and rebuild
             the stacks when drawn (see ``frames``); None stores images as they come.
@@ -123,11 +123,11 @@ class ReplayBuffer:
         self._invalid = 0
 
         layout = Layout(self.capacity_rows, num_envs, observation_space, action_space, extra_fields, frame_stack)
-        memory = Memory(device, folder)
-        self._plan = _describe(layout, memory)
+        placement = Placement(device, folder)
+        self._plan = _describe(layout, placement)
         _log.info("%s", self._plan)
-        self.storage = Storage(layout, memory)
-        self.device = memory.device
+        self.storage = Storage(layout, placement)
+        self.device = placement.device
         self.batch_device = self.device if batch_device is None else torch.device(batch_device)
         self.layout, self.block, self.slices = layout, self.storage.block, layout.slices
         self.sampler.bind(layout.slots, self.device, seed)
@@ -161,17 +161,17 @@ class ReplayBuffer:
         next_obs: Obs,
         terminated: Tensor,
         truncated: Tensor,
-        reset: Tensor | None = None,
+        ended: Tensor | None = None,
         valid: Tensor | None = None,
         **extras: Tensor,
     ) -> None:
         """Store one vector step: every argument is (N, …).
 
-        ``reset`` says where an episode ended (by default: where terminated or truncated), ``valid`` which rows are
+        ``ended`` says where an episode ended (by default: where terminated or truncated), ``valid`` which rows are
         transitions at all (by default: all). Raises RloptError where a field is missing, unknown or of
         another size, and then stores nothing.
         """
-        values = self.layout.step(obs, action, reward, next_obs, terminated, truncated, reset, extras)
+        values = self.layout.step(obs, action, reward, next_obs, terminated, truncated, ended, extras)
         self.storage.check(values, valid)
         row = self._claim_row()
         if valid is not None:
@@ -299,8 +299,6 @@ class ReplayBuffer:
         self.storage.write_rows(start, rows)
 
 
-def _describe(layout: Layout, memory: Memory) -> str:
-    each = layout.nbytes / layout.slots
-    return (
-        f"replay buffer: {layout.slots:,} transitions of {each:,.0f} bytes, {layout.nbytes / 2**30:.2f} GiB on {memory}"
-    )
+def _describe(layout: Layout, placement: Placement) -> str:
+    each, size = layout.nbytes / layout.slots, layout.nbytes / 2**30
+    return f"replay buffer: {layout.slots:,} transitions of {each:,.0f} bytes, {size:.2f} GiB on {placement}"

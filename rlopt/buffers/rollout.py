@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlopt.buffers.memory import Memory
-from rlopt.buffers.reshuffled import ReshuffledSampler
+from rlopt.buffers.placement import Placement
+from rlopt.buffers.samplers.reshuffled import ReshuffledSampler
 from rlopt.buffers.storage import Fields, Layout, Storage
 from rlopt.types import Obs, RloptError, Space, map_obs
 
@@ -24,7 +24,7 @@ class Rollout(NamedTuple):
     next_obs: Obs
     terminated: Tensor
     """float32: 1 where the bootstrap is cut."""
-    reset: Tensor
+    ended: Tensor
     """float32: 1 where the episode ended, truncation included."""
     valid: Tensor
     """float32: 0 where this is no transition; minibatches hold none of those."""
@@ -39,7 +39,7 @@ class RolloutBuffer:
 
         while not buffer.full:
             ...
-            buffer.add(obs, action, reward, next_obs, terminated, truncated, reset, valid, log_prob=log_prob)
+            buffer.add(obs, action, reward, next_obs, terminated, truncated, ended, valid, log_prob=log_prob)
         advantage = gae(buffer.rollout(), ...)
         buffer.fill(advantage=advantage)
         for batch in buffer.minibatches(epochs=10, batch_size=64, generator=generator):
@@ -72,7 +72,7 @@ class RolloutBuffer:
             raise RloptError(f"{', '.join(sorted(both))}: declared both in extra_fields and in computed; choose one")
         extras = {**(extra_fields or {}), **self._computed}
         self.layout = Layout(length, num_envs, observation_space, action_space, extras, frame_stack)
-        self.storage = Storage(self.layout, Memory(device))
+        self.storage = Storage(self.layout, Placement(device))
         self.device = self.storage.device
         shape = (num_envs,)
         self._blank = {
@@ -95,14 +95,14 @@ class RolloutBuffer:
         next_obs: Obs,
         terminated: Tensor,
         truncated: Tensor,
-        reset: Tensor | None = None,
+        ended: Tensor | None = None,
         valid: Tensor | None = None,
         **extras: Tensor,
     ) -> None:
         """Store one vector step, as ``ReplayBuffer.add`` does. Raises RloptError where T are held already."""
         if self.full:
             raise RloptError(f"the rollout holds its {self.length} steps; clear it before the next one")
-        values = self.layout.step(obs, action, reward, next_obs, terminated, truncated, reset, extras)
+        values = self.layout.step(obs, action, reward, next_obs, terminated, truncated, ended, extras)
         if given := self._blank.keys() & values.keys():
             raise RloptError(f"{', '.join(sorted(given))}: computed afterwards; give it to fill")
         values.update(self._blank)
@@ -141,7 +141,7 @@ class RolloutBuffer:
             shaped(held.reward),
             map_obs(shaped, held.next_obs),
             shaped(held.terminated),
-            shaped(held.reset),
+            shaped(held.ended),
             shaped(held.valid),
             {key: shaped(value) for key, value in held.extras.items()},
         )
@@ -171,8 +171,8 @@ class RolloutBuffer:
         storage = self.storage
         packed = storage.gather(index)
         obs, next_obs = storage.observations(index, packed, self.rows_written)
-        action, reward, terminated, reset, valid = (
-            storage.leaf(name, packed, index) for name in ("action", "reward", "terminated", "reset", "valid")
+        action, reward, terminated, ended, valid = (
+            storage.leaf(name, packed, index) for name in ("action", "reward", "terminated", "ended", "valid")
         )
         extras = {key: storage.leaf(name, packed, index) for key, name in self.layout.extras.items()}
-        return Rollout(obs, action, reward, next_obs, terminated, reset, valid, extras)
+        return Rollout(obs, action, reward, next_obs, terminated, ended, valid, extras)

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.buffers.frames import FrameRing, SideStore, plan_frames
-from rlopt.buffers.memory import Memory
+from rlopt.buffers.placement import Placement
 from rlopt.types import Obs, RloptError, Space, State, obs_leaves
 
 Fields = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -20,7 +20,7 @@ EXACT = (torch.float32, torch.float16, torch.bool, torch.int8, torch.int16)
 """Types that float32 holds exactly (uint8 is kept as bytes all the same)."""
 LARGEST = 2**24
 """Up to here float32 holds every integer."""
-FLAGS = ("reward", "terminated", "reset", "valid")
+FLAGS = ("reward", "terminated", "ended", "valid")
 
 
 class Layout:
@@ -96,16 +96,16 @@ class Layout:
         next_obs: Obs,
         terminated: Tensor,
         truncated: Tensor,
-        reset: Tensor | None,
+        ended: Tensor | None,
         extras: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """One vector step by the names of the fields; names that are unknown are kept, for ``Storage.check``."""
-        ended = terminated if reset is None else reset
+        ended = terminated if ended is None else ended
         if self.num_envs == 1 and truncated.is_cpu and truncated.dtype == ended.dtype == torch.bool:
             ended = truncated if truncated.item() else ended  # the same in a fifth of the time
         else:
             ended = ended | truncated
-        values = {"action": action, "reward": reward, "terminated": terminated, "reset": ended}
+        values = {"action": action, "reward": reward, "terminated": terminated, "ended": ended}
         if isinstance(obs, Tensor) and isinstance(next_obs, Tensor):
             values["obs"], values["next_obs"] = obs, next_obs
         else:
@@ -125,23 +125,23 @@ class Storage:
 
     Args:
         layout: what is stored.
-        memory: where.
+        placement: where.
 
     Raises:
         RloptError: the planned size does not fit there.
     """
 
-    def __init__(self, layout: Layout, memory: Memory) -> None:
-        memory.check(layout.nbytes, layout.slots)
-        self.layout, self.memory, self.device = layout, memory, memory.device
+    def __init__(self, layout: Layout, placement: Placement) -> None:
+        placement.check(layout.nbytes, layout.slots)
+        self.layout, self.placement, self.device = layout, placement, placement.device
         self.rows, self.num_envs = layout.rows, layout.num_envs
-        self.tensors = {name: memory.empty(*spec) for name, spec in layout.tensors.items()}
+        self.tensors = {name: placement.empty(*spec) for name, spec in layout.tensors.items()}
         self.block = self.tensors["block"]
         self.apart = {name: t for name, t in self.tensors.items() if name != "block"}
         self.frames: dict[str, FrameRing] = {}
         for key, plan in layout.frames.items():
-            tensors = {name: memory.empty(*spec) for name, spec in plan.items()}
-            self.frames[key] = FrameRing(tensors, layout.frame_stack or 1, memory)
+            tensors = {name: placement.empty(*spec) for name, spec in plan.items()}
+            self.frames[key] = FrameRing(tensors, layout.frame_stack or 1, placement)
         self._flat = self.block.view(-1, layout.width)
         self._given = layout.fields.keys() - {"valid"}
         self._sizes = {name: self.num_envs * math.prod(shape) for name, (shape, _) in layout.fields.items()}

@@ -1,7 +1,7 @@
 """From command-line overrides to a checked configuration. The only module that knows Hydra.
 
 Hydra picks the files of the groups and merges them and the overrides into plain data; whether an option exists and fits
-is decided by ``rlopt.training.config`` afterwards. So every value override is handed to Hydra as a forced one (``++``),
+is decided by ``rlopt.training`` afterwards. So every value override is handed to Hydra as a forced one (``++``),
 and ``agent.learning_rate=1e-3`` works although no file mentions it.
 """
 
@@ -29,8 +29,8 @@ from yaml import YAMLError
 from rlopt.cli.paths import config_dirs, group_files, shipped_configs
 from rlopt.config import defaults, hint, nearest, refuse
 from rlopt.registry import agent_names, get_agent, load_extensions, sampler_names
-from rlopt.training.config import RESUMABLE, TrainConfig, train_config
-from rlopt.training.run_folder import RunFolder
+from rlopt.runs.run_folder import RunFolder
+from rlopt.training.configuration import RESUMABLE, TrainConfig, train_config
 from rlopt.types import RloptError
 
 EXAMPLE = "sac_pendulum"

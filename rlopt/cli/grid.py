@@ -13,7 +13,7 @@ from rlopt.analysis.parameter_grid import draw_parameter_grid
 from rlopt.envs.make import resolve_backend
 from rlopt.policy import load_policy
 from rlopt.training.evaluate import environment_of, run_of
-from rlopt.training.parameters import GridEvaluation, evaluate_grid
+from rlopt.training.grid_evaluation import GridEvaluation, evaluate_grid
 from rlopt.types import RloptError
 
 WITH_PARAMETERS = ("torch", "native")

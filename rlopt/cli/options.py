@@ -9,7 +9,7 @@ from typing import Any
 
 from rlopt.config import join, plain
 from rlopt.registry import get_agent, get_sampler
-from rlopt.training.config import TrainConfig, agent_config, buffer_config, sampler_options
+from rlopt.training.configuration import TrainConfig, agent_config, buffer_config, sampler_options
 
 
 def print_options(config: TrainConfig) -> None:

@@ -41,9 +41,9 @@ class VectorAdapter:
       ``_final_obs``.
     - DISABLED: ended rows are reset at once through ``reset_mask``.
     - NEXT_STEP: the first observation of an episode comes only with the call after the end. The row that ended has
-      ``reset`` true and its last observation also in ``obs``, as a stand-in; the next row ignores its action and has
-      ``valid`` false, ``reset`` true, reward 0 and the first observation in ``obs`` and ``next_obs``. So no phantom
-      transition is ever valid, and ``reset & valid`` counts each episode once.
+      ``ended`` true and its last observation also in ``obs``, as a stand-in; the next row ignores its action and has
+      ``valid`` false, ``ended`` true, reward 0 and the first observation in ``obs`` and ``next_obs``. So no phantom
+      transition is ever valid, and ``ended & valid`` counts each episode once.
 
     With ``autoreset=False`` ended rows are frozen here, whatever happens underneath, until they are reset.
     Its state cannot be saved: ``state_dict`` returns None. ALE's ``life_loss_info`` ends no episode and cannot be

@@ -114,12 +114,12 @@ class Normalizer:
         replaces the constructor's from here on.
         """
         self.gamma = self.gamma if gamma is None else gamma
-        valid, reset = (on_device(x, self.device) for x in (step.valid, step.reset))
+        valid, ended = (on_device(x, self.device) for x in (step.valid, step.ended))
         for key, moments in self.moments.items():
             leaf = step.obs[key] if isinstance(step.obs, dict) else step.obs
             leaf = on_device(leaf, self.device)
             finite = leaf.reshape(len(leaf), -1).isfinite().all(1)
-            moments.update(leaf, (valid | reset) & finite)
+            moments.update(leaf, (valid | ended) & finite)
         if self.returns is not None:
             reward = on_device(step.reward, self.device).to(torch.float64)
             valid = valid & reward.isfinite()
@@ -127,7 +127,7 @@ class Normalizer:
                 self._running = torch.zeros_like(reward)
             self._running = torch.where(valid, reward + self.gamma * self._running, self._running)
             self.returns.update(self._running, valid)
-            self._running = torch.where(reset, 0.0, self._running)
+            self._running = torch.where(ended, 0.0, self._running)
 
     def normalize_obs(self, obs: Obs) -> Obs:
         """(…, *leaf shape) raw to normalised, float32."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gymnasium
 
 OWN = {
-    "Garnet-v0": "rlopt.robust.environments:GarnetEnv",
-    "MachineReplacement-v0": "rlopt.robust.environments:MachineReplacementEnv",
-    "RiverSwim-v0": "rlopt.robust.environments:RiverSwimEnv",
-    "GridWorld-v0": "rlopt.robust.environments:GridWorldEnv",
-    "Inventory-v0": "rlopt.robust.environments:InventoryEnv",
+    "Garnet-v0": "rlopt.robust.problems.environments:GarnetEnv",
+    "MachineReplacement-v0": "rlopt.robust.problems.environments:MachineReplacementEnv",
+    "RiverSwim-v0": "rlopt.robust.problems.environments:RiverSwimEnv",
+    "GridWorld-v0": "rlopt.robust.problems.environments:GridWorldEnv",
+    "Inventory-v0": "rlopt.robust.problems.environments:InventoryEnv",
 }
 
 for _id, _entry_point in OWN.items():

@@ -87,8 +87,8 @@ class StepBuilder:
             if self._no._version or self._yes._version:
                 self._renew()
             return Step(obs, next_obs, rewards, self._no, self._no, self._no, self._yes, {})
-        terminated, truncated, reset, valid = torch.from_numpy(flags).to(self._device).unbind(0)
-        return Step(obs, next_obs, rewards, terminated, truncated, reset, valid, {})
+        terminated, truncated, ended, valid = torch.from_numpy(flags).to(self._device).unbind(0)
+        return Step(obs, next_obs, rewards, terminated, truncated, ended, valid, {})
 
 
 class SyncVectorEnv:

@@ -213,9 +213,9 @@ class TorchEnv:
         if broken is not None:  # the row's new episode is all that there is to see
             self._write(_select(broken, first, self.state))
         next_obs = self._observe()
-        reset = ended if broken is None else ended | broken
-        self._begin(reset, first)
-        return Step(self._observe(), next_obs, reward, terminated, truncated, reset, valid, {})
+        closed = ended if broken is None else ended | broken
+        self._begin(closed, first)
+        return Step(self._observe(), next_obs, reward, terminated, truncated, closed, valid, {})
 
     def _begin(self, mask: Tensor, first: Any) -> None:
         """New episodes in the rows where ``mask`` is true, from the states ``first`` just drawn."""

@@ -16,8 +16,8 @@ class VectorEnv(Protocol):
     """N copies of one environment, stepped together.
 
     With ``autoreset`` (training) a row whose episode ended is reset inside ``step``: ``Step.obs`` is then the first
-    observation of the next episode, ``Step.next_obs`` the last of the ended one and ``Step.reset`` true. Without it
-    (evaluation, group rollouts) an ended row keeps its last observation in both, ``reset`` stays false, further steps
+    observation of the next episode, ``Step.next_obs`` the last of the ended one and ``Step.ended`` true. Without it
+    (evaluation, group rollouts) an ended row keeps its last observation in both, ``ended`` stays false, further steps
     of that row return ``valid`` false with reward 0, and the caller resets rows with ``reset(mask=…)``.
     Tensors live on ``device``. Floating observations are float32, images uint8, indices int64.
     """

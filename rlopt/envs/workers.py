@@ -201,10 +201,10 @@ class AsyncVectorEnv:
     """N environments in N worker processes, behind the contract of ``rlopt.envs.vector.VectorEnv``.
 
     Worth its cost where one environment step takes about a millisecond or more. A worker that dies, or that does not
-    answer within ``timeout`` seconds, is replaced alone: its row of that step has ``valid`` false, ``reset`` true,
+    answer within ``timeout`` seconds, is replaced alone: its row of that step has ``valid`` false, ``ended`` true,
     reward 0, and the new environment's first observation in ``obs`` and ``next_obs``; the new environment's seed is
     ``derive_seed(seed, stream, slot, "restart", k)``, where k counts the slot's replacements from 1, or the one that
-    ``reset`` was given if it was lost there. ``restarts`` counts all replacements; once it is not zero the run is no
+    ``ended`` was given if it was lost there. ``restarts`` counts all replacements; once it is not zero the run is no
     longer reproducible to the bit. A Python error inside an environment is not hidden: it ends the run.
 
     Scripts must build it under ``if __name__ == "__main__":``, as for any worker process that Python starts afresh.

@@ -1,10 +1,6 @@
 """Tabular Markov decision processes, ordinary and robust."""
 
-from rlopt.robust.ambiguity import Ambiguity, Nominal
-from rlopt.robust.divergence import KL, ChiSquared
-from rlopt.robust.interval import Contamination, Interval, LInf
 from rlopt.robust.kernel import Kernel
-from rlopt.robust.l1 import L1, StateL1
 from rlopt.robust.mdp import (
     TabularMDP,
     action_values,
@@ -17,7 +13,11 @@ from rlopt.robust.mdp import (
 )
 from rlopt.robust.model import RobustMDP
 from rlopt.robust.parametric import ParametricSet, solve_parametric
-from rlopt.robust.solve import Solution, make_solver, solve
+from rlopt.robust.sets.ambiguity import Ambiguity, Nominal
+from rlopt.robust.sets.divergence import KL, ChiSquared
+from rlopt.robust.sets.interval import Contamination, Interval, LInf
+from rlopt.robust.sets.l1 import L1, StateL1
+from rlopt.robust.solvers.solve import Solution, make_solver, solve
 
 __all__ = [
     "KL",

@@ -17,7 +17,7 @@ ROUNDING = 1e-12
 """Relative error of a value below which no iteration improves on it."""
 
 
-class Evaluation(NamedTuple):
+class PolicyEvaluation(NamedTuple):
     """What an adversary found against a policy."""
 
     value: Tensor
@@ -75,7 +75,7 @@ def robust_step(m: RobustMDP, policy: Tensor, value: Tensor) -> tuple[Tensor, Te
 
 def worst_case(
     m: RobustMDP, policy: Tensor, rows: Tensor, tolerance: Tensor | float = 0.0, limit: int = 1000
-) -> Evaluation:
+) -> PolicyEvaluation:
     """The exact adversary: policy iteration of its own MDP from ``rows``, until the gap of J is at most ``tolerance``
     or it has improved its kernel ``limit`` times.
 
@@ -93,12 +93,12 @@ def worst_case(
             break
         rows = torch.where(open_[:, None, None, None], found, rows)
         steps += open_
-    return Evaluation(value, rows, upper, steps)
+    return PolicyEvaluation(value, rows, upper, steps)
 
 
 def ascend(
     m: RobustMDP, policy: Tensor, rows: Tensor, tolerance: Tensor | float, step_size: float, limit: int = 10_000
-) -> Evaluation:
+) -> PolicyEvaluation:
     """The paper's adversary: p ← Proj(p + β ∇_p J) from ``rows``, until the *certified* gap of J is at most
     ``tolerance`` (the authors stop when successive values are close, which certifies nothing).
     """
@@ -114,7 +114,7 @@ def ascend(
         moved = m.ambiguity.project(rows + step_size * kernel_gradient(m, policy, rows, value))
         rows = torch.where(open_[:, None, None, None], moved, rows)
         steps += open_
-    return Evaluation(value, rows, upper, steps)
+    return PolicyEvaluation(value, rows, upper, steps)
 
 
 def certified_upper(m: RobustMDP, value: Tensor, backed_up: Tensor) -> Tensor:

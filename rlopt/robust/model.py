@@ -8,9 +8,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.robust.ambiguity import Ambiguity, Backup
 from rlopt.robust.kernel import Kernel, normalised, told
 from rlopt.robust.mdp import TabularMDP
+from rlopt.robust.sets.ambiguity import Ambiguity, Backup
 from rlopt.types import EnvSpec, RloptError
 
 

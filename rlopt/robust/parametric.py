@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlopt.robust.ambiguity import Nominal
 from rlopt.robust.bellman import best_response, objective, occupancy, policy_gradient, policy_value, worst_case
 from rlopt.robust.model import RobustMDP
+from rlopt.robust.sets.ambiguity import Nominal
 from rlopt.robust.simplex import project_l1_ball, project_simplex
-from rlopt.robust.solve import Solution, start_policy
+from rlopt.robust.solvers.solve import Solution, start_policy
 
 SMALLEST = 1e-5
 """The least λ."""

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlopt.training.config import TrainConfig, train_config
+    from rlopt.training.configuration import TrainConfig, train_config
     from rlopt.training.setup import resume, train
     from rlopt.training.trainer import Callback, Result, Trainer
 

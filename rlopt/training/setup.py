@@ -15,15 +15,22 @@ import torch
 
 from rlopt.agents.base import Agent
 from rlopt.buffers import ReplayBuffer
-from rlopt.buffers.runs import RunSamplers
-from rlopt.buffers.samplers import Sampler
+from rlopt.buffers.samplers.base import Sampler
+from rlopt.buffers.samplers.per_run import RunSamplers
 from rlopt.config import join, to_dict
 from rlopt.envs import Normalizer, VectorEnv, make_env
 from rlopt.envs.make import resolve_backend, stepping_device
+from rlopt.loops.base import Loop
+from rlopt.loops.captured import has_graphs, why_not
+from rlopt.loops.evaluation import Evaluator
+from rlopt.loops.group import GroupLoop
+from rlopt.loops.replay import ReplayLoop
+from rlopt.loops.robust import RobustLoop
+from rlopt.loops.solver import SolverLoop
 from rlopt.registry import get_agent, get_sampler, load_extensions
-from rlopt.training.captured import has_graphs, why_not
-from rlopt.training.checkpoint import estimate_bytes, saved_config
-from rlopt.training.config import (
+from rlopt.runs.checkpoint import estimate_bytes, saved_config
+from rlopt.runs.run_folder import RunFolder, default_run_dir, parse_config
+from rlopt.training.configuration import (
     RESUMABLE,
     TrainConfig,
     agent_config,
@@ -32,13 +39,6 @@ from rlopt.training.config import (
     schedule_end,
     train_config,
 )
-from rlopt.training.evaluate import Evaluator
-from rlopt.training.group_loop import GroupLoop
-from rlopt.training.loop import Loop
-from rlopt.training.replay_loop import ReplayLoop
-from rlopt.training.robust_loop import RobustLoop
-from rlopt.training.run_folder import RunFolder, default_run_dir, parse_config
-from rlopt.training.solver_loop import SolverLoop
 from rlopt.training.trainer import Callback, Trainer
 from rlopt.types import RloptError, resolve_device
 

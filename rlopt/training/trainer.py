@@ -18,12 +18,12 @@ import safetensors.torch
 
 from rlopt.analysis.tables import read_csv
 from rlopt.files import replace_file
+from rlopt.loops.base import Loop, Progress
+from rlopt.loops.metrics import Sums, load_sums, means, merge, sums_state
 from rlopt.policy import Policy, save_policy
-from rlopt.training.checkpoint import CheckpointFailed, Checkpoints
-from rlopt.training.logging import Display, Logger
-from rlopt.training.loop import Loop, Progress
-from rlopt.training.metrics import Sums, load_sums, means, merge, sums_state
-from rlopt.training.run_folder import RunFolder, told_as_one_line
+from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints
+from rlopt.runs.logging import Display, Logger
+from rlopt.runs.run_folder import RunFolder, told_as_one_line
 from rlopt.types import Episode, RloptError, State
 
 log = logging.getLogger(__name__)

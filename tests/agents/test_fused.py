@@ -87,7 +87,7 @@ def test_networks_the_formulas_do_not_cover_take_the_readable_path(space, networ
 
 def test_other_optimisers_and_builds_of_torch_take_the_readable_path(make_agent, make_batch, monkeypatch) -> None:
     assert make_agent("sac", optimiser=OptimiserConfig(name="sgd")).fused is None
-    monkeypatch.setattr("rlopt.nn.compiled._find_mm", lambda: None)
+    monkeypatch.setattr("rlopt.fast.products._find_mm", lambda: None)
     agent = make_agent("sac")
     assert agent.fused is None
     agent.update(make_batch(agent, 0))
@@ -133,7 +133,7 @@ def test_acting_row_by_row_equals_the_policy(runs: int, deterministic: bool, mak
 
 
 def test_one_version_is_compiled_for_every_kind_of_minibatch(make_agent, make_batch) -> None:
-    from rlopt.agents.sac_fused import update_phases
+    from rlopt.fast.sac import update_phases
 
     agent, batch = make_agent("sac"), make_batch(make_agent("sac"), 0)
     agent.update(batch)

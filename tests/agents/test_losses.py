@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, distributions
 
 from rlopt.agents import sac, sac_2018, sac_discrete
-from rlopt.agents.off_policy import temperature_loss
+from rlopt.agents.replay_agent import temperature_loss
 from rlopt.buffers import Batch
 from rlopt.nn import Params
 from rlopt.nn.distributions import squashed_gaussian

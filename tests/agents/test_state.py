@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlopt.agents import SAC, Agent
-from rlopt.agents.sac_fused import FusedUpdate
+from rlopt.fast.sac import FusedUpdate
 from rlopt.nn import Net, NetworkConfig, Optimiser, OptimiserConfig, Schedule
 from rlopt.nn.guard import Guard
 from rlopt.registry import agent_names, get_agent

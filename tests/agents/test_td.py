@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlopt.agents.td import huber, make_td_loss, pal, squared
-from rlopt.training.config import train_config
+from rlopt.training.configuration import train_config
 from rlopt.training.setup import settle
 
 RESIDUAL = torch.tensor([[0.5, -2.0], [1.0, 3.0]], dtype=torch.float64)

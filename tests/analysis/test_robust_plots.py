@@ -17,7 +17,7 @@ from rlopt.analysis.robust_plots import (
     draw_radius,
     draw_worst_kernel,
 )
-from rlopt.robust.domains import GRID
+from rlopt.robust.problems.domains import GRID
 from rlopt.types import RloptError
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rlopt.analysis.runs import curves, flatten, load_run
+from rlopt.analysis.run_results import curves, flatten, load_run
 from rlopt.types import RloptError
 
 MakeRun = Callable[..., Path]

@@ -109,7 +109,7 @@ def test_arguments_that_make_no_sense() -> None:
 
 
 def test_one_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlopt.buffers.memory.free_memory", lambda device: 2**30)
+    monkeypatch.setattr("rlopt.buffers.placement.free_memory", lambda device: 2**30)
     image = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     with pytest.raises(RloptError) as error:
         ReplayBuffer(1_000_000, image, spaces.Discrete(4))
@@ -204,7 +204,7 @@ def test_windows_equal_brute_force(script: list[list[str] | None], n: int, rows:
             torch.tensor([[c.next_obs] for c in cells]),
             torch.tensor([c.terminated for c in cells]),
             truncated,
-            reset=torch.tensor([c.cut for c in cells]),
+            ended=torch.tensor([c.cut for c in cells]),
             valid=None if all(c.valid for c in cells) else torch.tensor([c.valid for c in cells]),
         )
         history.append(cells)

@@ -52,7 +52,7 @@ def test_what_went_in_can_be_read_in_order() -> None:
     assert torch.equal(data.reward, expected.float())
     assert isinstance(data.obs, torch.Tensor) and data.obs.shape == (T, N, 2)
     assert torch.equal(data.extras["log_prob"], -expected.float())
-    assert data.reset.nonzero().tolist() == [[2, 0]] and not data.terminated.any()
+    assert data.ended.nonzero().tolist() == [[2, 0]] and not data.terminated.any()
     assert (data.valid == 0).nonzero().tolist() == [[1, 1]]
 
 

@@ -11,7 +11,7 @@ from rlopt.buffers import (
     ReshuffledSampler,
     UniformSampler,
 )
-from rlopt.buffers.runs import RunSamplers
+from rlopt.buffers.samplers.per_run import RunSamplers
 
 RUNS, EACH, ROWS, SEED, BATCH = 3, 2, 8, 11, 4
 KINDS = [UniformSampler, ReshuffledSampler, PrioritizedSampler, PrioritizedReshuffledSampler]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlopt.buffers import PrioritizedReshuffledSampler, PrioritizedSampler
-from rlopt.buffers.kernels import FULL
-from rlopt.buffers.visits import DenseVisits, Visits
+from rlopt.buffers.samplers.masking import DenseVisits, Visits
+from rlopt.buffers.samplers.tree_loops import FULL
 from rlopt.state import states_equal
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlopt.buffers import LAPSampler, PrioritizedReshuffledSampler, PrioritizedSampler
-from rlopt.buffers.visits import DenseVisits, Visits
+from rlopt.buffers.samplers.masking import DenseVisits, Visits
 from rlopt.state import load_state, save_state, states_equal
 from rlopt.types import RloptError
 

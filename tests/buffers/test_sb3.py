@@ -17,7 +17,7 @@ from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from rlopt.buffers.sb3 import ReshuffledDictReplayBuffer, ReshuffledReplayBuffer
+from rlopt.buffers.interop.sb3 import ReshuffledDictReplayBuffer, ReshuffledReplayBuffer
 from rlopt.types import RloptError
 
 BOX, ACTION = spaces.Box(-1e6, 1e6, (2,)), spaces.Box(-1, 1, (1,))
@@ -194,7 +194,7 @@ def test_stable_baselines_saves_and_loads_it(tmp_path: Any) -> None:
 
 
 def test_without_stable_baselines_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "rlopt.buffers.sb3")
+    monkeypatch.delitem(sys.modules, "rlopt.buffers.interop.sb3")
     monkeypatch.setitem(sys.modules, "stable_baselines3.common.buffers", None)
     with pytest.raises(RloptError, match=r'pip install "rlopt\[sb3\]"'):
-        import rlopt.buffers.sb3  # noqa: F401
+        import rlopt.buffers.interop.sb3  # noqa: F401

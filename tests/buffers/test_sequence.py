@@ -28,7 +28,7 @@ def add(buffer: ReplayBuffer, row: list[str]) -> None:
         number[:, None] + 10,
         torch.tensor([event in ("terminate", "life") for event in row]),
         torch.tensor([event == "truncate" for event in row]),
-        reset=torch.tensor([event in ("terminate", "reset") for event in row]),
+        ended=torch.tensor([event in ("terminate", "reset") for event in row]),
         valid=valid,
         state=torch.stack((number, -number), 1),
     )

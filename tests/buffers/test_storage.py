@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 
 from rlopt.buffers import ReplayBuffer
-from rlopt.buffers.memory import Memory, _left_to_group
+from rlopt.buffers.placement import Placement, _left_to_group
 from rlopt.types import RloptError
 
 SCALAR = spaces.Box(-np.inf, np.inf, (1,))
@@ -139,7 +139,7 @@ def test_the_space_on_disk_is_reserved_at_once(tmp_path: Path, monkeypatch: pyte
     reserved: list[int] = []
     monkeypatch.setattr("os.posix_fallocate", lambda handle, start, size: reserved.append(size), raising=False)
     monkeypatch.setattr("torch.from_file", lambda path, shared, size, dtype: torch.zeros(size, dtype=dtype))
-    Memory("disk", tmp_path).empty((3, 5), torch.int64)
+    Placement("disk", tmp_path).empty((3, 5), torch.int64)
     assert reserved == [120]
 
 
@@ -156,8 +156,8 @@ def test_too_large_is_one_line_with_three_ways_out(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
-    monkeypatch.setattr(Memory, "free", lambda self: 10**9)
-    monkeypatch.setattr(Memory, "empty", lambda self, shape, dtype: taken.append(0))
+    monkeypatch.setattr(Placement, "free", lambda self: 10**9)
+    monkeypatch.setattr(Placement, "empty", lambda self, shape, dtype: taken.append(0))
     with pytest.raises(RloptError) as error:
         ReplayBuffer(
             10**6, spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(4), device=device, folder=tmp_path
@@ -171,14 +171,14 @@ def test_too_large_is_one_line_with_three_ways_out(
 def test_the_planned_size_is_told_before_anything_is_allocated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    empty: Callable[..., torch.Tensor] = Memory.empty
+    empty: Callable[..., torch.Tensor] = Placement.empty
     told: list[list[str]] = []
 
-    def spy(self: Memory, shape: Any, dtype: Any) -> torch.Tensor:
+    def spy(self: Placement, shape: Any, dtype: Any) -> torch.Tensor:
         told.append([record.getMessage() for record in caplog.records])
         return empty(self, shape, dtype)
 
-    monkeypatch.setattr(Memory, "empty", spy)
+    monkeypatch.setattr(Placement, "empty", spy)
     with caplog.at_level(logging.INFO, logger="rlopt"):
         buffer = ReplayBuffer(1000, SCALAR, spaces.Discrete(2))
     assert told[0] == [buffer.describe()]

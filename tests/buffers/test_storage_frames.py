@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlopt.buffers import Batch, ReplayBuffer
-from rlopt.buffers.memory import Memory
+from rlopt.buffers.placement import Placement
 from rlopt.buffers.storage import Layout
-from rlopt.training.checkpoint import Checkpoints
+from rlopt.runs.checkpoint import Checkpoints
 from rlopt.types import RloptError
 
 K = 3
@@ -108,7 +108,7 @@ def play(buffers: list[ReplayBuffer], env: Stacker, row: list[str] | None) -> No
             next_obs,
             torch.tensor([event in ("terminate", "life") for event in row]),
             torch.tensor([event == "truncate" for event in row]),
-            reset=torch.tensor([b and event != "silent" for b, event in zip(begin, row, strict=True)]),
+            ended=torch.tensor([b and event != "silent" for b, event in zip(begin, row, strict=True)]),
             valid=None if valid.all() else valid,
         )
 
@@ -278,7 +278,7 @@ def test_single_frames_on_disk(tmp_path: Any) -> None:
 
 def test_memory_is_taken_as_it_is_filled() -> None:
     """A million transitions can be planned on a machine that has not the memory: pages are taken when first written."""
-    tensor = Memory("cpu").empty((50_000, 84 * 84), torch.uint8)
+    tensor = Placement("cpu").empty((50_000, 84 * 84), torch.uint8)
     before = resident()
     tensor[:10] = 1
     assert resident() - before < 20e6

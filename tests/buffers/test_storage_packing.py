@@ -86,10 +86,10 @@ def test_what_comes_out_is_what_went_in(observation: str, action_space: spaces.S
             "group": torch.tensor([2**24 - 1, i])[:n],
             "mask": torch.randint(256, (n, 3, 2), generator=g, dtype=torch.uint8),
         }
-        buffer.add(**row, reset=None if i else torch.tensor([True, False])[:n])
+        buffer.add(**row, ended=None if i else torch.tensor([True, False])[:n])
         rows.append(row)
     ended = [(i in (0, 1, 2), i != 0)[:n] for i in range(4)]
-    assert buffer.storage.held("reset", 4).view(4, n).tolist() == [[float(x) for x in row] for row in ended]
+    assert buffer.storage.held("ended", 4).view(4, n).tolist() == [[float(x) for x in row] for row in ended]
     for slot in range(4 * n):
         row, env = rows[slot // n], slot % n
         batch = buffer.batch(torch.tensor([slot]))

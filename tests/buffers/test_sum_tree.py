@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlopt.buffers.sum_tree import Masses, ScanMasses, SumTree, TreeMasses
+from rlopt.buffers.samplers.sum_tree import Masses, ScanMasses, SumTree, TreeMasses
 from rlopt.state import states_equal
 
 CPU = torch.device("cpu")

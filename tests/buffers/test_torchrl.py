@@ -16,8 +16,8 @@ pytest.importorskip("torchrl")
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ListStorage, ReplayBuffer, TensorDictReplayBuffer
 
-from rlopt.buffers import prioritized_reshuffled
-from rlopt.buffers.torchrl import PrioritizedReshuffledSampler, ReshuffledSampler
+from rlopt.buffers.interop.torchrl import PrioritizedReshuffledSampler, ReshuffledSampler
+from rlopt.buffers.samplers import prioritized_reshuffled
 from rlopt.types import RloptError
 
 CPU = torch.device("cpu")
@@ -228,7 +228,7 @@ def test_mistakes_about_priorities_are_told() -> None:
 
 
 def test_without_torchrl_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "rlopt.buffers.torchrl")
+    monkeypatch.delitem(sys.modules, "rlopt.buffers.interop.torchrl")
     monkeypatch.setitem(sys.modules, "torchrl.data.replay_buffers.samplers", None)
     with pytest.raises(RloptError, match="pip install"):
-        import rlopt.buffers.torchrl  # noqa: F401
+        import rlopt.buffers.interop.torchrl  # noqa: F401

@@ -17,7 +17,7 @@ from rlopt.buffers.storage import Storage
 from rlopt.cli import main
 from rlopt.cli.environment import WAIT_POLICY, prepare_environment
 from rlopt.cli.train import _ended
-from rlopt.training.config import train_config
+from rlopt.training.configuration import train_config
 from rlopt.training.trainer import Result
 from rlopt.types import RloptError
 
@@ -215,7 +215,7 @@ def test_a_full_disk_at_resume_is_one_line(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlopt.training.run_folder.replace_file", full)
+    monkeypatch.setattr("rlopt.runs.run_folder.replace_file", full)
     said = refused(["train", f"resume={trained}", "total_steps=70"], capsys)
     assert "config.yaml cannot be written: [Errno 28] No space left on device; free some space" in said
 
@@ -318,7 +318,7 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytes
 def test_what_is_compiled_is_told_while_it_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlopt.agents.sac_fused.compiles", lambda function: True)
+    monkeypatch.setattr("rlopt.fast.sac.compiles", lambda function: True)
     assert main(["train", *SHORT, "total_steps=31", "eval.episodes=1", f"run_dir={tmp_path / 'run'}"]) == 0
     said = capsys.readouterr()
     lines = [line for line in said.out.splitlines() if line.startswith("compiling the update")]

@@ -14,7 +14,7 @@ from rlopt.cli.compose import compose, resume_request, split
 from rlopt.cli.paths import config_dirs, group_files
 from rlopt.config import to_dict
 from rlopt.registry import agent_names, sampler_names
-from rlopt.training.config import TrainConfig, sampler_options, train_config
+from rlopt.training.configuration import TrainConfig, sampler_options, train_config
 from rlopt.training.setup import settle
 from rlopt.types import RloptError
 

@@ -199,11 +199,11 @@ def test_ales_own_vector_environment() -> None:
     for _ in range(45):
         step: Any = env.step(torch.tensor([1, 0]))
         assert step.valid.all()
-        assert torch.equal(step.reset, step.truncated | step.terminated)
-        for i in step.reset.nonzero().flatten().tolist():
+        assert torch.equal(step.ended, step.truncated | step.terminated)
+        for i in step.ended.nonzero().flatten().tolist():
             assert not torch.equal(step.obs[i], step.next_obs[i])
             assert torch.equal(step.next_obs[i, :3], last[i, 1:])  # the true last frames follow the ones before
-        assert torch.equal(step.obs[~step.reset], step.next_obs[~step.reset])
+        assert torch.equal(step.obs[~step.ended], step.next_obs[~step.ended])
         ends.append(step.truncated.tolist())
         last = step.obs
     assert [k for k, e in enumerate(ends) if e == [True, True]] == [19, 39]  # 80 frames are 20 steps

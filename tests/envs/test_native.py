@@ -53,7 +53,7 @@ def _compare(env_id: str, n: int, steps: int, kwargs: dict[str, Any]) -> dict[st
             assert step.next_obs[i].tolist() == obs.tolist()
             assert float(step.reward[i]) == float(reward)
             assert (bool(step.terminated[i]), bool(step.truncated[i])) == (terminated, truncated)
-            assert bool(step.reset[i]) == (terminated or truncated)
+            assert bool(step.ended[i]) == (terminated or truncated)
             assert bool(step.valid[i])
             ends["terminated"] += terminated
             ends["truncated"] += truncated

@@ -36,7 +36,7 @@ def _actions(space: Any, count: int, n: int) -> list[Tensor]:
 
 def _flat(step: Step) -> list[Tensor]:
     obs = [v for o in (step.obs, step.next_obs) for v in (o.values() if isinstance(o, dict) else (o,))]
-    return [*obs, step.reward, step.terminated, step.truncated, step.reset, step.valid]
+    return [*obs, step.reward, step.terminated, step.truncated, step.ended, step.valid]
 
 
 def _as_saved(tree: Any) -> Any:

@@ -39,7 +39,7 @@ def test_nested_observations_become_a_flat_dict_of_tensors(backend: str) -> None
     env.step(torch.tensor([-1, 1]))
     step = env.step(torch.tensor([-1, 1]))  # Discrete(3, start=-1)
     assert step.reward.tolist() == [2.0 - 1.0, 2.0 + 1.0]
-    assert step.reset.all()
+    assert step.ended.all()
     assert step.next_obs["image"].unique().tolist() == [2]
     assert step.obs["image"].unique().tolist() == [0]
     assert step.next_obs["parts/0"].tolist() == [7, 7]

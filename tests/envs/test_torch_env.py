@@ -365,7 +365,7 @@ def test_a_row_whose_simulation_fails_begins_anew_and_is_no_transition(autoreset
     assert step.valid.tolist() == [True, False, True]
     assert step.truncated.tolist() == [True, False, True]
     assert not step.terminated.any()
-    assert step.reset.tolist() == [autoreset] * 3
+    assert step.ended.tolist() == [autoreset] * 3
     assert step.reward.tolist() == [3.0, 0.0, 3.0]
     assert torch.equal(step.next_obs[[0, 2]], before[[0, 2]] + torch.tensor([1.0, 0.0]))
     assert torch.equal(step.next_obs[1], step.obs[1])

@@ -181,7 +181,7 @@ def test_whole_episodes_equal_gymnasiums_through_the_contract() -> None:
             theirs, reward, terminated, _, _ = r.step(int(action[i]))
             np.testing.assert_allclose(step.next_obs[i].numpy(), theirs, atol=1e-7)
             assert float(step.reward[i]) == reward
-            assert bool(step.terminated[i]) == bool(step.reset[i]) == terminated
+            assert bool(step.terminated[i]) == bool(step.ended[i]) == terminated
             if terminated:
                 ends += 1
                 r.reset()

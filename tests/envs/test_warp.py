@@ -54,7 +54,7 @@ def test_it_follows_gymnasium_through_falls_and_resets(mujoco_warp: Any) -> None
         step = env.step(action)
         assert step.valid.all()
         assert not step.truncated.any()
-        assert torch.equal(step.reset, step.terminated)
+        assert torch.equal(step.ended, step.terminated)
         for i, real in enumerate(reference):
             theirs, reward, terminated, _, _ = real.step(action[i].numpy())
             np.testing.assert_allclose(step.next_obs[i], theirs, rtol=1e-3, atol=1e-3)
@@ -79,7 +79,7 @@ def test_a_world_that_is_no_longer_finite_begins_anew_and_harms_no_other(mujoco_
     for k, action in enumerate(actions):
         step, other = env.step(action), twin.step(action)
         assert step.valid.tolist() == [True, k > 0, True]
-        assert step.reset.tolist() == [False, k == 0, False]
+        assert step.ended.tolist() == [False, k == 0, False]
         for a, b in zip(step[:-1], other[:-1], strict=True):
             assert torch.equal(a[[0, 2]], b[[0, 2]])
         assert step.obs.isfinite().all()

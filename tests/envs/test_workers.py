@@ -46,7 +46,7 @@ def test_a_lost_workers_slot_is_replaced_alone(make: Any, trouble: str, timeout:
     step = env.step(SECOND)
     assert env.restarts == 1
     assert step.valid.tolist() == [True, False, True]
-    assert step.reset.tolist() == [False, True, False]
+    assert step.ended.tolist() == [False, True, False]
     assert step.reward.tolist() == [2.0, 0.0, 2.0]
     assert step.obs.tolist() == step.next_obs.tolist() == [[2.0, 0.0], [0.0, 0.0], [2.0, 0.0]]
     assert not step.terminated.any()
@@ -110,7 +110,7 @@ def test_slots_draw_from_their_own_streams_as_in_the_sync_backend() -> None:
         a, b = (env.step(actions) for env in both)
         assert torch.equal(a.obs, b.obs)
         assert torch.equal(a.next_obs, b.next_obs)
-        assert torch.equal(a.reset, b.reset)
+        assert torch.equal(a.ended, b.ended)
         assert torch.equal(a.reward, b.reward)
     for env in both:
         env.close()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlopt import jit
-from rlopt.nn import compiled as c
+from rlopt.fast import products as c
 
 needs_products = pytest.mark.skipif(not c.products_available(), reason="this build of torch lacks the interface")
 

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from rlopt.nn.lanes import Lanes
+from rlopt.fast.lanes import Lanes
 
 
 def test_results_come_in_the_order_of_the_jobs() -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from rlopt.robust import L1, Nominal, RobustMDP, from_toy_text, policy_value, solve
-from rlopt.robust.domains import grid_world, machine_replacement, river_swim
 from rlopt.robust.estimate import (
     bayesian_radius,
     count_transitions,
@@ -17,8 +16,9 @@ from rlopt.robust.estimate import (
     nominal_kernel,
     weissman_radius,
 )
-from rlopt.robust.garnet import garnet, random_policy
-from rlopt.robust.inventory import inventory, poisson
+from rlopt.robust.problems.domains import grid_world, machine_replacement, river_swim
+from rlopt.robust.problems.garnet import garnet, random_policy
+from rlopt.robust.problems.inventory import inventory, poisson
 from rlopt.types import RloptError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlopt.robust import L1, Kernel, Nominal, RobustMDP, StateL1, compiled
+from rlopt.robust import L1, Kernel, Nominal, RobustMDP, StateL1, sweeps
 from rlopt.types import RloptError
 
 WEIGHTED = pytest.mark.parametrize("weighted", [False, True])
@@ -110,7 +110,7 @@ def test_compiled_sweeps_equal_the_tensor_ones(random_mdp, monkeypatch, kind, sh
     m, rand = random_mdp(make, **shape)
     value = 10.0 * rand(2, n)
     fast, silent = m.backup(value), m.backup(value, rows=False)
-    monkeypatch.setattr(compiled, "ENABLED", False)
+    monkeypatch.setattr(sweeps, "ENABLED", False)
     slow = m.backup(value)
     torch.testing.assert_close(fast.value, slow.value, rtol=0, atol=1e-12)
     torch.testing.assert_close(fast.policy, slow.policy, rtol=0, atol=1e-9)
@@ -136,9 +136,9 @@ def test_actions_that_cannot_be_the_best_are_left_out_and_nothing_else(kind, sta
     for cost in (rand(8, states, 6, states), (4.0 * rand(8, states, 6, states)).round()):
         m = RobustMDP(kernel, cost, 0.9, kind(radius if kind is L1 else radius[..., 0]), per_successor=True)
         value = (5.0 * rand(8, states)).round()
-        monkeypatch.setattr(compiled, "ENABLED", True)
+        monkeypatch.setattr(sweeps, "ENABLED", True)
         fast, nominal = m.backup(value, rows=False), m.replace(Nominal()).backup(value, rows=False)
-        monkeypatch.setattr(compiled, "ENABLED", False)
+        monkeypatch.setattr(sweeps, "ENABLED", False)
         slow, ordinary = m.backup(value), m.replace(Nominal()).backup(value)
         torch.testing.assert_close(fast.value, slow.value, rtol=0, atol=1e-12)
         torch.testing.assert_close(nominal.value, ordinary.value, rtol=0, atol=1e-12)
@@ -169,7 +169,7 @@ def test_budgets_that_end_between_masses_of_all_sizes(kind, states, spread, monk
     radius = 2.0 * sums.gather(-1, torch.randint(states - 1, (40, states, 2, 1), generator=g))[..., 0].clamp(max=1.0)
     m = RobustMDP(p, cost, 0.9, kind(radius if kind is L1 else radius[..., 0]), per_successor=True)
     silent, fast = m.backup(value, rows=False), m.backup(value)
-    monkeypatch.setattr(compiled, "ENABLED", False)
+    monkeypatch.setattr(sweeps, "ENABLED", False)
     slow = m.backup(value)
     torch.testing.assert_close(silent.value, slow.value, rtol=0, atol=1e-10)
     torch.testing.assert_close(fast.value, slow.value, rtol=0, atol=1e-10)
@@ -197,7 +197,7 @@ def test_dense_rows_that_share_the_order_of_v_agree_with_tensors(kind, gamma, ra
     m = RobustMDP(p / p.sum(-1, keepdim=True), cost, gamma, kind(radius))
     value = (10.0 * torch.rand(2, 30, dtype=torch.float64, generator=g)).round()
     fast = m.backup(value, rows=False)
-    monkeypatch.setattr(compiled, "ENABLED", False)
+    monkeypatch.setattr(sweeps, "ENABLED", False)
     slow = m.backup(value)
     torch.testing.assert_close(fast.value, slow.value, rtol=0, atol=1e-12)
     torch.testing.assert_close(fast.policy.sum(-1), torch.ones(2, 30, dtype=torch.float64))
@@ -212,7 +212,7 @@ def test_rows_stay_in_the_set_where_targets_all_but_tie(path, monkeypatch):
     def rand(*shape):
         return torch.rand(*shape, generator=g, dtype=torch.float64)
 
-    monkeypatch.setattr(compiled, "ENABLED", path == "compiled")
+    monkeypatch.setattr(sweeps, "ENABLED", path == "compiled")
     ulp = float(np.spacing(20.0))
     for trial in range(60):
         p = rand(8, 5, 3, 5) * (rand(8, 5, 3, 5) > 0.4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlopt.robust import L1, Kernel, LInf, RobustMDP, StateL1, TabularMDP, solve
-from rlopt.robust.inventory import inventory
+from rlopt.robust.problems.inventory import inventory
 from rlopt.types import RloptError
 
 

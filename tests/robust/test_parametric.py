@@ -10,8 +10,8 @@ import torch
 
 from rlopt.robust import ParametricSet, solve_parametric
 from rlopt.robust.bellman import best_response, objective, policy_value
-from rlopt.robust.paper_inventory import ones, paper_inventory
 from rlopt.robust.parametric import SMALLEST, Parameters
+from rlopt.robust.problems.paper_inventory import ones, paper_inventory
 from rlopt.types import RloptError
 
 

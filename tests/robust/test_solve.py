@@ -16,9 +16,9 @@ from rlopt.robust import (
     Nominal,
     RobustMDP,
     StateL1,
-    compiled,
     make_solver,
     solve,
+    sweeps,
 )
 from rlopt.robust.bellman import best_response, objective, policy_value, worst_case
 from rlopt.types import RloptError
@@ -208,7 +208,7 @@ def test_bounds_enclose_the_optimum_where_values_all_but_tie(method, path, monke
     not to the best one. State 0 leads to them with 0.7 and 0.3; its action 0 is free, the others cost 1. So with v1 the
     least of c and v2 its mean, the optimum is γ (0.69 v1 + 0.31 v2) for a budget of 0.02.
     """
-    monkeypatch.setattr(compiled, "ENABLED", path == "compiled")
+    monkeypatch.setattr(sweeps, "ENABLED", path == "compiled")
     instances, actions = 200, 7
     kernel = np.zeros((4, actions, 4))
     kernel[0, :, [1, 2]] = np.array([[0.7], [0.3]])

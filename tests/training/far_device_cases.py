@@ -17,12 +17,13 @@ from far_device import NAME, FarDevice, FarTensor
 from gymnasium import spaces
 
 from rlopt.buffers import ReplayBuffer
+from rlopt.loops import captured
+from rlopt.loops import replay as replay_loop
 from rlopt.policy import load_policy
 from rlopt.registry import agent_names, get_agent
-from rlopt.training import captured, replay_loop
-from rlopt.training.config import train_config
+from rlopt.training.configuration import train_config
 from rlopt.training.evaluate import evaluate_path
-from rlopt.training.parameters import evaluate_grid
+from rlopt.training.grid_evaluation import evaluate_grid
 from rlopt.training.setup import make_loop, resume, settle, train
 from rlopt.training.trainer import Callback
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlopt.runs.checkpoint import Checkpoints
 from rlopt.state import states_equal
-from rlopt.training.checkpoint import Checkpoints
 from rlopt.types import State
 
 WIDTH = 3

@@ -9,8 +9,8 @@ import pytest
 import torch
 from saved_runs import WIDTH, Ring, assert_holds, names, save, segments
 
-from rlopt.training import checkpoint
-from rlopt.training.checkpoint import Checkpoints, CorruptCheckpoint, estimate_bytes, free_bytes
+from rlopt.runs import checkpoint
+from rlopt.runs.checkpoint import Checkpoints, CorruptCheckpoint, estimate_bytes, free_bytes
 from rlopt.types import RloptError
 
 

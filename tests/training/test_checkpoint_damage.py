@@ -14,9 +14,9 @@ import pytest
 import torch
 from saved_runs import Ring, assert_holds, names, save, segments
 
+from rlopt.runs import manifest
+from rlopt.runs.checkpoint import Checkpoints, CorruptCheckpoint
 from rlopt.state import states_equal
-from rlopt.training import manifest
-from rlopt.training.checkpoint import Checkpoints, CorruptCheckpoint
 from rlopt.types import RloptError
 
 

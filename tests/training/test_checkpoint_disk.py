@@ -16,7 +16,7 @@ import torch
 from saved_runs import Ring, assert_holds, names, save, segments
 
 from rlopt import files
-from rlopt.training.checkpoint import CheckpointFailed, Checkpoints
+from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints
 
 
 class FailingDisk:
@@ -141,7 +141,7 @@ import os, pathlib, random, signal, sys, time
 import torch
 sys.path.insert(0, sys.argv[2])
 from saved_runs import Ring, run_state
-from rlopt.training.checkpoint import Checkpoints
+from rlopt.runs.checkpoint import Checkpoints
 
 def train():
     checkpoints, ring, step = Checkpoints(pathlib.Path(sys.argv[1])), Ring(50), 0

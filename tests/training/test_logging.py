@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from rlopt.analysis.tables import read_csv
-from rlopt.training import csv_table, display
-from rlopt.training.logging import Display, Logger
-from rlopt.training.run_folder import RunFolder
+from rlopt.runs import csv_table, display
+from rlopt.runs.logging import Display, Logger
+from rlopt.runs.run_folder import RunFolder
 from rlopt.types import Episode
 
 
@@ -318,7 +318,7 @@ def test_no_stream_a_closed_one_and_a_failing_one(clock: Clock, monkeypatch: pyt
 def test_a_closed_pipe_does_not_stop_a_run(tmp_path: Path) -> None:
     """``python train.py | head -1``: the reader goes away, the run ends well."""
     code = """
-from rlopt.training import display
+from rlopt.runs import display
 display.PLAIN_SECONDS = 0.0
 shown = display.Display(100000)
 for step in range(100000):

@@ -12,9 +12,9 @@ import pytest
 import screen_env  # noqa: F401 (registers its environment, under one module name here and in processes of their own)
 
 from rlopt.registry import AGENTS, get_agent
+from rlopt.runs.checkpoint import Checkpoints
 from rlopt.state import states_equal
-from rlopt.training.checkpoint import Checkpoints
-from rlopt.training.config import train_config
+from rlopt.training.configuration import train_config
 from rlopt.training.setup import make_loop, train
 
 TIMES = {"steps_per_second", "env_seconds", "learn_seconds"}

@@ -8,10 +8,10 @@ import torch
 import yaml
 from test_resume import config, run_to_end
 
-from rlopt.training.config import complete_agent
-from rlopt.training.manifest import read_manifest
-from rlopt.training.replay_loop import _moved
-from rlopt.training.run_folder import RunFolder
+from rlopt.loops.replay import _moved
+from rlopt.runs.manifest import read_manifest
+from rlopt.runs.run_folder import RunFolder
+from rlopt.training.configuration import complete_agent
 from rlopt.training.setup import resume, train
 from rlopt.types import RloptError
 
@@ -101,7 +101,7 @@ def test_an_option_that_an_older_file_lacks_is_no_change(run):
 
 
 def test_a_checkpoint_without_a_configuration_is_taken_as_it_is(run, monkeypatch):
-    from rlopt.training import checkpoint
+    from rlopt.runs import checkpoint
 
     monkeypatch.setattr(
         checkpoint, "read_manifest", lambda folder: read_manifest(folder).__class__(

@@ -17,14 +17,15 @@ from rlopt.agents.sac import SACConfig
 from rlopt.analysis.parameter_grid import draw_parameter_grid
 from rlopt.buffers import ReplayBuffer
 from rlopt.envs.torch_env import TorchEnv
+from rlopt.loops.parameter_box import ParameterBox, Simulator
+from rlopt.loops.replay import ReplayLoop
+from rlopt.loops.robust import RobustLoop
 from rlopt.nn import NetworkConfig
 from rlopt.policy import Policy
+from rlopt.runs.checkpoint import Checkpoints
 from rlopt.state import states_equal
-from rlopt.training.checkpoint import Checkpoints
-from rlopt.training.config import train_config
-from rlopt.training.parameters import GridCallback, ParameterBox, Simulator, evaluate_grid
-from rlopt.training.replay_loop import ReplayLoop
-from rlopt.training.robust_loop import RobustLoop
+from rlopt.training.configuration import train_config
+from rlopt.training.grid_evaluation import GridCallback, evaluate_grid
 from rlopt.training.setup import make_loop, resume, train
 from rlopt.training.trainer import Callback
 from rlopt.types import RloptError
@@ -150,7 +151,7 @@ class Watched(Hill):
     def step(self, action):
         heights = self.parameters["height"].clone()
         step = super().step(action)
-        self.seen.append((heights, step.reset.clone()))
+        self.seen.append((heights, step.ended.clone()))
         return step
 
 

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from rlopt.analysis.tables import read_csv
-from rlopt.training import csv_table, run_folder
-from rlopt.training.csv_table import CsvTable
-from rlopt.training.run_folder import Lock, RunFolder, default_run_dir, versions
+from rlopt.runs import csv_table, run_folder
+from rlopt.runs.csv_table import CsvTable
+from rlopt.runs.run_folder import Lock, RunFolder, default_run_dir, versions
 from rlopt.types import RloptError
 
 CONFIG = {
@@ -120,7 +120,7 @@ def test_default_run_dir_is_under_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 HOLD = """
 import os, sys
-from rlopt.training.run_folder import RunFolder
+from rlopt.runs.run_folder import RunFolder
 run = RunFolder.open(sys.argv[1])
 worker = os.fork()
 if worker == 0:

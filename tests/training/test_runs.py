@@ -14,8 +14,8 @@ import torch
 import rlopt
 from rlopt.cli import main
 from rlopt.policy import load_policy
-from rlopt.training.config import train_config
-from rlopt.training.display import Display
+from rlopt.runs.display import Display
+from rlopt.training.configuration import train_config
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.setup import make_loop, settle, train
 from rlopt.types import RloptError

@@ -11,14 +11,14 @@ import torch
 from rlopt.agents.value_iteration import ValueIteration, ValueIterationConfig
 from rlopt.config import build
 from rlopt.envs import make_env
+from rlopt.loops.evaluation import Evaluator
+from rlopt.loops.solver import SolverLoop
 from rlopt.policy import load_policy, save_policy
 from rlopt.robust import TabularMDP, from_toy_text, policy_value
+from rlopt.runs.display import Display
 from rlopt.state import load_state, save_state, states_equal
-from rlopt.training.config import train_config
-from rlopt.training.display import Display
-from rlopt.training.evaluate import Evaluator
+from rlopt.training.configuration import train_config
 from rlopt.training.setup import make_loop, train
-from rlopt.training.solver_loop import SolverLoop
 from rlopt.types import RloptError
 
 TWO_STATES = ([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.0, 1.0]]], [[1.0, 4.0], [0.0, 0.0]], [1.0, 0.0])

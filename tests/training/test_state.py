@@ -170,7 +170,7 @@ class Custom:
 @pytest.mark.parametrize(
     "value",
     [Custom(), {1, 2}, b"bytes", 1j, np.float64(1.0), np.zeros(2), torch.float32, lambda: None, Custom],
-    ids=repr,
+    ids=["object", "set", "bytes", "complex", "numpy-number", "numpy-array", "dtype", "function", "class"],
 )
 def test_anything_else_is_refused_by_its_path(tmp_path: Path, value: Any) -> None:
     with pytest.raises(TypeError, match=r"agent/optimiser/1/x"):

@@ -12,7 +12,7 @@ pytest.importorskip("mujoco")
 
 import gymnasium
 
-from rlopt.training.config import train_config
+from rlopt.training.configuration import train_config
 from rlopt.training.setup import train
 
 
@@ -38,7 +38,7 @@ def test_gymnasium_makes_every_stored_transition_again(num_envs: int, tmp_path: 
         trainer.folder.close()
     assert len(buffer) == 600
     obs, next_obs, action = (x.numpy() for x in (held.obs, held.next_obs, held.action))
-    reset = buffer.block.view(-1, buffer.layout.width)[:600, buffer.slices["reset"].start] != 0
+    reset = buffer.block.view(-1, buffer.layout.width)[:600, buffer.slices["ended"].start] != 0
     goes_on = np.flatnonzero(~reset.numpy()[:-num_envs])
     assert (obs[goes_on + num_envs] == next_obs[goes_on]).all()
     assert held.terminated.sum() > 5 and np.array_equal(held.terminated.bool(), reset)

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from rlopt.loops.base import Loop
+from rlopt.loops.episodes import EpisodeCounter
+from rlopt.runs import checkpoint as checkpoint_module
+from rlopt.runs import csv_table
+from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints
+from rlopt.runs.run_folder import RunFolder
 from rlopt.state import states_equal
-from rlopt.training import checkpoint as checkpoint_module
-from rlopt.training import csv_table
 from rlopt.training import trainer as trainer_module
-from rlopt.training.checkpoint import CheckpointFailed, Checkpoints
-from rlopt.training.config import train_config
-from rlopt.training.episodes import EpisodeCounter
+from rlopt.training.configuration import train_config
 from rlopt.training.evaluate import evaluate_path
-from rlopt.training.loop import Loop
-from rlopt.training.run_folder import RunFolder
 from rlopt.training.setup import make_loop, resume, train
 from rlopt.training.trainer import Callback, Trainer
 from rlopt.types import Episode, RloptError, Step

@@ -1,0 +1,87 @@
+"""One sampler for each of several runs that share a ring of transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlopt.buffers.samplers.base import Sampler, Validity
+from rlopt.types import State
+
+
+class RunSamplers:
+    """R samplers over a ring whose rows hold R·N environments, run by run; run r draws from its own N alone.
+
+    A minibatch of R·B slots has run r's in its r-th part. To its run each sampler is what it would be alone: it counts
+    that run's slots from 0 and has the stream of the run's seed, ``seed + r``.
+
+    Args:
+        samplers: one of each run, all of one kind.
+        num_envs: R·N.
+    """
+
+    excludes_invalid = True
+
+    def __init__(self, samplers: Sequence[Sampler], num_envs: int) -> None:
+        if num_envs % len(samplers):
+            raise ValueError(f"{num_envs} environments cannot be shared by {len(samplers)} runs")
+        self.samplers, self.width, self.each = list(samplers), num_envs, num_envs // len(samplers)
+        self.name = samplers[0].name
+
+    def bind(self, slots: int, device: torch.device, seed: int) -> None:
+        runs = len(self.samplers)
+        for r, sampler in enumerate(self.samplers):
+            sampler.bind(slots // runs, device, seed + r)
+        self.validity = [Validity(slots // runs, device) for _ in range(runs)]
+        self._first = self.each * torch.arange(runs, device=device)[:, None]
+
+    def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
+        runs = len(self.samplers)
+        by_run = None if valid is None else valid.view(-1, runs, self.each).transpose(0, 1).reshape(runs, -1)
+        for r, sampler in enumerate(self.samplers):
+            mine = None if by_run is None or bool(by_run[r].all()) else by_run[r]
+            sampler.wrote(first // runs, count // runs, mine)
+            if not sampler.excludes_invalid:
+                self.validity[r].wrote(first // runs, count // runs, mine)
+
+    def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
+        runs = len(self.samplers)
+        drawn = [self._draw(r, batch_size // runs, size // runs) for r in range(runs)]
+        local = torch.stack([index for index, _ in drawn])
+        if self.each == 1:
+            slots = torch.add(self._first, local, alpha=self.width)
+        else:
+            slots = (local // self.each) * self.width + local % self.each + self._first
+        weights = [weight for _, weight in drawn if weight is not None]
+        return slots.flatten(), torch.cat(weights) if weights else None
+
+    def _draw(self, r: int, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
+        index, weight = self.samplers[r].sample(batch_size, size)
+        mask = self.validity[r].mask
+        while mask is not None and self.validity[r].count(size) and (missing := int((~mask[index]).sum())):
+            keep, (again, again_weight) = mask[index], self.samplers[r].sample(missing, size)
+            index = torch.cat((index[keep], again))
+            if weight is not None and again_weight is not None:
+                weight = torch.cat((weight[keep], again_weight))
+        return index, weight
+
+    def update_priority(self, index: Tensor, priority: Tensor) -> None:
+        runs = len(self.samplers)
+        slots = index.view(runs, -1)
+        local = (slots // self.width) * self.each + slots % self.width - self._first
+        for sampler, numbers, values in zip(self.samplers, local, priority.view(runs, -1), strict=True):
+            sampler.update_priority(numbers, values)
+
+    def state_dict(self) -> State:
+        return {
+            "samplers": [sampler.state_dict() for sampler in self.samplers],
+            "validity": [validity.state_dict() for validity in self.validity],
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        for sampler, saved in zip(self.samplers, state["samplers"], strict=True):
+            sampler.load_state_dict(saved)
+        for validity, saved in zip(self.validity, state["validity"], strict=True):
+            validity.load_state_dict(saved)

@@ -1,0 +1,141 @@
+"""What stands between the matrix products of a small ReLU network, compiled: one pass over each activation.
+
+Arrays of ``uint16`` hold bfloat16 bit patterns; sums are always float32. NaN passes through every kernel (a plain
+``max(v, 0)`` would hide it from the guards).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rlopt.fast.products import Array, compiled, overload
+from rlopt.jit import numba
+
+
+def wide(x: Any) -> Any:
+    """float32 of a float32 or of bfloat16 bits."""
+    raise NotImplementedError
+
+
+@overload(wide)  # type: ignore[untyped-decorator]
+def _wide(x: Any) -> Any:
+    def shift(x: Any) -> Any:
+        return np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+
+    def same(x: Any) -> Any:
+        return x
+
+    return shift if x == numba.types.uint16 else same
+
+
+def put(a: Any, i: Any, j: Any, v: Any) -> None:
+    """a[i, j] = v, rounded to nearest even where ``a`` holds bfloat16 bits."""
+    raise NotImplementedError
+
+
+@overload(put)  # type: ignore[untyped-decorator]
+def _put(a: Any, i: Any, j: Any, v: Any) -> Any:
+    def rounded(a: Any, i: Any, j: Any, v: Any) -> None:
+        u = np.float32(v).view(np.uint32)
+        odd = np.uint32(np.uint32(u >> np.uint32(16)) & np.uint32(1))
+        bits = np.uint32(np.uint32(u + np.uint32(np.uint32(0x7FFF) + odd)) >> np.uint32(16))
+        # Rounding would carry a NaN of full mantissa over to zero.
+        a[i, j] = np.uint16(0x7FC0) if np.isnan(v) else np.uint16(bits)
+
+    def plain(a: Any, i: Any, j: Any, v: Any) -> None:
+        a[i, j] = v
+
+    return rounded if a.dtype == numba.types.uint16 else plain
+
+
+# Loops are vectorised for arrays that do not overlap, so working in place is a kernel of its own.
+
+
+@compiled
+def bias_relu_(z: Array, bias: Array) -> None:
+    """z = relu(z + bias), (B, W)."""
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            v = np.float32(wide(z[i, j]) + bias[j])
+            w = np.float32(0) if v <= np.float32(0) else v
+            put(z, i, j, w)
+
+
+@compiled
+def bias_relu(z: Array, bias: Array, a: Array) -> None:
+    """a = relu(z + bias), (B, W)."""
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            v = np.float32(wide(z[i, j]) + bias[j])
+            w = np.float32(0) if v <= np.float32(0) else v
+            put(a, i, j, w)
+
+
+@compiled
+def relu_backward_(y: Array, a: Array, bias_grad: Array) -> None:
+    """y where the activation ``a`` is not zero, else 0, (B, W), and its sum over the rows (W,)."""
+    bias_grad[:] = np.float32(0)
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            v = np.float32(0) if wide(a[i, j]) <= np.float32(0) else wide(y[i, j])
+            put(y, i, j, v)
+            bias_grad[j] += v
+
+
+@compiled
+def relu_backward(y: Array, a: Array, delta: Array, bias_grad: Array) -> None:
+    """As ``relu_backward_``, into ``delta``."""
+    bias_grad[:] = np.float32(0)
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            v = np.float32(0) if wide(a[i, j]) <= np.float32(0) else wide(y[i, j])
+            put(delta, i, j, v)
+            bias_grad[j] += v
+
+
+@compiled
+def value_forward(a: Array, weight: Array, bias: Array, q: Array) -> None:
+    """q = a weight + bias: a layer of one output, (B, W) to (B,)."""
+    for i in range(a.shape[0]):
+        total = np.float32(0)
+        for j in range(a.shape[1]):
+            total += a[i, j] * weight[j]
+        q[i] = total + bias[0]
+
+
+@compiled
+def value_backward(
+    dq: Array, weight: Array, a: Array, delta: Array, weight_grad: Array, bias_grad: Array, below: Array
+) -> None:
+    """From dL/dq (B,): the gradients of ``value_forward``'s parameters, delta (B, W) before the ReLU that made ``a``,
+    and its sum over the rows, which is the gradient ``below`` (W,) of that layer's bias."""
+    weight_grad[:] = np.float32(0)
+    below[:] = np.float32(0)
+    total = np.float32(0)
+    for i in range(a.shape[0]):
+        total += dq[i]
+        for j in range(a.shape[1]):
+            weight_grad[j] += dq[i] * a[i, j]
+            v = np.float32(dq[i] * weight[j])
+            w = np.float32(0) if a[i, j] <= np.float32(0) else v
+            put(delta, i, j, w)
+            below[j] += w
+    bias_grad[0] = total
+
+
+@compiled
+def narrow(x: Array, low: Array) -> None:
+    """low = x (B, W) in bfloat16."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            put(low, i, j, x[i, j])
+
+
+@compiled
+def widen(low: Array, x: Array) -> None:
+    """x = low (B, W) in float32."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            x[i, j] = wide(low[i, j])

@@ -1,0 +1,140 @@
+"""What the trainer drives. A new kind of agent gets a loop, never a special case in the trainer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlopt.agents.base import Agent
+from rlopt.envs import Normalizer, VectorEnv
+from rlopt.loops.evaluation import Evaluator
+from rlopt.policy import Policy
+from rlopt.state import RowLog
+from rlopt.types import Episode, Obs, State
+
+
+class Progress(NamedTuple):
+    """What one ``advance`` did."""
+
+    episodes: list[Episode]
+    """Training episodes that ended (a solver has none)."""
+    metrics: dict[str, tuple[Tensor, int]]
+    """Sums of 0-d tensors and how many each sums; empty where nothing was learnt."""
+    updates: int
+    """Updates applied."""
+    env_seconds: float
+    """Wall-clock time spent in environments, acting and storing."""
+    learn_seconds: float
+    """Wall-clock time spent drawing batches and updating."""
+
+
+class Loop(ABC):
+    """One way of turning computation into a policy. A kind of loop adds ``advance`` and its state to what stands
+    here."""
+
+    unit: ClassVar[str] = "environment steps"
+    """What ``step`` counts: ``environment steps`` or ``iterations``."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        total_steps: int,
+        env: VectorEnv | None = None,
+        evaluator: Evaluator | None = None,
+        normalizer: Normalizer | None = None,
+    ) -> None:
+        self.agent, self.env, self.evaluator, self.normalizer = agent, env, evaluator, normalizer
+        self.runs = agent.runs
+        """Runs trained side by side; steps and updates are counted for one of them."""
+        self.total_steps = total_steps
+        """Reached exactly; ``advance`` never goes past it."""
+        self.step = 0
+        self._bad: str | None = None
+
+    @abstractmethod
+    def advance(self) -> Progress:
+        """Do the smallest indivisible piece of work: a vector step and its updates, a group rollout, an iteration."""
+
+    @abstractmethod
+    def state_dict(self) -> State:
+        """Everything a bit-exact continuation needs, row logs excepted."""
+
+    @abstractmethod
+    def load_state_dict(self, state: State) -> None:
+        """Continue from what ``state_dict`` gave."""
+
+    def evaluate(self, episodes: int) -> list[Episode]:
+        """Run evaluation episodes with the deterministic policy of every run; touches nothing that training uses."""
+        return [] if self.evaluator is None else self.evaluator.evaluate_runs(self.policies(), episodes)
+
+    def policies(self) -> list[Policy]:
+        """What one deploys of every run, with its observation statistics."""
+        policies = self.agent.policies
+        if self.normalizer is None:
+            return policies
+        return [Policy(policy.spec, policy.actor, self.normalizer) for policy in policies]
+
+    def policy(self) -> Policy:
+        """The first run's."""
+        return self.policies()[0]
+
+    def counters(self) -> dict[str, float]:
+        """Further numbers for each row of ``metrics.csv``, such as replaced workers."""
+        restarts = getattr(self.env, "restarts", None)
+        return {} if restarts is None else {"worker_restarts": float(restarts)}
+
+    def first_bad(self) -> str | None:
+        """``observation`` or ``reward`` where the environment gave a non-finite one, else what the agent's guard met
+        first."""
+        return self._bad or self.agent.guard.first_bad()
+
+    def bad_now(self) -> bool:
+        """Whether the environment has given something non-finite; costs no waiting for the device."""
+        return self._bad is not None
+
+    def clear_bad(self) -> None:
+        """Forget what ``first_bad`` reported, once it has been told."""
+        self._bad = None
+        self.agent.guard.clear()
+
+    def findings(self) -> dict[str, Tensor]:
+        """What a complete run leaves beside its policy, by name; nothing unless the agent solves a model."""
+        return {}
+
+    def agent_state(self) -> State:
+        """The agent alone (what the best checkpoint holds)."""
+        return self.agent.state_dict()
+
+    def row_logs(self) -> dict[str, RowLog]:
+        """Append-only data, by name."""
+        return {}
+
+    def after_logs(self) -> None:  # noqa: B027
+        """Called after ``load_state_dict`` once the row logs hold their rows again."""
+
+    def close(self) -> None:
+        """Release the environments. Safe to call twice."""
+        if self.env is not None:
+            self.env.close()
+        if self.evaluator is not None:
+            self.evaluator.close()
+
+
+def normalizer_state(normalizer: Normalizer | None) -> State | None:
+    """The statistics' state, None where nothing is normalised."""
+    return None if normalizer is None else normalizer.state_dict()
+
+
+def finite_rows(obs: Obs) -> Tensor:
+    """(N,) true where every floating leaf of an observation (N, …) is finite."""
+    leaves = list(obs.values()) if isinstance(obs, dict) else [obs]
+    finite = torch.ones(leaves[0].shape[0], dtype=torch.bool, device=leaves[0].device)
+    for leaf in leaves:
+        if leaf.is_floating_point():
+            # A sum is finite only if every element is, and it is one pass where ``isfinite().all()`` is two. In float64
+            # none of finite float32 numbers overflows.
+            finite = finite & leaf.reshape(len(leaf), -1).sum(1, dtype=torch.float64).isfinite()
+    return finite

@@ -1,0 +1,188 @@
+"""Evaluation: how good a policy is, on environments and random streams that training never touches.
+
+Episode i has a seed of its own and a slot of its own; a slot whose episode has ended idles until the others have.
+Nothing is cut off or counted twice, so neither short nor long episodes are preferred, and the same policy, seed and
+number of episodes give the same returns, bit for bit on the same machine, whenever they are asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from rlopt.envs import VectorEnv
+from rlopt.policy import Policy
+from rlopt.random import derive_seed, torch_generator
+from rlopt.types import EnvSpec, Episode, Obs, RloptError, State, map_obs, obs_leaves, on_host
+
+log = logging.getLogger(__name__)
+
+MAX_SLOTS = 64
+"""Episodes of one policy that an ``Evaluator`` runs side by side; more run in waves."""
+MAX_LOST = 10
+"""Times that one slot may lose its worker before the evaluation is given up."""
+MAX_LENGTH = 100_000
+"""Steps after which an episode is cut off where the environment declares no limit: a policy may never reach the end."""
+
+
+def run_episodes(policy: Policy, env: VectorEnv, episodes: int, seed: int, deterministic: bool = True) -> list[Episode]:
+    """Run ``episodes`` whole episodes of ``policy`` and return them in the order of their seeds.
+
+    Episode i starts from ``derive_seed(seed, "evaluation", i)`` in slot i modulo ``env.num_envs``; where there are more
+    episodes than slots they run in waves. The policy always sees all rows, so that the shape of its batch, and with it
+    the rounding, never depends on which episodes are still alive. Random actions draw from a stream of this call's own.
+
+    Args:
+        env: built with ``autoreset=False``; it is reset first, whatever it did before.
+
+    Raises:
+        RloptError: a slot keeps losing its worker process.
+    """
+    generator = None if deterministic else torch_generator(seed, "evaluation", "noise", device=policy.device)
+    return _waves([policy], env, episodes, [seed], generator)
+
+
+def _waves(
+    policies: Sequence[Policy],
+    env: VectorEnv,
+    episodes: int,
+    seeds: Sequence[int],
+    generator: torch.Generator | None = None,
+) -> list[Episode]:
+    """``episodes`` of every policy, each with its own seed and its own part of the slots; a policy's number is its
+    episodes' ``run``, and they come policy by policy."""
+    if env.autoreset:
+        raise ValueError("evaluation needs an environment built with autoreset=False")
+    each = env.num_envs // len(policies)
+    waves = [range(first, min(first + each, episodes)) for first in range(0, episodes, each)]
+    done = [e for wave in waves for e in _wave(policies, env, wave, seeds, generator)]
+    return sorted(done, key=lambda e: e.run)
+
+
+def _wave(
+    policies: Sequence[Policy], env: VectorEnv, wave: range, seeds: Sequence[int], generator: torch.Generator | None
+) -> list[Episode]:
+    """The episodes with these numbers of each policy, one in each of its slots from the first on; deterministic
+    without a generator."""
+    n, each = env.num_envs, env.num_envs // len(policies)
+    parts = [slice(r * each, (r + 1) * each) for r in range(len(policies))]
+    slots = torch.arange(n) % each
+    row_seeds = [derive_seed(seed, "evaluation", wave.start + slot) for seed in seeds for slot in range(each)]
+    alive = slots < len(wave)
+    # Slots beyond the last episode are left as the wave before ended them, so that nothing steps them.
+    obs = env.reset(seeds=row_seeds, mask=alive.to(env.device) if wave.start else None)
+    returns = torch.zeros(n, dtype=torch.float64)
+    lengths, lost = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
+    carry: list[Any] = [None] * len(policies)
+    while bool(alive.any()):
+        actions = []
+        for r, (policy, part) in enumerate(zip(policies, parts, strict=True)):
+            act = policy.act(_rows(obs, part), carry[r], deterministic=generator is None, generator=generator)
+            carry[r] = act.carry
+            actions.append(act.action)
+        step = env.step(torch.cat(actions).to(env.device))
+        obs = step.obs
+        valid, reward, ended = on_host(step.valid, step.reward, step.terminated | step.truncated)
+        returns += torch.where(valid & alive, reward.double(), 0.0)
+        lengths += valid & alive
+        gone = alive & ~valid  # a worker was replaced in the middle of an episode, which begins anew
+        if bool(gone.any()):
+            returns[gone], lengths[gone] = 0.0, 0
+            lost += gone
+            if int(lost.max()) > MAX_LOST:
+                raise RloptError(
+                    f"{env.spec.id}: an evaluation environment died {MAX_LOST} times; raise env.timeout or mend it"
+                )
+        alive &= ~(valid & ended)
+        if env.spec.episode_limit is None and bool((alive & (lengths >= MAX_LENGTH)).any()):
+            log.warning("%s: an evaluation episode was cut off after %d steps", env.spec.id, MAX_LENGTH)
+            alive &= lengths < MAX_LENGTH
+    return [Episode(float(returns[i]), int(lengths[i]), i // each) for i in range(n) if int(slots[i]) < len(wave)]
+
+
+def _rows(obs: Obs, part: slice) -> Obs:
+    return map_obs(lambda x: x[part], obs)
+
+
+class Evaluator:
+    """Evaluates policies on environments of its own, which it builds when first asked and keeps for the next time.
+
+    Environments that can be saved are put back to where they began, so that whatever survives their resets (a counter,
+    a wrapper's statistics) never makes one evaluation depend on those before it, nor on a resume between them.
+
+    Args:
+        make: builds ``n`` environments with ``autoreset=False``.
+        seed: the run's; every evaluation runs the same episodes.
+        together: whether ``evaluate_runs`` has one vector of environments for all runs, instead of one run after the
+            other.
+    """
+
+    def __init__(self, make: Callable[[int], VectorEnv], seed: int, together: bool = False) -> None:
+        self._make, self._seed, self._together = make, seed, together
+        self._env: VectorEnv | None = None
+        self._beginning: State | None = None
+
+    def evaluate(self, policy: Policy, episodes: int, deterministic: bool = True, run: int = 0) -> list[Episode]:
+        """``run_episodes`` with one slot per episode, up to ``MAX_SLOTS``, and the seed of the run-th run."""
+        return run_episodes(policy, self._begun(episodes), episodes, self._seed + run, deterministic)
+
+    def evaluate_runs(self, policies: Sequence[Policy], episodes: int) -> list[Episode]:
+        """``evaluate`` for the policy of every run; the episodes carry its number.
+
+        All at once each policy still sees its own rows alone, in a batch of the same shape.
+        """
+        if self._together:
+            seeds = [self._seed + r for r in range(len(policies))]
+            return _waves(policies, self._begun(episodes, len(policies)), episodes, seeds)
+        every = (self.evaluate(policy, episodes, run=r) for r, policy in enumerate(policies))
+        return [e._replace(run=r) for r, found in enumerate(every) for e in found]
+
+    def _begun(self, episodes: int, runs: int = 1) -> VectorEnv:
+        env = self.prepare(episodes, runs)
+        if self._beginning is not None:
+            env.load_state_dict(self._beginning)
+        return env
+
+    def prepare(self, episodes: int, runs: int = 1) -> VectorEnv:
+        """The environments for an evaluation of ``episodes`` episodes of as many runs at once, built if need be."""
+        slots = min(episodes, MAX_SLOTS) * runs
+        if self._env is None or self._env.num_envs != slots:
+            self.close()
+            self._env = self._make(slots)
+            self._env.reset()
+            self._beginning = self._env.state_dict()
+        return self._env
+
+    def close(self) -> None:
+        """Close the environments. Safe to call twice, and a later ``evaluate`` builds new ones."""
+        if self._env is not None:
+            env, self._env, self._beginning = self._env, None, None
+            env.close()
+
+
+def check_spaces(policy: EnvSpec, env: EnvSpec) -> None:
+    """Refuse an environment whose observations the policy cannot read, or where its actions mean something else.
+
+    Bounds of observations may differ; those of actions may not.
+
+    Raises:
+        RloptError: one line that names both spaces.
+    """
+    leaves = [
+        {
+            key: (type(s), s.shape, s.dtype, getattr(s, "n", None))
+            for key, s in obs_leaves(spec.observation_space).items()
+        }
+        for spec in (policy, env)
+    ]
+    if leaves[0] != leaves[1]:
+        what, ours, theirs = "sees", policy.observation_space, env.observation_space
+    elif policy.action_space != env.action_space:
+        what, ours, theirs = "acts in", policy.action_space, env.action_space
+    else:
+        return
+    words = [" ".join(str(space).split()) for space in (ours, theirs)]
+    raise RloptError(f"this policy {what} {words[0]}, but {env.id} has {words[1]}; choose one with the same spaces")

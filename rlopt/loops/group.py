@@ -1,0 +1,162 @@
+"""On-policy learning from groups: run whole episodes side by side, update once, throw them away."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlopt.agents.base import Agent
+from rlopt.agents.group import GroupAgentConfig, Rollout
+from rlopt.envs import Normalizer, VectorEnv
+from rlopt.loops.base import Loop, Progress, finite_rows, normalizer_state
+from rlopt.loops.evaluation import Evaluator
+from rlopt.loops.metrics import Sums, add_metrics
+from rlopt.random import derive_seed
+from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, on_host
+
+
+class GroupLoop(Loop):
+    """Drives an agent that learns from groups of episodes with one first state each.
+
+    One ``advance`` is one rollout of ``groups`` x ``group_size`` episodes and the update from it. Every episode of
+    group g in iteration i is reset with the seed ``derive_seed(seed, "group", i, g)``, so the members share the first
+    state and, since the environment draws from that seed on, its noise too. As every row of a rollout begins with a
+    seeded reset, an exact resume needs nothing of the environment: the iteration number is enough.
+
+    Steps are real transitions. The rollout in which ``total_steps`` is reached stops there; it counts, but nothing is
+    learnt from it, because the episodes that had ended by then are the short ones.
+
+    Args:
+        env: ``groups`` x ``group_size`` rows with ``autoreset=False``.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        env: VectorEnv,
+        total_steps: int,
+        evaluator: Evaluator | None = None,
+        normalizer: Normalizer | None = None,
+        seed: int = 0,
+    ) -> None:
+        assert isinstance(agent.config, GroupAgentConfig)
+        self.config: GroupAgentConfig = agent.config
+        rows = self.config.groups * self.config.group_size
+        if env.autoreset or env.num_envs != rows:
+            raise RloptError(f"this GroupLoop needs an environment of {rows} rows with autoreset=False")
+        super().__init__(agent, total_steps, env, evaluator, normalizer)
+        self.env: VectorEnv = env
+        self.seed = seed
+        self.iteration = 0
+        self.group = torch.arange(self.config.groups, device=env.device).repeat_interleave(self.config.group_size)
+
+    def advance(self) -> Progress:
+        begin = perf_counter()
+        rollout, episodes = self._collect()
+        middle = perf_counter()
+        metrics: Sums = {}
+        before = self.agent.clock.updates
+        if rollout is not None:
+            add_metrics(metrics, self.agent.update(rollout).metrics)
+        updates = self.agent.clock.updates - before
+        return Progress(episodes, metrics, updates, middle - begin, perf_counter() - middle)
+
+    @torch.no_grad()
+    def _collect(self) -> tuple[Rollout | None, list[Episode]]:
+        """One rollout (None where there is nothing to learn from), and its finished episodes in the order of rows."""
+        n, device = self.env.num_envs, self.env.device
+        obs, alive = self._reset()
+        complete = torch.zeros(n, dtype=torch.bool, device=device)
+        returns, lengths = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.int64)
+        steps: list[dict[str, Tensor]] = []
+        seen: list[Obs] = []
+        carry: Any = None
+        going = alive.cpu()
+        while self.step < self.total_steps and bool(going.any()):
+            seen.append(obs if self.normalizer is None else self.normalizer.normalize_obs(obs))
+            act = self.agent.act(seen[-1], carry)
+            carry = act.carry
+            step = self.env.step(act.action)
+            intact, obs = self._judge(step, alive)
+            remaining = self.total_steps - self.step
+            valid = intact & (intact.cumsum(0) <= remaining)
+            terminated = step.terminated & valid
+            truncated = (step.truncated | (len(seen) == self.config.horizon)) & valid & ~terminated
+            reward = torch.where(valid, step.reward, 0.0)
+            running, alive = alive, intact & ~(terminated | truncated)
+            complete |= terminated | truncated
+            flags = {"terminated": terminated, "truncated": truncated, "valid": valid}
+            extras = {name: act.extras[name] for name in self.agent.extra_fields}
+            steps.append({"action": act.action, "reward": reward, **flags, **extras})
+            if self.normalizer is not None:
+                over = running & ~alive
+                self.normalizer.observe(step._replace(reward=reward, valid=valid, ended=over))
+            reward, valid, going = on_host(reward, valid, alive)
+            returns += reward.double()
+            lengths += valid
+            self.step += int(valid.sum())
+        self.agent.clock.env_steps = self.step
+        episodes = [Episode(float(returns[i]), int(lengths[i])) for i in complete.nonzero().flatten().tolist()]
+        if bool(alive.any()) or not bool(complete.any()):
+            return None, episodes
+        stacked = {name: torch.stack([s[name] for s in steps]) for name in steps[0]}
+        extras = {name: stacked.pop(name) for name in self.agent.extra_fields}
+        rollout = Rollout(obs=_stack(seen), **stacked, complete=complete, group=self.group, extras=extras)
+        if self.normalizer is not None:
+            rollout = rollout._replace(reward=self.normalizer.normalize_reward(rollout.reward))
+        return rollout, episodes
+
+    def _reset(self) -> tuple[Obs, Tensor]:
+        """The first observations of this iteration's episodes, and which rows have one."""
+        seeds = [derive_seed(self.seed, "group", self.iteration, g) for g in range(self.config.groups)]
+        obs = self.env.reset(seeds=[seeds[g] for g in self.group.tolist()])
+        self.iteration += 1
+        finite = finite_rows(obs)
+        if not bool(finite.all()):
+            self._bad = self._bad or "observation"
+            obs = _without_nonfinite(obs)
+        return obs, finite
+
+    def _judge(self, step: Step, alive: Tensor) -> tuple[Tensor, Obs]:
+        """Which rows (N,) made a real, finite transition, and what the policy sees next.
+
+        A running row that did not has lost its episode and stays out for the rest of the rollout.
+        """
+        valid, obs = step.valid & alive, step.obs
+        finite = finite_rows(step.next_obs) & step.reward.isfinite()
+        if not bool(finite.all()):
+            if bool((valid & ~finite).any()):
+                bad_reward = bool((valid & ~step.reward.isfinite()).any())
+                self._bad = self._bad or ("reward" if bad_reward else "observation")
+            valid, obs = valid & finite, _without_nonfinite(obs)
+        return valid, obs
+
+    def state_dict(self) -> State:
+        return {
+            "step": self.step,
+            "iteration": self.iteration,
+            "agent": self.agent.state_dict(),
+            "normalizer": normalizer_state(self.normalizer),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue exactly, with the next rollout."""
+        self.step, self.iteration = int(state["step"]), int(state["iteration"])
+        self.agent.load_state_dict(state["agent"])
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(state["normalizer"])
+
+
+def _without_nonfinite(obs: Obs) -> Obs:
+    """What a row that was given up goes on showing the policy must not poison the others' update."""
+    return map_obs(lambda x: x.nan_to_num(0.0, 0.0, 0.0) if x.is_floating_point() else x, obs)
+
+
+def _stack(steps: list[Obs]) -> Obs:
+    first = steps[0]
+    if isinstance(first, dict):
+        return {k: torch.stack([s[k] for s in steps if isinstance(s, dict)]) for k in first}
+    return torch.stack([s for s in steps if isinstance(s, Tensor)])

@@ -1,0 +1,182 @@
+"""An exported policy: the network that acts, and the statistics it sees through."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlopt.envs.normalize import Normalizer
+from rlopt.envs.spaces import ActionCodec, Leaf, ObservationCodec
+from rlopt.nn.actors import Actor
+from rlopt.policy.statistics import frozen_statistics, load_statistics
+from rlopt.types import Act, EnvSpec, Obs, RloptError, map_obs, on_device, resolve_device
+
+
+class Policy:
+    """Observations in, actions out. Never takes part in a gradient.
+
+    ``act`` is for loops (batched tensors as a ``VectorEnv`` gives them); calling the policy is for everyone else. A
+    policy shares its network with whoever made it, so ``agent.policy`` always acts with the current weights.
+    """
+
+    def __init__(self, spec: EnvSpec, actor: Actor, normalizer: Normalizer | None = None) -> None:
+        self.spec = spec
+        self.actor = actor
+        self.normalizer = normalizer
+        self.meta: dict[str, Any] = {}
+        """How it was trained, as JSON: of a loaded policy, what ``save_policy`` was told."""
+        self._generator: torch.Generator | None = None
+        self._observations: ObservationCodec | None = None
+        self._actions: ActionCodec | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        for tensor in (*self.actor.parameters(), *self.actor.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    def to(self, device: str | torch.device) -> Policy:
+        """A copy on ``device`` that shares nothing with this one."""
+        other = Policy(self.spec, copy.deepcopy(self.actor).to(resolve_device(device)))
+        if self.normalizer is not None:
+            other.normalizer = load_statistics(self.spec, frozen_statistics(self.normalizer), other.device)
+        other.meta = copy.deepcopy(self.meta)
+        return other
+
+    @torch.no_grad()
+    def act(
+        self, obs: Obs, carry: Any = None, deterministic: bool = True, generator: torch.Generator | None = None
+    ) -> Act:
+        """Actions on the policy's device for observations (N, …), which are brought there; statistics are read, never
+        updated.
+
+        Random actions draw from ``generator`` or, without one, from a stream of the policy's own that no seed repeats.
+        """
+        device = self.device
+        obs = map_obs(lambda x: on_device(x, device), obs)
+        if self.normalizer is not None:
+            obs = self.normalizer.normalize_obs(obs)
+        if generator is None and not deterministic:
+            generator = self._own_generator()
+        return Act(self.actor.act(obs, deterministic, generator), carry)
+
+    def __call__(self, obs: Any, deterministic: bool = True, generator: torch.Generator | None = None) -> Any:
+        """The action for one observation, or the actions for a batch, as the environment itself gives and takes them.
+
+        ``obs`` holds NumPy arrays, numbers or tensors, nested like the environment's observations or flat with keys
+        joined by ``/``; one leading axis more than the space has makes it a batch. The answer is a tensor (on the
+        observation's device) if any of it was a tensor, else a NumPy array of the action space's dtype and shape; for
+        one observation and a Discrete action space a Python int.
+
+        Raises:
+            RloptError: wrong keys, shapes or dtypes, or an index outside its space.
+        """
+        if self._observations is None or self._actions is None:
+            self._observations = ObservationCodec(self.spec.observation_space)
+            self._actions = ActionCodec(self.spec.action_space)
+        values = _flatten(obs, self._observations)
+        source = next((v.device for v in values.values() if isinstance(v, Tensor)), None)
+        dtypes = [torch.from_numpy(np.empty(0, dtype)).dtype for dtype in self._observations.dtypes]
+        rows: set[int | None] = set()
+        leaves: dict[str, Tensor] = {}
+        for leaf, dtype in zip(self._observations.leaves, dtypes, strict=True):
+            leaves[leaf.key], n = _leaf_tensor(leaf, values[leaf.key], dtype, self.device)
+            rows.add(n)
+        if len(rows) > 1:
+            sizes = ", ".join("one" if n is None else f"a batch of {n}" for n in sorted(rows, key=lambda n: n or 0))
+            raise RloptError(f"the parts of an observation must be one or equally many; these are {sizes}")
+        n = rows.pop()
+        tree: Obs = leaves[""] if self._observations.single else leaves
+        action = self.act(tree, deterministic=deterministic, generator=generator).action
+        array = self._actions.batch(action, 1 if n is None else n)
+        if source is not None:
+            out = torch.from_numpy(array).to(source)
+            return out[0] if n is None else out
+        if n is not None:
+            return array
+        return int(array[0]) if self._actions.discrete else array[0]
+
+    def _own_generator(self) -> torch.Generator:
+        if self._generator is None or self._generator.device != self.device:
+            self._generator = torch.Generator(device=self.device)
+            self._generator.seed()
+        return self._generator
+
+
+# What users hand in
+
+
+def _flatten(obs: Any, codec: ObservationCodec) -> dict[str, Any]:
+    """The leaves of a nested observation by their joined keys."""
+    if codec.single:
+        if isinstance(obs, Mapping):
+            raise RloptError(f"this policy sees {_describe(codec.leaves[0])}, not a dictionary with {_words(obs)}")
+        return {"": obs}
+    if not isinstance(obs, (Mapping, tuple)):
+        keys = _words([leaf.key for leaf in codec.leaves])
+        raise RloptError(f"this policy sees a dictionary with {keys}, not {type(obs).__name__}")
+    found: dict[str, Any] = {}
+
+    def walk(node: Any, path: tuple[str, ...]) -> None:
+        if isinstance(node, (Mapping, tuple)):
+            for key, child in node.items() if isinstance(node, Mapping) else enumerate(node):
+                walk(child, (*path, str(key)))
+        else:
+            found["/".join(path)] = node
+
+    walk(obs, ())
+    wanted = {leaf.key for leaf in codec.leaves}
+    if missing := wanted - found.keys():
+        raise RloptError(f"the observation lacks {_words(missing)}; this policy sees {_words(wanted)}")
+    if surplus := found.keys() - wanted:
+        raise RloptError(f"the observation has {_words(surplus)} too many; this policy sees {_words(wanted)}")
+    return found
+
+
+def _leaf_tensor(leaf: Leaf, value: Any, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, int | None]:
+    """One leaf as a batch (N, …) on ``device``, and N, or None where it is a single observation (then N = 1)."""
+    shape = tuple(leaf.space.shape or ())
+    try:
+        x = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError) as e:
+        raise RloptError(f"this policy sees {_describe(leaf)}, not {type(value).__name__}") from e
+    batched = x.dim() == len(shape) + 1
+    if tuple(x.shape[1:] if batched else x.shape) != shape:
+        many = "(N" + "".join(f", {n}" for n in shape) + ")"
+        raise RloptError(f"this policy sees {_describe(leaf)}: {shape}, or {many} for a batch, not {tuple(x.shape)}")
+    if not dtype.is_floating_point and (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool):
+        raise RloptError(f"this policy sees {_describe(leaf)}: whole numbers ({dtype}), not {x.dtype}")
+    if not dtype.is_floating_point:
+        _check_range(leaf, x)
+    x = x.to(device=device, dtype=dtype)
+    return (x, x.shape[0]) if batched else (x.unsqueeze(0), None)
+
+
+def _check_range(leaf: Leaf, x: Tensor) -> None:
+    """Indices outside their space would be an obscure failure of the device, or another's image wrapped around."""
+    start: Any = getattr(leaf.space, "start", 0)
+    size: Any = 256  # uint8
+    if isinstance(leaf.space, spaces.Discrete):
+        size = leaf.space.n
+    elif isinstance(leaf.space, spaces.MultiDiscrete):
+        size = leaf.space.nvec
+    first, last = torch.as_tensor(start), torch.as_tensor(start + size - 1)
+    there = x.cpu().long()
+    if bool(((there < first) | (there > last)).any()):
+        raise RloptError(f"this policy sees {_describe(leaf)}, and an index lies outside of it")
+
+
+def _describe(leaf: Leaf) -> str:
+    text = " ".join(str(leaf.space).split())
+    return text if not leaf.key else f"{text} as {leaf.key!r}"
+
+
+def _words(keys: Any) -> str:
+    return ", ".join(repr(str(key)) for key in sorted(map(str, keys))) or "nothing"

@@ -1,0 +1,193 @@
+"""Exported policies: the network that acts, the statistics it sees through, and nothing that only training needs.
+
+A policy folder holds ``policy.json`` (what it is, how it was trained, the checksums of the rest) and a state tree of
+``rlopt.state`` (weights and frozen statistics). Loading one runs none of its code: the kind of network is a word of the
+closed registry ``rlopt.nn.make_actor``, and sizes are compared with the weights present before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlopt.files import digest_file, replace_folder, write_file
+from rlopt.nn.actors import Actor, make_actor
+from rlopt.nn.module import build_seeded
+from rlopt.policy.exported import Policy
+from rlopt.policy.specification import spec_from_json, spec_to_json
+from rlopt.policy.statistics import check_tensors, frozen_statistics, load_statistics
+from rlopt.registry import load_extensions
+from rlopt.state import CorruptCheckpoint, load_state, read_json, save_state, tag_floats, untag_floats
+from rlopt.types import RloptError, State, resolve_device
+from rlopt.version import __version__
+
+FORMAT = 1
+"""Version of the folder's layout; newer ones are refused."""
+DESCRIPTION = "policy.json"
+MAX_DESCRIPTION_BYTES = 1 << 25
+MAX_OPTION_ITEMS = 256
+"""Entries of a list or mapping among a network's options."""
+
+
+def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None = None) -> None:
+    """Write ``policy`` as the folder ``path``; a crash at any moment leaves the old one or the new one, whole.
+
+    ``meta`` is JSON, or numbers that JSON lacks (inf, NaN), that says how it was trained (``policy.meta`` by default).
+
+    Raises:
+        OSError: if the disk fails or is full; what was there before is untouched.
+        RloptError: if ``path`` holds something else than a policy, which would be lost.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and not (path / DESCRIPTION).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise RloptError(f"{path} is there and is no policy; name another folder for this one")
+    staged = path.with_name(f".{path.name}.new")
+    shutil.rmtree(staged, ignore_errors=True)
+    state: State = {
+        "actor": dict(policy.actor.state_dict()),
+        "normalizer": None if policy.normalizer is None else frozen_statistics(policy.normalizer),
+    }
+    description = {
+        "format": FORMAT,
+        "rlopt": __version__,
+        "kind": policy.actor.kind,
+        "options": policy.actor.options,
+        "spec": spec_to_json(policy.spec),
+        "meta": tag_floats(policy.meta if meta is None else meta),
+    }
+    try:
+        digests = save_state(staged, state)
+        description["files"] = {name: {"bytes": d.bytes, "sha256": d.sha256} for name, d in digests.items()}
+        text = json.dumps(description, indent=1, allow_nan=False)
+        write_file(staged / DESCRIPTION, [text.encode()])
+        replace_folder(staged, path)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+_REFUSED = (
+    TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, AssertionError, RuntimeError,
+    MemoryError, OSError,
+)  # fmt: skip
+"""What building from a description that makes no sense may raise."""
+
+
+def load_policy(path: Path | str, device: str | torch.device = "cpu") -> Policy:
+    """The policy in a policy folder, or the last one (``policy/``) of a run folder.
+
+    Raises:
+        RloptError: there is none, or it is damaged, hostile, or written by a newer rlopt.
+    """
+    folder = find_policy(path)
+    target = resolve_device(device)
+    try:
+        policy = _load(folder, target)
+    except CorruptCheckpoint:
+        raise
+    except RloptError as e:
+        raise RloptError(f"{folder}: {e}") from e
+    except _REFUSED as e:
+        raise _damaged(folder, e) from e
+    return policy
+
+
+def find_policy(path: Path | str) -> Path:
+    """The policy folder that ``path`` means: itself, or ``path/policy`` of a run folder.
+
+    Raises:
+        RloptError: there is none.
+    """
+    whole = Path(os.path.abspath(path))  # "." has no name
+    for folder in (whole, whole / "policy"):
+        if (found := _described(folder)) is not None:
+            return found
+    if not whole.exists():
+        raise RloptError(f"{path} does not exist; give a policy folder or a run folder")
+    if runs := run_policies(whole):
+        raise RloptError(f"{path} holds the policies of several runs; name one of them, such as {runs[0]}")
+    raise RloptError(f"{path} holds no policy; give a folder with {DESCRIPTION} in it, or a run folder with policy/")
+
+
+def run_policies(path: Path | str) -> list[Path]:
+    """The policies ``run0``, ``run1`` … of a run folder, or of its ``policy/``, that holds several; else nothing."""
+    whole = Path(os.path.abspath(path))
+    for folder in (whole, whole / "policy"):
+        each = (folder / f"run{r}" for r in itertools.count())
+        if runs := list(itertools.takewhile(lambda one: _described(one) is not None, each)):
+            return runs
+    return []
+
+
+def _described(folder: Path) -> Path | None:
+    """The policy in ``folder``. A crash in the middle of an overwrite leaves the old one under the name that
+    ``replace_folder`` gives it."""
+    both = (folder, folder.with_name(f".{folder.name}.old"))
+    return next((candidate for candidate in both if (candidate / DESCRIPTION).is_file()), None)
+
+
+def _load(folder: Path, device: torch.device) -> Policy:
+    data = _read_description(folder)
+    spec = spec_from_json(data["spec"])
+    for name, recorded in data["files"].items():
+        if name not in ("state.json", "tensors.safetensors"):
+            raise ValueError(f"it names the file {str(name)[:40]!r}")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{name} is missing")
+        if digest_file(folder / name)._asdict() != recorded:
+            raise ValueError(f"{name} is not the file that was saved")
+    state = load_state(folder)
+    weights: Any = state["actor"]
+    _check_options(data["options"], 0)
+    load_extensions()  # networks of installed packages, which the description may name
+    with torch.device("meta"):
+        shapes = make_actor(data["kind"], spec.observation_space, spec.action_space, data["options"]).state_dict()
+    check_tensors(weights, shapes, "the network has")
+    # The weights drawn here are overwritten at once; drawing them must not move torch's global generator.
+    actor = build_seeded(
+        lambda: make_actor(data["kind"], spec.observation_space, spec.action_space, data["options"]), 0
+    )
+    assert isinstance(actor, Actor)
+    actor.load_state_dict(weights, strict=True)
+    actor.to(device).requires_grad_(False).eval()
+    normalizer = None
+    if state["normalizer"] is not None:
+        normalizer = load_statistics(spec, state["normalizer"], device)
+    policy = Policy(spec, actor, normalizer)
+    policy.meta = untag_floats(data["meta"])
+    return policy
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    if (folder / DESCRIPTION).stat().st_size > MAX_DESCRIPTION_BYTES:
+        raise ValueError(f"{DESCRIPTION} is larger than {MAX_DESCRIPTION_BYTES} bytes")
+    data = read_json(folder / DESCRIPTION)
+    wanted = {"format": int, "kind": str, "options": dict, "spec": dict, "meta": dict, "files": dict}
+    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+        raise ValueError(f"{DESCRIPTION} does not describe a policy")
+    if data["format"] > FORMAT:
+        raise RloptError(f"this policy has format {data['format']}, this rlopt reads up to {FORMAT}; upgrade rlopt")
+    for key, kind in wanted.items():
+        if not isinstance(data.get(key), kind):
+            raise ValueError(f"{DESCRIPTION} has no {key!r}")
+    return data
+
+
+def _check_options(value: Any, depth: int) -> None:
+    """Refuse networks of absurdly many layers, which even without memory for their weights take for ever to build."""
+    if depth > 8 or (isinstance(value, (dict, list, str)) and len(value) > MAX_OPTION_ITEMS):
+        raise ValueError("its network has absurdly many options")
+    if isinstance(value, (dict, list)):
+        for child in value.values() if isinstance(value, dict) else value:
+            _check_options(child, depth + 1)
+
+
+def _damaged(folder: Path, error: BaseException) -> RloptError:
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return CorruptCheckpoint(f"{folder} is damaged, not a policy that rlopt wrote: {said}")

@@ -1,0 +1,310 @@
+"""Checkpoints: a save never harms the last good one, and loading never trusts a byte it has not checked.
+
+::
+
+    checkpoints/
+        step-000000012345/   manifest.json  state.json  tensors.safetensors
+        segments/<log>/<start>-<stop>.safetensors
+        best/                the same three files, the agent alone
+        damaged-step-…/      what was refused, kept for inspection
+
+A checkpoint is staged in ``.step-….tmp``, fsynced, given its manifest (sizes and SHA-256 of everything, segments
+included), fsynced again and renamed. Row logs (replay buffers) are append-only segments that the manifests share, so a
+save writes only the rows added since the last one. Nothing is deleted before its successor is safe.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlopt.files import free_bytes, recover_folder, replace_folder, sync_folder
+from rlopt.runs.manifest import (
+    LOG_NAME,
+    MANIFEST,
+    SEGMENT_NAME,
+    Manifest,
+    SavedLog,
+    Segment,
+    read_manifest,
+    verify_file,
+    write_manifest,
+)
+from rlopt.state import CorruptCheckpoint, load_state, read_tensors, save_state, state_bytes, write_tensors
+from rlopt.types import RloptError, State
+
+if TYPE_CHECKING:
+    from rlopt.state import RowLog
+
+__all__ = ["CheckpointFailed", "Checkpoints", "CorruptCheckpoint", "Loaded", "estimate_bytes", "free_bytes"]
+
+SEGMENT_BYTES = 64 << 20
+"""A segment is at most this large, and so is the only temporary that a save needs beside the state."""
+
+_STEP = re.compile(r"step-(\d{12,})")
+_log = logging.getLogger(__name__)
+
+
+class CheckpointFailed(RloptError):
+    """A checkpoint could not be written (a full disk, an I/O error). The previous one is intact; training may go on."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint whose every byte agreed with its manifest."""
+
+    step: int
+    state: State
+    path: Path
+    logs: dict[str, SavedLog]
+
+
+class Checkpoints:
+    """The checkpoints of one run, for its one writer: making this object tidies what a crash left behind.
+
+    Args:
+        folder: the run's ``checkpoints`` folder; made if need be.
+        keep: how many checkpoints stay (2: the last and the previous); the best one is not counted.
+        config: the text of the run's configuration, kept in the manifests.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, config: str | None = None) -> None:
+        if keep < 1:
+            raise ValueError("keep at least one checkpoint")
+        self.folder = folder
+        self.keep, self.config = keep, config
+        self._logs: dict[str, SavedLog] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._tidy()
+
+    def save(self, step: int, state: State, logs: dict[str, RowLog], *, kind: str = "last") -> Path:
+        """Save ``state`` and the new rows of ``logs`` as the checkpoint of ``step``, then drop what is not kept.
+
+        Raises:
+            CheckpointFailed: if the disk fails or is full; what was there before is as it was.
+            TypeError: if ``state`` holds something that cannot be saved.
+        """
+        target = self.folder / f"step-{step:012d}"
+        new_files: list[Path] = []
+        try:
+            saved = {name: self._save_log(name, log, new_files) for name, log in logs.items()}
+            self._write_folder(target, step, kind, state, saved)
+        except BaseException as e:
+            if not self._refers(target, new_files):
+                for path in new_files:
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
+            if isinstance(e, OSError):
+                raise CheckpointFailed(
+                    f"the checkpoint of step {step} could not be written to {self.folder}: {e}; "
+                    "what was saved before is intact; free some space there"
+                ) from e
+            raise
+        self._logs = saved
+        self._prune(target)
+        return target
+
+    def save_best(self, step: int, agent_state: State) -> Path:
+        """Replace ``best/`` by ``agent_state``. Raises as ``save`` does."""
+        target = self.folder / "best"
+        try:
+            self._write_folder(target, step, "best", agent_state, {})
+        except OSError as e:
+            raise CheckpointFailed(
+                f"the best agent of step {step} could not be written to {target}: {e}; "
+                "what was saved before is intact; free some space there"
+            ) from e
+        return target
+
+    def load(self) -> Loaded | None:
+        """The newest sound checkpoint, or None where there is none at all.
+
+        A damaged one is reported, moved aside, and the one before is used; the next save continues from that one.
+
+        Raises:
+            CorruptCheckpoint: if none is sound.
+            RloptError: if the newest was written by a newer rlopt.
+        """
+        refused: list[tuple[Path, CorruptCheckpoint]] = []
+        for path in _steps(self.folder):
+            try:
+                loaded = self._read(path)
+            except CorruptCheckpoint as e:
+                refused.append((path, e))
+                continue
+            for damaged, error in refused:
+                _log.warning("checkpoint %s is refused: %s; step %d is used instead", damaged.name, error, loaded.step)
+                self._set_aside(damaged)
+            self._logs = dict(loaded.logs)
+            return loaded
+        if refused:
+            reasons = "; ".join(str(error) for _, error in refused)
+            raise CorruptCheckpoint(f"no checkpoint in {self.folder} is sound: {reasons}; start again in a new run_dir")
+        return None
+
+    def load_best(self) -> State | None:
+        """The agent state of ``best/``, checked; None where there is none.
+
+        Raises:
+            CorruptCheckpoint: if it is damaged.
+        """
+        path = self.folder / "best"
+        return self._read(path).state if path.exists() else None
+
+    def restore_logs(self, loaded: Loaded, logs: dict[str, RowLog]) -> None:
+        """Write the rows that ``loaded`` refers to back into ``logs``, oldest first, dead rows left out.
+
+        Raises:
+            RloptError: if the logs are not those that were saved.
+            CorruptCheckpoint: if a segment does not hold the rows it should.
+        """
+        if set(logs) != set(loaded.logs):
+            raise RloptError(f"{loaded.path} holds the logs {sorted(loaded.logs)}, the run has {sorted(logs)}")
+        for name, log in logs.items():
+            saved = loaded.logs[name]
+            if log.capacity_rows != saved.capacity_rows:
+                raise RloptError(
+                    f"{loaded.path} was saved with a {name} of {saved.capacity_rows} rows, the run's has "
+                    f"{log.capacity_rows}; resume with the capacity it had"
+                )
+            for segment in saved.segments:
+                rows = read_tensors(self._segments(name) / segment.file)
+                if any(t.ndim < 1 or t.shape[0] != segment.stop - segment.start for t in rows.values()):
+                    raise CorruptCheckpoint(f"{self._segments(name) / segment.file} does not hold the rows it names")
+                start = max(segment.start, saved.first_row)
+                try:
+                    log.write_rows(start, {key: t[start - segment.start :] for key, t in rows.items()})
+                except ValueError as e:
+                    raise RloptError(f"{loaded.path} cannot be resumed with this configuration: {name}: {e}") from e
+
+    # Writing
+
+    def _write_folder(self, target: Path, step: int, kind: str, state: State, logs: dict[str, SavedLog]) -> None:
+        staged = self.folder / f".{target.name}.tmp"
+        try:
+            shutil.rmtree(staged, ignore_errors=True)
+            files = save_state(staged, state)
+            write_manifest(staged, Manifest(step, kind, files, logs, config=self.config))
+            sync_folder(staged)
+            replace_folder(staged, target)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _save_log(self, name: str, log: RowLog, new_files: list[Path]) -> SavedLog:
+        """Write the rows that no segment holds yet, and list the segments that still have a living row."""
+        if not LOG_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot name a log; use letters, digits, _, - and .")
+        before = self._logs.get(name)
+        first = max(0, log.rows_written - log.capacity_rows)
+        segments: list[Segment] = []
+        if before is not None and before.rows_written <= log.rows_written:
+            segments = [s for s in before.segments if s.stop > first]
+        folder = self._segments(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        start = segments[-1].stop if segments else first
+        if start < log.rows_written:
+            step = max(1, SEGMENT_BYTES // max(1, _row_bytes(log)))
+            for low in range(start, log.rows_written, step):
+                segments.append(self._write_segment(folder, low, min(low + step, log.rows_written), log, new_files))
+        for parent in (folder, folder.parent, self.folder):
+            sync_folder(parent)
+        return SavedLog(log.rows_written, log.capacity_rows, tuple(segments))
+
+    def _write_segment(self, folder: Path, start: int, stop: int, log: RowLog, new_files: list[Path]) -> Segment:
+        # A name may be taken by rows of a time line that was given up (a checkpoint that was refused). It is never
+        # overwritten: an older manifest might refer to it.
+        stem, suffix = f"{start:012d}-{stop:012d}", ""
+        while (path := folder / f"{stem}{suffix}.safetensors").exists():
+            suffix = f".{int(suffix[1:] or 1) + 1}"
+        new_files.append(path)
+        digest = write_tensors(path, log.read_rows(start, stop))
+        return Segment(path.name, start, stop, *digest)
+
+    def _refers(self, target: Path, files: list[Path]) -> bool:
+        """Whether ``target`` is complete and needs ``files``: a failure after the rename must not delete them."""
+        try:
+            needed = read_manifest(target).segment_names()
+        except RloptError:
+            return False
+        return not needed.isdisjoint((path.parent.name, path.name) for path in files)
+
+    # Reading
+
+    def _read(self, path: Path) -> Loaded:
+        manifest = read_manifest(path)
+        for name, digest in manifest.files.items():
+            verify_file(path / name, digest)
+        for name, log in manifest.logs.items():
+            for segment in log.segments:
+                verify_file(self._segments(name) / segment.file, segment.digest)
+        return Loaded(manifest.step, manifest.migrate(load_state(path)), path, manifest.logs)
+
+    def _segments(self, name: str) -> Path:
+        return self.folder / "segments" / name
+
+    # Keeping the folder tidy
+
+    def _tidy(self) -> None:
+        for path in list(self.folder.glob(".*.old")):
+            recover_folder(self.folder / path.name[1 : -len(".old")])
+        for path in list(self.folder.glob(".*.tmp")):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _set_aside(self, path: Path) -> None:
+        target = path.with_name(f"damaged-{path.name}")
+        number = 2
+        while target.exists():
+            target, number = path.with_name(f"damaged-{path.name}.{number}"), number + 1
+        try:
+            os.replace(path, target)
+        except OSError as e:
+            _log.warning("%s could not be moved aside: %s", path, e)
+
+    def _prune(self, newest: Path) -> None:
+        """Delete old checkpoints and the segments that no kept one refers to. Failures are reported, not raised: the
+        save has succeeded."""
+        try:
+            steps = _steps(self.folder)
+            kept = [newest, *(path for path in steps if path != newest)][: self.keep]
+            for path in steps:
+                if path not in kept:
+                    shutil.rmtree(path, ignore_errors=True)
+            needed = set[tuple[str, str]]().union(*(read_manifest(path).segment_names() for path in kept))
+            for path in self.folder.glob("segments/*/*"):
+                if SEGMENT_NAME.fullmatch(path.name) and (path.parent.name, path.name) not in needed:
+                    path.unlink(missing_ok=True)
+        except (OSError, RloptError) as e:
+            _log.warning("old checkpoints in %s were left where they are: %s", self.folder, e)
+
+
+def saved_config(folder: Path) -> tuple[str, Path] | None:
+    """The configuration in the newest manifest under ``folder`` that is readable and holds one, and where it was."""
+    for path in _steps(folder) if folder.is_dir() else []:
+        with suppress(CorruptCheckpoint):
+            if (config := read_manifest(path).config) is not None:
+                return config, path / MANIFEST
+    return None
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, newest first."""
+    found = [(int(m[1]), path) for path in folder.iterdir() if (m := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def estimate_bytes(state: State, logs: dict[str, RowLog], keep: int = 2) -> int:
+    """Disk space that a run's checkpoints need at most, its logs being full: ``keep`` states and the one being staged,
+    the best, and every log once."""
+    return state_bytes(state) * (keep + 2) + sum(log.capacity_rows * _row_bytes(log) for log in logs.values())
+
+
+def _row_bytes(log: RowLog) -> int:
+    rows = log.read_rows(log.rows_written - 1, log.rows_written) if log.rows_written else log.read_rows(0, 0)
+    return sum(math.prod(t.shape[1:]) * t.element_size() for t in rows.values())

@@ -1,0 +1,294 @@
+"""The folder of one run: what lies where in it, its one writer, and its tables.
+
+::
+
+    config.yaml  versions.json           what was asked for, and what it ran on
+    metrics.csv  episodes.csv  evaluations.csv  curve.png  tensorboard/
+    checkpoints/  policy/  policy_best/
+    solution.safetensors                 of a solver: what its agent's ``findings`` are, once the run is complete
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import re
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+
+from rlopt.analysis.tables import read_csv
+from rlopt.files import replace_file
+from rlopt.types import RloptError
+from rlopt.version import __version__
+
+_PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "safetensors")
+_log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Paths of a run. ``create`` and ``open`` make this process the one writer, until ``close`` or its end, however
+    it ends; ``RunFolder(path)`` itself only names the paths, for readers.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.yaml"
+        self.versions_path = self.path / "versions.json"
+        self.metrics = self.path / "metrics.csv"
+        self.episodes = self.path / "episodes.csv"
+        self.evaluations = self.path / "evaluations.csv"
+        self.curve = self.path / "curve.png"
+        self.checkpoints = self.path / "checkpoints"
+        self.policy = self.path / "policy"
+        self.policy_best = self.path / "policy_best"
+        self.solution = self.path / "solution.safetensors"
+        self.tensorboard = self.path / "tensorboard"
+        self._lock: Lock | None = None
+
+    @classmethod
+    def create(cls, run_dir: str | Path, config: dict[str, Any]) -> RunFolder:
+        """Begin a run in ``run_dir`` (made if need be) and write its configuration and versions.
+
+        Raises:
+            RloptError: if the folder holds a run already, if another process writes there, or if it cannot be written.
+            TypeError: if ``config`` is not made of plain values.
+        """
+        folder = cls(run_dir)
+        text = _to_yaml(config)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder._lock = Lock(folder.path)
+            if any(path.exists() for path in (folder.config_path, folder.metrics, folder.checkpoints)):
+                raise RloptError(
+                    f"{folder.path} already holds a run: go on with it by resume={folder.path}, or name another run_dir"
+                )
+            replace_file(folder.versions_path, json.dumps(versions(), indent=1).encode())
+            replace_file(folder.config_path, text)
+        except BaseException as e:
+            folder.close()
+            if isinstance(e, OSError):
+                raise RloptError(f"run_dir={folder.path} cannot be written: {e}; name another run_dir") from e
+            raise
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Become the writer of a run that exists, to resume it.
+
+        Raises:
+            RloptError: if there is no run, if another process writes there, or if it cannot be written.
+        """
+        folder = cls(path)
+        if not folder.config_path.is_file():
+            raise RloptError(
+                f"{folder.path} holds no run (no config.yaml); resume= wants the folder that a run printed"
+            )
+        with told_as_one_line(folder.path):
+            folder._lock = Lock(folder.path)
+        return folder
+
+    def config(self) -> dict[str, Any]:
+        """The run's resolved configuration.
+
+        Raises:
+            RloptError: if ``config.yaml`` is missing or cannot be read.
+        """
+        return parse_config(self.config_text(), self.config_path)
+
+    def config_text(self) -> str:
+        """The text of ``config.yaml``. Raises as ``config`` does."""
+        try:
+            return self.config_path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RloptError(f"{self.path} holds no run (no config.yaml); name the folder that a run printed") from None
+        except (OSError, ValueError) as e:
+            raise RloptError(f"{self.config_path} cannot be read: {' '.join(str(e).split())}") from None
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Replace the configuration: what a resume may change, it writes.
+
+        Raises:
+            RloptError: the disk is full, or the folder may not be written.
+        """
+        with told_as_one_line(self.config_path):
+            replace_file(self.config_path, _to_yaml(config))
+
+    def draw_curve(self, unit: str = "environment steps") -> None:
+        """Redraw ``curve.png`` from the tables. What goes wrong is logged: no picture is worth a run."""
+        from rlopt.analysis.plots import draw_run  # Matplotlib takes a second to import
+
+        staged = self.curve.with_name(".curve.tmp.png")
+        try:
+            if any(
+                path.is_file() and len(read_csv(path).get("step", [])) for path in (self.evaluations, self.episodes)
+            ):
+                draw_run(self.path, staged, unit)
+                os.replace(staged, self.curve)
+        except (OSError, ValueError, RuntimeError, RloptError) as e:
+            _log.warning("%s could not be drawn: %s", self.curve, e)
+        finally:
+            with suppress(OSError):
+                staged.unlink(missing_ok=True)
+
+    def version_changes(self) -> list[str]:
+        """What differs from the machine and packages the run began on, such as ``torch 2.12.0 → 2.13.0``: where this is
+        not empty, a resumed run goes on correctly but is not promised to be bit-identical."""
+        try:
+            before = json.loads(self.versions_path.read_text(encoding="utf-8"))
+            return [f"{name} {before.get(name)} → {now}" for name, now in versions().items() if before.get(name) != now]
+        except (OSError, ValueError, AttributeError):
+            return ["versions.json cannot be read"]
+
+    def close(self) -> None:
+        """Let another process write here. Safe to call twice."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def told_as_one_line(path: Path) -> Iterator[None]:
+    """What fails while ``path`` or something in it is written: a RloptError that names it."""
+    try:
+        yield
+    except OSError as e:
+        raise RloptError(f"{path} cannot be written: {e}; free some space, or mend its rights") from e
+
+
+def parse_config(text: str, path: Path) -> dict[str, Any]:
+    """The configuration in ``text``, which was found at ``path``. Raises RloptError where it is none."""
+    try:
+        config = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as e:
+        raise RloptError(f"{path} cannot be read: {' '.join(str(e).split())}") from None
+    if not isinstance(config, dict):
+        raise RloptError(f"{path} is no configuration: it should hold keys and values")
+    return config
+
+
+def default_run_dir(agent: str, env_id: str, seed: int, root: str | Path = "runs") -> Path:
+    """``runs/<agent>-<env>-s<seed>-<YYYYmmdd-HHMMSS>``, made here so that no other process gets the same."""
+    words = [re.sub(r"[^A-Za-z0-9_.]+", "-", word).strip("-.") for word in (agent, env_id)]
+    stem = f"{words[0]}-{words[1]}-s{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while True:
+        path = Path(root) / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+        except OSError as e:
+            raise RloptError(f"{path} cannot be made: {e}; name a run_dir that can be written") from e
+
+
+def versions() -> dict[str, str]:
+    """The packages and the machine, as ``versions.json`` records them."""
+    found = {"rlopt": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    found |= {"platform": platform.platform(), "cpu": _cpu(), "threads": str(torch.get_num_threads())}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _cpu() -> str:
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()
+
+
+def _to_yaml(config: dict[str, Any]) -> bytes:
+    try:
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+    except yaml.YAMLError as e:
+        raise TypeError(f"a configuration holds plain values only: {' '.join(str(e).split())}") from e
+    return str(text).encode()
+
+
+# The lock
+
+
+class Lock:
+    """An exclusive lock on a folder, held by this process; the operating system releases it when the process ends.
+
+    Raises:
+        RloptError: if another process holds it; the message names that process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        file = open(folder / ".lock", "a+b")  # noqa: SIM115
+        try:
+            _lock_file(file)
+        except OSError as e:
+            file.seek(0)
+            owner = file.read(20).decode(errors="replace").strip() or "unknown"
+            file.close()
+            raise RloptError(
+                f"{folder} is being written by process {owner}; wait for it, stop it, or name another run_dir"
+            ) from e
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+        file.flush()
+        self._file: IO[bytes] = file
+        _held.add(self)
+
+    def release(self) -> None:
+        """Safe to call twice."""
+        self._file.close()
+        _held.discard(self)
+
+
+_held: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _forget_after_fork() -> None:
+    """A forked worker must not hold the lock too: it would outlive a killed trainer."""
+    for lock in list(_held):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock_file(file: IO[bytes]) -> None:
+        file.seek(1 << 20)  # a locked byte cannot be read, so leave those that name the owner
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+else:
+    import errno
+    import fcntl
+
+    def _lock_file(file: IO[bytes]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            _log.warning("this file system has no locks (%s); let only one process write the run folder", e)
