@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import save_file
 
-from rlopt import policy as policy_module
+from rlopt.policy import folder as policy_folder
 from rlopt.files import digest_file
 from rlopt.nn import NetworkConfig, SquashedGaussianActor, build_seeded, network_options
 from rlopt.policy import Policy, load_policy, save_policy
@@ -181,5 +181,5 @@ def test_damage_and_loss_are_noticed(saved: Path) -> None:
 
 def test_an_absurd_description_is_not_read(saved: Path) -> None:
     with open(saved / "policy.json", "ab") as file:
-        file.truncate(policy_module.MAX_DESCRIPTION_BYTES + 1)
+        file.truncate(policy_folder.MAX_DESCRIPTION_BYTES + 1)
     refused(saved, "larger than")

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["Callback", "Result", "TrainConfig", "Trainer", "resume", "train", "train_config"]
 
 _HOMES = {
-    "Callback": "trainer", "Result": "trainer", "TrainConfig": "config", "Trainer": "trainer", "resume": "setup",
-    "train": "setup", "train_config": "config",
+    "Callback": "trainer", "Result": "trainer", "TrainConfig": "configuration", "Trainer": "trainer", "resume": "setup",
+    "train": "setup", "train_config": "configuration",
 }  # fmt: skip
 
 

@@ -238,7 +238,7 @@ def test_a_step_and_its_updates_wait_for_the_device_twice(buffer, runs, far) -> 
     far.waits.clear()
     for _ in range(3):
         loop.advance()
-    assert far.waits == Counter({"training/replay_loop.py:_all_well": 3, "types.py:on_host": 3})
+    assert far.waits == Counter({"loops/replay.py:_all_well": 3, "types.py:on_host": 3})
     loop.close()
 
 
@@ -254,7 +254,7 @@ def test_an_environment_on_the_cpu_waits_for_the_action_alone(options, far) -> N
     far.uploads.clear()
     for _ in range(3):
         loop.advance()
-    assert far.waits == Counter({"training/replay_loop.py:advance": 3})
+    assert far.waits == Counter({"loops/replay.py:advance": 3})
     observed = 0 if loop.normalizer is None else 3  # flags, and what will be acted on, for the statistics
     assert far.uploads == Counter({"types.py:on_device": 3 * (1 + observed), "buffers/storage.py:write": 3})
     loop.close()
@@ -271,7 +271,7 @@ def test_single_frames_are_put_together_without_a_wait(far) -> None:
     loop.buffer.sample(8)
     assert not far.waits
     loop.advance()
-    assert far.waits == Counter({"training/replay_loop.py:advance": 1})
+    assert far.waits == Counter({"loops/replay.py:advance": 1})
     loop.close()
 
 

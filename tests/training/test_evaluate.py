@@ -21,6 +21,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.envs import Normalizer, VectorEnv, make_env
+from rlopt.loops import evaluation as evaluation_module
 from rlopt.loops.evaluation import MAX_SLOTS, Evaluator, run_episodes
 from rlopt.nn import CategoricalActor, NetworkConfig, SquashedGaussianActor, build_seeded, make_actor, network_options
 from rlopt.policy import Policy, save_policy
@@ -463,7 +464,8 @@ def test_a_film_without_an_end_is_cut_off_too(tmp_path: Path, monkeypatch: pytes
         assert len(frames) <= 50, "the film goes on"
         return 1
 
-    monkeypatch.setattr(evaluate_module, "MAX_LENGTH", 50)
+    for module in (evaluation_module, evaluate_module):
+        monkeypatch.setattr(module, "MAX_LENGTH", 50)
     monkeypatch.setattr(video, "check_video", lambda path: writer)
     monkeypatch.setattr(video, "_frame", frame)
     save_policy(endless(make_env("CliffWalking-v1", 1, autoreset=False)), tmp_path / "p")
@@ -474,7 +476,7 @@ def test_a_film_without_an_end_is_cut_off_too(tmp_path: Path, monkeypatch: pytes
 def test_an_episode_without_an_end_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(evaluate_module, "MAX_LENGTH", 50)
+    monkeypatch.setattr(evaluation_module, "MAX_LENGTH", 50)
     env = make_env("CliffWalking-v1", 2, autoreset=False)
     episodes = run_episodes(endless(env), env, 2, seed=0)
     assert [(e.total_reward, e.length) for e in episodes] == [(-50.0, 50)] * 2
