@@ -14,10 +14,10 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import save_file
 
-from rlopt.policy import folder as policy_folder
 from rlopt.files import digest_file
 from rlopt.nn import NetworkConfig, SquashedGaussianActor, build_seeded, network_options
 from rlopt.policy import Policy, load_policy, save_policy
+from rlopt.policy import folder as policy_folder
 from rlopt.state import save_state
 from rlopt.types import EnvSpec, RloptError
 

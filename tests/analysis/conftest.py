@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
 MakeRun = Callable[..., Path]
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
@@ -63,18 +59,3 @@ def write_run(
 def make_run(tmp_path: Path) -> MakeRun:
     """``make_run(name, returns, …)`` writes ``tmp_path/name``."""
     return lambda name, returns, **options: write_run(tmp_path / name, returns, **options)
-
-
-@pytest.fixture
-def load_script() -> Callable[[str], ModuleType]:
-    """``load_script(name)`` imports ``benchmarks/<name>.py``, which is no package."""
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        return module
-
-    return load

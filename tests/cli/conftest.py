@@ -1,15 +1,11 @@
-"""A short run for the commands to work on; makes the helpers of this folder importable."""
+"""A short run for the commands to work on."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from command_line import SHORT
-
 from rlopt.cli import main
+from tests.cli.command_line import SHORT
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import ROOT, SHORT, python, refused, rows
 
 from rlopt.buffers.storage import Storage
 from rlopt.cli import main
@@ -20,6 +19,7 @@ from rlopt.cli.train import _ended
 from rlopt.training.configuration import train_config
 from rlopt.training.trainer import Result
 from rlopt.types import RloptError
+from tests.cli.command_line import ROOT, SHORT, python, refused, rows
 
 
 def test_training_ends_with_the_evaluation_the_folder_and_what_comes_next(

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import refused, rows
 
 from rlopt.cli import main
+from tests.cli.command_line import refused, rows
 
 
 def test_evaluate_repeats_the_last_evaluation_of_the_run(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import SHORT, refused, rows
 
 from rlopt import registry
 from rlopt.cli import main
 from rlopt.nn.networks import ENCODERS
+from tests.cli.command_line import SHORT, refused, rows
 
 
 def test_an_environment_of_a_module_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import SHORT
 
 from rlopt.cli import main
+from tests.cli.command_line import SHORT
 
 
 def test_a_job_of_a_multirun_equals_the_same_run_alone_whatever_the_others_do(

@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import screen_env  # noqa: F401 (registers its environment)
 import torch
-from far_device import NAME, FarDevice, FarTensor
 from gymnasium import spaces
 
+import tests.training.screen_env  # noqa: F401 (registers its environment)
 from rlopt.buffers import ReplayBuffer
 from rlopt.loops import captured
 from rlopt.loops import replay as replay_loop
@@ -26,6 +25,7 @@ from rlopt.training.evaluate import evaluate_path
 from rlopt.training.grid_evaluation import evaluate_grid
 from rlopt.training.setup import make_loop, resume, settle, train
 from rlopt.training.trainer import Callback
+from tests.training.far_device import NAME, FarDevice, FarTensor
 
 AGENT = {"network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 10}
 SAC = {"name": "sac", "fused": False, **AGENT}

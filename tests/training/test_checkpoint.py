@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from saved_runs import WIDTH, Ring, assert_holds, names, save, segments
 
 from rlopt.runs import checkpoint
 from rlopt.runs.checkpoint import Checkpoints, CorruptCheckpoint, estimate_bytes, free_bytes
 from rlopt.types import RloptError
+from tests.training.saved_runs import WIDTH, Ring, assert_holds, names, save, segments
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from saved_runs import Ring, assert_holds, names, save, segments
 
 from rlopt.runs import manifest
 from rlopt.runs.checkpoint import Checkpoints, CorruptCheckpoint
 from rlopt.state import states_equal
 from rlopt.types import RloptError
+from tests.training.saved_runs import Ring, assert_holds, names, save, segments
 
 
 def flip(path: Path) -> None:

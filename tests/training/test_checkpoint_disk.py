@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from saved_runs import Ring, assert_holds, names, save, segments
 
 from rlopt import files
 from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints
+from tests.training.saved_runs import Ring, assert_holds, names, save, segments
 
 
 class FailingDisk:
@@ -140,7 +140,7 @@ KILLS = """
 import os, pathlib, random, signal, sys, time
 import torch
 sys.path.insert(0, sys.argv[2])
-from saved_runs import Ring, run_state
+from tests.training.saved_runs import Ring, run_state
 from rlopt.runs.checkpoint import Checkpoints
 
 def train():
@@ -174,7 +174,7 @@ for _ in range(8):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are POSIX signals")
 def test_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     last = 0
-    arguments = [sys.executable, "-c", KILLS, str(tmp_path), str(Path(__file__).parent)]
+    arguments = [sys.executable, "-c", KILLS, str(tmp_path), str(Path(__file__).parents[2])]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         for _ in range(8):

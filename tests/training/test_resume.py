@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-import screen_env  # noqa: F401 (registers its environment, under one module name here and in processes of their own)
 
+import tests.training.screen_env  # noqa: F401 (registers its environment)
 from rlopt.registry import AGENTS, get_agent
 from rlopt.runs.checkpoint import Checkpoints
 from rlopt.state import states_equal
@@ -125,8 +125,8 @@ def final_state(run: Path, case: str):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {here!r})
-from test_resume import config, run_to_end
+sys.path.insert(0, {root!r})
+from tests.training.test_resume import config, run_to_end
 from rlopt.training.setup import train
 from rlopt.training.trainer import Callback
 
@@ -142,7 +142,7 @@ if __name__ == "__main__":
 
 def start_and_kill(case: str, run: Path, at: int) -> None:
     """Train in a process that kills itself with SIGKILL once it is past step ``at``."""
-    code = KILLED.format(here=str(Path(__file__).parent), at=at, case=case, run=str(run))
+    code = KILLED.format(root=str(Path(__file__).parents[2]), at=at, case=case, run=str(run))
     script = run.parent / "killed.py"
     script.write_text(code)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from test_resume import config, run_to_end
 
 from rlopt.loops.replay import _moved
 from rlopt.runs.manifest import read_manifest
@@ -14,6 +13,7 @@ from rlopt.runs.run_folder import RunFolder
 from rlopt.training.configuration import complete_agent
 from rlopt.training.setup import resume, train
 from rlopt.types import RloptError
+from tests.training.test_resume import config, run_to_end
 
 
 @pytest.fixture(scope="module")

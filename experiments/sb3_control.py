@@ -1,7 +1,7 @@
 """Stable-Baselines3's SAC with the settings of our MuJoCo presets, evaluated alike: a control for learning curves.
 
-    python benchmarks/sb3_control.py HalfCheetah-v4 --seed 0 --steps 100000 --out control.csv
-    python benchmarks/sb3_control.py Hopper-v4 --learning-rate 1e-3 --temperature 0.2 --out control.csv
+    python experiments/sb3_control.py HalfCheetah-v4 --seed 0 --steps 100000 --out control.csv
+    python experiments/sb3_control.py Hopper-v4 --learning-rate 1e-3 --temperature 0.2 --out control.csv
 
 Every 5,000 steps 10 episodes of the deterministic policy; rows are appended to the table as they come.
 """

@@ -1,6 +1,6 @@
 """From run folders to a results folder: tables, curves and intervals of SAC on MuJoCo beside the published ones.
 
-    python benchmarks/summarise.py --root runs/sac_mujoco --out results/sac_mujoco
+    python experiments/summarise.py --root runs/sac_mujoco --out results/sac_mujoco
 
 Reads what ``run_queue.py`` made (``ROOT/<experiment>/seed<seed>``), finished or not, and writes ``evaluations.csv``
 (every seed's mean return at every evaluation), ``table.csv`` and ``table.md``, ``curves.png`` and ``README.md``. The
@@ -202,7 +202,8 @@ def readme(runs: dict[tuple[str, str], list[Run]], command: str) -> str:
         " environments of their own. Step counts include the random warm-up steps.",
         f"- **Versions**: {_versions(every)}.",
         f"- **Hardware**: {HARDWARE}.",
-        "- **Trained by** `python benchmarks/run_queue.py benchmarks/jobs/sac_mujoco_100k.yaml --root DIR --workers 2`",
+        "- **Trained by** `python experiments/run_queue.py experiments/jobs/sac_mujoco_100k.yaml"
+        " --root DIR --workers 2`",
         f"- **Summarised by** `{command}`",
         "",
         "`evaluations.csv` has every seed's mean return at every evaluation; `table.md` and `table.csv` compare with",
@@ -270,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = ["--root", _shown(given.root), "--out", _shown(given.out)]
     if given.steps != list(STEPS):
         words += ["--steps", *map(str, given.steps)]
-    command = f"python benchmarks/summarise.py {shlex.join(words)}"
+    command = f"python experiments/summarise.py {shlex.join(words)}"
     try:
         summarise(given.root, given.out, command, given.steps, given.readme)
     except RloptError as e:

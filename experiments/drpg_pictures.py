@@ -1,6 +1,6 @@
 """Pictures of what ambiguity does: value against radius, a worst-case kernel, policies on a grid.
 
-    python benchmarks/drpg_pictures.py --out results/drpg
+    python experiments/drpg_pictures.py --out results/drpg
 
 Written: `radius.png` and `radius.csv` (G(10,6,3), 20 instances: the robust optimum, and the nominal optimum's policy in
 its worst case), `worst_kernel.png` (machine replacement), `grid.png` (nominal and robust policy on the grid world).

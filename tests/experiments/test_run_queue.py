@@ -186,7 +186,7 @@ def test_jobs_files_with_mistakes(tmp_path: Path, queue: ModuleType) -> None:
 
 def test_the_shipped_jobs_name_experiments_that_exist(queue: ModuleType) -> None:
     repository = Path(queue.__file__).parents[1]
-    files = sorted((repository / "benchmarks" / "jobs").glob("*.yaml"))
+    files = sorted((repository / "experiments" / "jobs").glob("*.yaml"))
     jobs = {file.stem: queue.load_jobs(file) for file in files}
     assert {name: len(j) for name, j in jobs.items()} == {
         "classic_control": 3 * 3, "sac_300k": 1 + 3, "sac_halfcheetah_500k": 1, "sac_mujoco_100k": 8 * 3,

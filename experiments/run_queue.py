@@ -1,7 +1,7 @@
 """A resumable queue of long trainings: single-threaded runs side by side, each in its own folder.
 
-    python benchmarks/run_queue.py benchmarks/jobs/sac_mujoco_100k.yaml --root runs/sac_mujoco --workers 2
-    python benchmarks/run_queue.py benchmarks/jobs/sac_mujoco_100k.yaml --root runs/sac_mujoco --status
+    python experiments/run_queue.py experiments/jobs/sac_mujoco_100k.yaml --root runs/sac_mujoco --workers 2
+    python experiments/run_queue.py experiments/jobs/sac_mujoco_100k.yaml --root runs/sac_mujoco --status
 
 A job is an experiment with a seed; its run folder is ``ROOT/<name>/seed<seed>``, its output is in ``ROOT/logs``. Jobs
 are taken seed by seed, each seed's in the order of the file.

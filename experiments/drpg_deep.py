@@ -1,9 +1,9 @@
 """Deep DRPG against plain SAC and domain randomisation at equal samples: worst and mean return over a parameter grid.
 
-    python benchmarks/drpg_deep.py pendulum --out results/drpg_deep
-    python benchmarks/drpg_deep.py inverted_pendulum --out results/drpg_deep_inverted_pendulum
-    python benchmarks/drpg_deep.py hopper --out results/drpg_deep_hopper       # hours
-    python benchmarks/drpg_deep.py hopper --smoke --out /tmp/drpg_deep         # a minute: does it run?
+    python experiments/drpg_deep.py pendulum --out results/drpg_deep
+    python experiments/drpg_deep.py inverted_pendulum --out results/drpg_deep_inverted_pendulum
+    python experiments/drpg_deep.py hopper --out results/drpg_deep_hopper       # hours
+    python experiments/drpg_deep.py hopper --smoke --out /tmp/drpg_deep         # a minute: does it run?
 
 The three methods are one agent with `agent.adversary` worst, uniform and nominal. The adversary simulates transitions
 that nothing is learnt from, so "equal samples" has two readings, and both are in the table: baselines are evaluated

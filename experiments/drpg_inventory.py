@@ -1,6 +1,6 @@
 """The inventory figure of the DRPG paper: robust against non-robust policy gradient under a parametric adversary.
 
-    python benchmarks/drpg_inventory.py --out results/drpg
+    python experiments/drpg_inventory.py --out results/drpg
 
 The published instance (8 states, 3 actions), uniform start and first policy, adversary by projected gradient ascent
 from ones and from its last answer. Written: `inventory.csv` and `inventory.png`, J(π_t) under the worst kernel found.

@@ -1,6 +1,6 @@
 """Adherence-aware advice on the flappy-bird grid: learning adherence, and the price of advice.
 
-    python benchmarks/adherence_advice.py --out results/drpg
+    python experiments/adherence_advice.py --out results/drpg
 
 Two hard-coded humans; UCB-AD, the greedy estimate without optimism, never advising, the nominal plan for a human who
 always obeys, and the optimum at the true adherence. Written: `advice.csv` and `advice.png`.

@@ -96,7 +96,7 @@ def test_readme_states_the_conditions_and_is_kept(tmp_path: Path, root: Path, su
     assert "every 5000 steps, 1 or 2 episodes" in text
     assert "rlopt 0.1.0, python 3.11.9, torch 2.13.0, mujoco 3.17.0" in text
     assert "two x86-64 server cores, no GPU" in text
-    assert "`python benchmarks/summarise.py --root root --out out`" in text
+    assert "`python experiments/summarise.py --root root --out out`" in text
     assert "Some CPU" not in text and str(tmp_path) not in text
     (out / "README.md").write_text("findings\n")
     summarise.main(["--root", str(root), "--out", str(out)])

@@ -1,6 +1,6 @@
 """The Garnet figures of the DRPG paper (Wang, Ho and Petrik 2023), every size as one batched run of all instances.
 
-    python benchmarks/drpg_garnet.py --out results/drpg
+    python experiments/drpg_garnet.py --out results/drpg
 
 (s,a)-rectangular G(5,4,3), G(10,6,3), G(15,8,3) with step 0.1, and s-rectangular G(10,5,10), G(15,8,15) with step
 0.1/√(1 + t/2), 50 instances, 200 iterations, exact adversary. Written: `garnet.csv` (mean, standard error, percentiles

@@ -1,8 +1,8 @@
 """Runs that differ in one word: curves, final returns, and how often one beats another.
 
-    python benchmarks/compare_runs.py --root runs/sac_replay --out results/sac_replay
-    python benchmarks/compare_runs.py --root runs/pendulum_replay --window 3000 --out results/sac_replay/pendulum
-    python benchmarks/compare_runs.py --by precision --root runs/sac_precision --out results/sac_precision
+    python experiments/compare_runs.py --root runs/sac_replay --out results/sac_replay
+    python experiments/compare_runs.py --root runs/pendulum_replay --window 3000 --out results/sac_replay/pendulum
+    python experiments/compare_runs.py --by precision --root runs/sac_precision --out results/sac_precision
 
 Reads what ``run_queue.py`` made of ``jobs/sac_replay.yaml`` and the like, finished or not. Runs of
 one task and one update ratio that differ in their buffer (or precision) alone are compared at the last step at which

@@ -1,0 +1,1 @@
+"""What is tested, by what it does; tests share helpers by importing ``tests.…``."""
