@@ -20,6 +20,9 @@ Space = spaces.Space[Any]
 Obs = Tensor | dict[str, Tensor]
 """A batch of observations: one tensor (N, …), or a flat dict of them (nested keys joined with ``/``)."""
 
+Carry = dict[str, Tensor] | None
+"""What must travel from one step to the next (recurrent state, a budget), leaves (N, …); None where nothing must."""
+
 Metrics = dict[str, Tensor]
 """What a loss or an update tells beside its value: 0-d tensors, or (B,) where a docstring says so."""
 
@@ -80,9 +83,8 @@ class Act(NamedTuple):
 
     action: Tensor
     """(N, A) in environment units, or (N,) int64."""
-    carry: Any = None
-    """What must travel to the next step (recurrent state, a budget); None for feed-forward agents. The collector owns
-    it."""
+    carry: Carry = None
+    """What must travel to the next step; None for feed-forward agents. The collector owns it."""
     extras: dict[str, Tensor] = {}
     """{name: (N, …)} to be stored with the transition, as declared by ``agent.extra_fields``."""
 
@@ -134,6 +136,21 @@ def map_obs2(fn: Callable[[Tensor, Tensor], Tensor], a: Obs, b: Obs) -> Obs:
         return {k: fn(v, b[k]) for k, v in a.items()}
     assert isinstance(b, Tensor)
     return fn(a, b)
+
+
+def begin_anew(carry: Carry, initial: Carry, ended: Tensor) -> Carry:
+    """Return ``carry`` with the rows of ``initial`` where ``ended`` (N,): where an episode ended, the next one must
+    remember nothing of it."""
+    if carry is None:
+        return None
+    assert initial is not None
+    return {k: torch.where(ended.view(-1, *[1] * (x.dim() - 1)), initial[k], x) for k, x in carry.items()}
+
+
+def next_carry(before: Carry, after: Carry, initial: Carry, ended: Tensor, valid: Tensor) -> Carry:
+    """Return the carry to act on after a vector step: the one ``after`` the action, that ``before`` it where the row
+    stood still (neither ``valid`` nor ``ended``, (N,) each), the ``initial`` one where an episode ended or was lost."""
+    return begin_anew(begin_anew(after, before, ~valid), initial, ended)
 
 
 def on_device(x: Tensor, device: torch.device) -> Tensor:

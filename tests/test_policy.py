@@ -372,8 +372,8 @@ def test_an_actor_from_outside_is_loaded_only_once_registered(tmp_path: Path) ->
             self.options = options
             self.value = torch.nn.Parameter(torch.zeros(int(options["size"])))
 
-        def act(self, obs: Any, deterministic: bool = False, generator: Any = None) -> torch.Tensor:
-            return self.value.detach().expand(len(obs), -1)
+        def act(self, obs: Any, carry: Any = None, deterministic: bool = False, generator: Any = None) -> Any:
+            return self.value.detach().expand(len(obs), -1), None
 
     actor = Constant(VECTOR, TORQUE, {"size": 2})
     save_policy(Policy(EnvSpec("Test-v0", VECTOR, TORQUE), actor), tmp_path)

@@ -26,7 +26,7 @@ from rlopt.nn import (
 from rlopt.nn.guard import Guard
 from rlopt.policy import Policy
 from rlopt.random import derive_seed, generator_state, set_generator_state, torch_generator
-from rlopt.types import Act, Clock, EnvSpec, Obs, RloptError, Space, State, Update, option, resolve_device
+from rlopt.types import Act, Carry, Clock, EnvSpec, Obs, RloptError, Space, State, Update, option, resolve_device
 
 T = TypeVar("T", Net, Optimiser, Guard, Tensor, torch.Generator)
 
@@ -148,13 +148,13 @@ class Agent:
         """Make networks, optimisers and tensors from ``self.spec`` and ``self.config``, and ``persist`` them."""
         raise NotImplementedError
 
-    def act(self, obs: Obs, carry: Any = None, deterministic: bool = False) -> Act:
+    def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
         """Actions for a batch of observations (N, …). Random ones draw from the agent's own stream."""
         raise NotImplementedError
 
-    def reset_carry(self, carry: Any, reset: Tensor) -> Any:
-        """The carry to go on with where the rows ``reset`` (N,) begin new episodes. Feed-forward agents have none."""
-        return carry
+    def initial_carry(self, rows: int) -> Carry:
+        """Return the carry with which ``rows`` episodes begin; None for feed-forward agents."""
+        return self.policy.initial_carry(rows)
 
     def update(self, batch: Any) -> Update:
         """One update; never waits for the device."""

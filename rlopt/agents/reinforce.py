@@ -9,7 +9,7 @@ episode went on than the others of its group did from the same step; there is no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from gymnasium import spaces
@@ -29,7 +29,7 @@ from rlopt.nn import (
 )
 from rlopt.nn.distributions import squashed_gaussian
 from rlopt.policy import Policy
-from rlopt.types import Act, Metrics, Obs, Update, map_obs, option
+from rlopt.types import Act, Carry, Metrics, Obs, Update, map_obs, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +127,11 @@ class Reinforce(Agent):
         return Policy(self.spec, self.actor_module)
 
     @torch.no_grad()
-    def act(self, obs: Obs, carry: Any = None, deterministic: bool = False) -> Act:
+    def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
         """Actions (N, …) in environment units. Stores a Gaussian sample before its tanh, which has no exact inverse."""
         module = self.actor_module
         if deterministic or isinstance(module, CategoricalActor):
-            return Act(module.act(obs, deterministic, self.act_generator))
+            return Act(*module.act(obs, carry, deterministic, self.act_generator))
         mean, log_std = module(obs)
         noise = torch.randn(mean.shape, generator=self.act_generator, device=self.device)
         sample = torch.addcmul(mean, log_std.exp(), noise)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from rlopt.agents.base import Agent, ReplayAgentConfig
 from rlopt.buffers import Batch
 from rlopt.nn import Actor, Net, Optimiser, Schedule
 from rlopt.policy import Policy
-from rlopt.types import Act, Obs, map_obs
+from rlopt.types import Act, Carry, Obs, map_obs
 
 A = TypeVar("A", bound=Actor)
 
@@ -52,7 +52,7 @@ class OffPolicyActorCritic(Agent):
         return [Policy(self.spec, module) for module in self.actor.modules if isinstance(module, Actor)]
 
     @torch.no_grad()
-    def act(self, obs: Obs, carry: Any = None, deterministic: bool = False) -> Act:
+    def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
         """Actions (N, …) in environment units: uniform during the warm-up, then samples of the policy, or its mode.
 
         Of several runs the rows are R·N, run by run.
@@ -65,7 +65,7 @@ class OffPolicyActorCritic(Agent):
         if self.quick_act is not None and isinstance(obs, Tensor) and rows <= FEW:
             return Act(self.quick_act(obs, None if deterministic else _join([module.noise(each, g) for g in streams])))
         if self.runs == 1:
-            return Act(module.act(obs, deterministic, streams[0]))
+            return Act(*module.act(obs, carry, deterministic, streams[0]))
         by_run = map_obs(lambda x: x.view(self.runs, each, *x.shape[1:]), obs)
         outputs = torch.vmap(self.actor)(self.actor.params, by_run)
         flat = tuple(o.flatten(0, 1) for o in outputs) if isinstance(outputs, tuple) else outputs.flatten(0, 1)

@@ -31,7 +31,7 @@ from rlopt.robust.problems.environments import model_of
 from rlopt.robust.problems.garnet import random_policy
 from rlopt.robust.solvers.base import Solver
 from rlopt.robust.solvers.solve import solution
-from rlopt.types import Act, Obs, RloptError, Update, option
+from rlopt.types import Act, Carry, Obs, RloptError, Update, option
 
 SETS: dict[str, type[Any]] = {
     "l1": L1, "state_l1": StateL1, "linf": LInf, "kl": KL, "chi2": ChiSquared, "contamination": Contamination
@@ -109,9 +109,9 @@ class RobustAgent(SolverAgent):
     def policy(self) -> Policy:
         return Policy(self.spec, self.table)
 
-    def act(self, obs: Obs, carry: Any = None, deterministic: bool = False) -> Act:
+    def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
         """Actions (N,) for states (N,)."""
-        return Act(self.table.act(obs, deterministic, self.act_generator))
+        return Act(*self.table.act(obs, carry, deterministic, self.act_generator))
 
     @torch.no_grad()
     def update(self, batch: None = None) -> Update:

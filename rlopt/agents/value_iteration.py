@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -12,7 +12,7 @@ from rlopt.agents.solver_agent import SolverAgent
 from rlopt.nn import Net, TabularActor
 from rlopt.policy import Policy
 from rlopt.robust import action_values, discounted_bounds, expected_reward, greedy
-from rlopt.types import Act, Obs, RloptError, Update, option
+from rlopt.types import Act, Carry, Obs, RloptError, Update, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +57,9 @@ class ValueIteration(SolverAgent):
     def policy(self) -> Policy:
         return Policy(self.spec, self.table)
 
-    def act(self, obs: Obs, carry: Any = None, deterministic: bool = False) -> Act:
+    def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
         """Actions (N,) for states (N,)."""
-        return Act(self.table.act(obs, deterministic, self.act_generator))
+        return Act(*self.table.act(obs, carry, deterministic, self.act_generator))
 
     @torch.no_grad()
     def update(self, batch: None = None) -> Update:

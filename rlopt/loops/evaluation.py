@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from rlopt.envs import VectorEnv
 from rlopt.policy import Policy
 from rlopt.random import derive_seed, torch_generator
-from rlopt.types import EnvSpec, Episode, Obs, RloptError, State, map_obs, obs_leaves, on_host
+from rlopt.types import EnvSpec, Episode, Obs, RloptError, State, map_obs, next_carry, obs_leaves, on_device, on_host
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +75,20 @@ def _wave(
     obs = env.reset(seeds=row_seeds, mask=alive.to(env.device) if wave.start else None)
     returns = torch.zeros(n, dtype=torch.float64)
     lengths, lost = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
-    carry: list[Any] = [None] * len(policies)
+    begun = [policy.initial_carry(each) for policy in policies]
+    carry = list(begun)
     while bool(alive.any()):
-        actions = []
+        actions, acted = [], []
         for r, (policy, part) in enumerate(zip(policies, parts, strict=True)):
             act = policy.act(_rows(obs, part), carry[r], deterministic=generator is None, generator=generator)
-            carry[r] = act.carry
+            acted.append(act.carry)
             actions.append(act.action)
         step = env.step(torch.cat(actions).to(env.device))
         obs = step.obs
+        for r, part in enumerate(parts):
+            if acted[r] is not None:
+                ended, moved = (on_device(x[part], policies[r].device) for x in (step.ended, step.valid))
+                carry[r] = next_carry(carry[r], acted[r], begun[r], ended, moved)
         valid, reward, ended = on_host(step.valid, step.reward, step.terminated | step.truncated)
         returns += torch.where(valid & alive, reward.double(), 0.0)
         lengths += valid & alive

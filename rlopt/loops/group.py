@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from rlopt.loops.base import Loop, Progress, finite_rows, normalizer_state
 from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.random import derive_seed
-from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, on_host
+from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, next_carry, on_host
 
 
 class GroupLoop(Loop):
@@ -73,13 +72,13 @@ class GroupLoop(Loop):
         returns, lengths = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.int64)
         steps: list[dict[str, Tensor]] = []
         seen: list[Obs] = []
-        carry: Any = None
+        carry = begun = self.agent.initial_carry(n)
         going = alive.cpu()
         while self.step < self.total_steps and bool(going.any()):
             seen.append(obs if self.normalizer is None else self.normalizer.normalize_obs(obs))
             act = self.agent.act(seen[-1], carry)
-            carry = act.carry
             step = self.env.step(act.action)
+            carry = next_carry(carry, act.carry, begun, step.ended, step.valid)
             intact, obs = self._judge(step, alive)
             remaining = self.total_steps - self.step
             valid = intact & (intact.cumsum(0) <= remaining)

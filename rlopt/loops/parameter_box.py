@@ -127,7 +127,7 @@ class Simulator:
         obs = env.reset(seeds=[*seeds] * self.width + [seeds[-1]] * spare)
         returns = torch.zeros(env.num_envs, dtype=torch.float64)
         alive = torch.ones(env.num_envs, dtype=torch.bool)
-        carry: Any = None
+        carry = policy.initial_carry(env.num_envs)
         for _ in range(env.spec.episode_limit or MAX_LENGTH):
             act = policy.act(obs, carry)
             step = env.step(act.action.to(env.device))

@@ -6,7 +6,6 @@ import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.random import derive_seed
 from rlopt.state import RowLog
-from rlopt.types import Obs, State, Step, map_obs, on_device
+from rlopt.types import Obs, State, Step, map_obs, next_carry, on_device
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class ReplayLoop(Loop):
         self.config: ReplayAgentConfig = agent.config
         self.buffer, self.seed = buffer, seed
         self.owed = 0
-        self.carry: Any = None
+        self.carry = agent.initial_carry(env.num_envs)
         self.obs: Obs | None = None
         self.counter = EpisodeCounter(env.num_envs, agent.runs)
         self.each = env.num_envs // agent.runs
@@ -77,7 +76,6 @@ class ReplayLoop(Loop):
             )
         self._aside = ThreadPoolExecutor(1, "rlopt-env") if overlap else None
         self._cut = False
-        self._all = torch.ones(env.num_envs, dtype=torch.bool, device=agent.device)
 
     def advance(self) -> Progress:
         begin = perf_counter()
@@ -98,6 +96,7 @@ class ReplayLoop(Loop):
             updates = self._learn(metrics)
             aside_seconds = perf_counter() - middle
             step = stepping.result()
+        moved = step.valid  # a row that is one too many to be stored has moved too
         step, valid, count = self._accept(step)
         with torch.no_grad():
             self.buffer.add(
@@ -115,8 +114,10 @@ class ReplayLoop(Loop):
             self.normalizer.observe(step)
         episodes = self.counter.count(step)
         self.obs = step.obs
-        carry = act.carry
-        self.carry = None if carry is None else self.agent.reset_carry(carry, step.ended.to(self.agent.device))
+        if act.carry is not None:
+            begun = self.agent.initial_carry(self.env.num_envs)
+            ended, moved = (on_device(x, self.agent.device) for x in (step.ended, moved))
+            self.carry = next_carry(self.carry, act.carry, begun, ended, moved)
         self.step += count
         self.agent.clock.env_steps = self.step
         learning = self.step - max(self.step - count, self.config.first_update)
@@ -189,7 +190,8 @@ class ReplayLoop(Loop):
         """Continue exactly; an environment that could not be saved begins new episodes, and no window crosses the
         cut."""
         self.step, self.owed = int(state["step"]), int(state["owed"])
-        self.carry = _moved(state["carry"], self.agent.device)
+        if (carry := state["carry"]) is not None:
+            self.carry = {name: leaf.to(self.agent.device) for name, leaf in carry.items()}
         self.agent.load_state_dict(state["agent"])
         self.buffer.load_state_dict(state["buffer"])
         self.counter.load_state_dict(state["counter"])
@@ -202,7 +204,7 @@ class ReplayLoop(Loop):
             return
         log.warning("this environment cannot be saved: new episodes begin here, and the open ones are dropped")
         self.obs = self.env.reset(seeds=self._seeds("resume", self.step))
-        self.carry = self.agent.reset_carry(self.carry, self._all)
+        self.carry = self.agent.initial_carry(self.env.num_envs)
         self.counter = EpisodeCounter(self.env.num_envs, self.runs)
         self._cut = True
 
@@ -220,17 +222,6 @@ class ReplayLoop(Loop):
     def row_logs(self) -> dict[str, RowLog]:
         side = {f"replay-frames-{name}": store for name, store in self.buffer.side_stores().items()}
         return {"replay": self.buffer, **side}
-
-
-def _moved(tree: Any, device: torch.device) -> Any:
-    """A loaded carry, whose tensors lie on the CPU, on the device where the agent acts."""
-    if isinstance(tree, Tensor):
-        return tree.to(device)
-    if isinstance(tree, dict):
-        return {key: _moved(child, device) for key, child in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_moved(child, device) for child in tree)
-    return tree
 
 
 def _all_well(obs: Obs, next_obs: Obs, reward: Tensor, valid: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlopt.nn.distributions import LOG_STD_MAX, LOG_STD_MIN, categorical
 from rlopt.nn.networks import MLP, NetworkConfig, make_encoder
-from rlopt.types import Obs, RloptError, Space
+from rlopt.types import Carry, Obs, RloptError, Space
 
 Options = dict[str, Any]
 
@@ -29,11 +29,24 @@ class Actor(nn.Module):
     options: Options
 
     @torch.no_grad()
-    def act(self, obs: Obs, deterministic: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """Actions (N, A) in environment units, or (N,) int64; random ones draw from ``generator``."""
+    def act(
+        self,
+        obs: Obs,
+        carry: Carry = None,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Carry]:
+        """Return actions (N, A) in environment units, or (N,) int64, and the carry to act on next.
+
+        Random actions draw from ``generator``. An episode begins with a row of ``initial_carry``.
+        """
         outputs = self(obs)
         rows = len(outputs[0] if isinstance(outputs, tuple) else outputs)
-        return self.choose(outputs, None if deterministic else self.noise(rows, generator))
+        return self.choose(outputs, None if deterministic else self.noise(rows, generator)), carry
+
+    def initial_carry(self, rows: int) -> Carry:
+        """Return the carry with which ``rows`` episodes begin; None of a network without a memory."""
+        return None
 
     def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
         """What ``choose`` needs for ``rows`` random actions, (rows, …)."""

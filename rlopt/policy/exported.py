@@ -15,7 +15,7 @@ from rlopt.envs.normalize import Normalizer
 from rlopt.envs.spaces import ActionCodec, Leaf, ObservationCodec
 from rlopt.nn.actors import Actor
 from rlopt.policy.statistics import frozen_statistics, load_statistics
-from rlopt.types import Act, EnvSpec, Obs, RloptError, map_obs, on_device, resolve_device
+from rlopt.types import Act, Carry, EnvSpec, Obs, RloptError, map_obs, on_device, resolve_device
 
 
 class Policy:
@@ -23,6 +23,12 @@ class Policy:
 
     ``act`` is for loops (batched tensors as a ``VectorEnv`` gives them); calling the policy is for everyone else. A
     policy shares its network with whoever made it, so ``agent.policy`` always acts with the current weights.
+
+    A ``recurrent`` policy remembers what it saw, and whoever asks it keeps its carry::
+
+        carry = policy.initial_carry()
+        while not over:
+            action, carry = policy(obs, carry)
     """
 
     def __init__(self, spec: EnvSpec, actor: Actor, normalizer: Normalizer | None = None) -> None:
@@ -50,12 +56,22 @@ class Policy:
         other.meta = copy.deepcopy(self.meta)
         return other
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether actions depend on earlier observations, by a carry."""
+        return self.initial_carry() is not None
+
+    def initial_carry(self, rows: int = 1) -> Carry:
+        """Return the carry with which ``rows`` episodes begin, leaves (rows, …) on the policy's device; None unless
+        ``recurrent``. Where some of them end, ``rlopt.types.begin_anew`` gives them rows of it."""
+        return self.actor.initial_carry(rows)
+
     @torch.no_grad()
     def act(
-        self, obs: Obs, carry: Any = None, deterministic: bool = True, generator: torch.Generator | None = None
+        self, obs: Obs, carry: Carry = None, deterministic: bool = True, generator: torch.Generator | None = None
     ) -> Act:
-        """Actions on the policy's device for observations (N, …), which are brought there; statistics are read, never
-        updated.
+        """Return actions on the policy's device for observations (N, …), which are brought there, and the next carry;
+        statistics are read, never updated.
 
         Random actions draw from ``generator`` or, without one, from a stream of the policy's own that no seed repeats.
         """
@@ -65,10 +81,13 @@ class Policy:
             obs = self.normalizer.normalize_obs(obs)
         if generator is None and not deterministic:
             generator = self._own_generator()
-        return Act(self.actor.act(obs, deterministic, generator), carry)
+        return Act(*self.actor.act(obs, carry, deterministic, generator))
 
-    def __call__(self, obs: Any, deterministic: bool = True, generator: torch.Generator | None = None) -> Any:
-        """The action for one observation, or the actions for a batch, as the environment itself gives and takes them.
+    def __call__(
+        self, obs: Any, carry: Carry = None, deterministic: bool = True, generator: torch.Generator | None = None
+    ) -> Any:
+        """Return the action for one observation, or the actions for a batch, as the environment itself gives and takes
+        them; of a ``recurrent`` policy a pair of that and the next carry.
 
         ``obs`` holds NumPy arrays, numbers or tensors, nested like the environment's observations or flat with keys
         joined by ``/``; one leading axis more than the space has makes it a batch. The answer is a tensor (on the
@@ -76,7 +95,7 @@ class Policy:
         one observation and a Discrete action space a Python int.
 
         Raises:
-            RloptError: wrong keys, shapes or dtypes, or an index outside its space.
+            RloptError: wrong keys, shapes or dtypes, an index outside its space, or a carry that is missing or unfit.
         """
         if self._observations is None or self._actions is None:
             self._observations = ObservationCodec(self.spec.observation_space)
@@ -94,14 +113,21 @@ class Policy:
             raise RloptError(f"the parts of an observation must be one or equally many; these are {sizes}")
         n = rows.pop()
         tree: Obs = leaves[""] if self._observations.single else leaves
-        action = self.act(tree, deterministic=deterministic, generator=generator).action
-        array = self._actions.batch(action, 1 if n is None else n)
+        _check_carry(carry, self.initial_carry(1 if n is None else n))
+        act = self.act(tree, carry, deterministic, generator)
+        action = self._answer(self._actions, act.action, n, source)
+        return action if carry is None else (action, act.carry)
+
+    @staticmethod
+    def _answer(codec: ActionCodec, action: Tensor, n: int | None, source: torch.device | None) -> Any:
+        """Actions as the giver of ``n`` observations (None: of one) on ``source`` (None: in NumPy) expects them."""
+        array = codec.batch(action, 1 if n is None else n)
         if source is not None:
             out = torch.from_numpy(array).to(source)
             return out[0] if n is None else out
         if n is not None:
             return array
-        return int(array[0]) if self._actions.discrete else array[0]
+        return int(array[0]) if codec.discrete else array[0]
 
     def _own_generator(self) -> torch.Generator:
         if self._generator is None or self._generator.device != self.device:
@@ -111,6 +137,25 @@ class Policy:
 
 
 # What users hand in
+
+
+def _check_carry(carry: Any, wanted: Carry) -> None:
+    """Exactly the leaves of ``wanted``; without a carry a memory would forget everything at every step, in silence."""
+    if wanted is None and carry is not None:
+        raise RloptError("this policy remembers nothing: call policy(obs), without a carry")
+    if wanted is None:
+        return
+    if carry is None:
+        raise RloptError(
+            "this policy remembers what it saw, so keep its carry: begin an episode with "
+            "carry = policy.initial_carry(), then action, carry = policy(obs, carry)"
+        )
+    found = {k: tuple(x.shape) for k, x in carry.items()} if isinstance(carry, dict) else type(carry).__name__
+    if found != (shapes := {k: tuple(x.shape) for k, x in wanted.items()}):
+        raise RloptError(
+            f"the carry must be {shapes}, not {found}; begin episodes with policy.initial_carry(N), N the number of "
+            "observations"
+        )
 
 
 def _flatten(obs: Any, codec: ObservationCodec) -> dict[str, Any]:

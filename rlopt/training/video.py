@@ -65,7 +65,7 @@ def _film(
 ) -> Episode:
     generator = None if deterministic else torch_generator(seed, "evaluation", "noise", device=policy.device)
     obs = env.reset(seeds=[derive_seed(seed, "evaluation", 0)])
-    total, length, carry = 0.0, 0, None
+    total, length, carry = 0.0, 0, policy.initial_carry()
     while True:
         writer.append_data(_frame(env))
         act = policy.act(obs, carry, deterministic=deterministic, generator=generator)

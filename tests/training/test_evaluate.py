@@ -31,7 +31,7 @@ from rlopt.training import video
 from rlopt.training.configuration import train_config
 from rlopt.training.evaluate import Evaluation, describe, evaluate_path
 from rlopt.training.setup import train
-from rlopt.types import Act, EnvSpec, Episode, Obs, RloptError, Step
+from rlopt.types import Act, Carry, EnvSpec, Episode, Obs, RloptError, Step
 
 SMALL = network_options(NetworkConfig(hidden=(16,)))
 
@@ -95,14 +95,18 @@ class Recording(Policy):
         self.rows: list[int] = []
         self.waves = 0
 
+    def initial_carry(self, rows: int = 1) -> Carry:
+        return {"calls": torch.zeros(rows)}
+
     def act(
-        self, obs: Obs, carry: Any = None, deterministic: bool = True, generator: torch.Generator | None = None
+        self, obs: Obs, carry: Carry = None, deterministic: bool = True, generator: torch.Generator | None = None
     ) -> Act:
-        assert isinstance(obs, Tensor)
+        assert isinstance(obs, Tensor) and carry is not None
         self.rows.append(len(obs))
-        assert carry in (None, len(self.rows) - 1)
-        self.waves += carry is None
-        return Act(super().act(obs, None, deterministic, generator).action, len(self.rows))
+        calls = carry["calls"]
+        assert bool((calls <= len(self.rows) - 1).all()) and len(calls) == len(obs)
+        self.waves += not bool(calls.any())
+        return Act(super().act(obs, None, deterministic, generator).action, {"calls": calls + 1})
 
 
 @pytest.mark.parametrize("slots", [1, 3, 7, 10, 12])

@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 
-from rlopt.loops.replay import _moved
 from rlopt.runs.manifest import read_manifest
 from rlopt.runs.run_folder import RunFolder
 from rlopt.training.configuration import complete_agent
@@ -116,15 +115,6 @@ def test_an_open_device_is_settled_and_written(run):
     resume(run, {"device": "auto"}).close()
     written = yaml.safe_load((run / "config.yaml").read_text())["device"]
     assert written == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_a_loaded_carry_goes_where_the_agent_acts():
-    """The device ``meta`` stands for a GPU."""
-    carry = {"hidden": [torch.ones(2), (torch.zeros(3, dtype=torch.int64), 7)], "budget": None}
-    moved = _moved(carry, torch.device("meta"))
-    assert moved["hidden"][0].device.type == moved["hidden"][1][0].device.type == "meta"
-    assert moved["hidden"][1][0].dtype == torch.int64 and moved["hidden"][1][0].shape == (3,)
-    assert moved["hidden"][1][1] == 7 and moved["budget"] is None
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again_and_says_so(tmp_path, caplog):
