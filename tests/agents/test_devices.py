@@ -15,7 +15,8 @@ from rlopt.agents.group import Rollout
 from rlopt.buffers import Batch
 from rlopt.envs import Normalizer
 from rlopt.registry import get_agent
-from rlopt.types import EnvSpec, Step
+from rlopt.types import Step
+from tests.agents.cases import every_learner, make_agent
 
 VECTOR = spaces.Box(-1, 1, (3,), "float32")
 DICT = spaces.Dict({"a": spaces.Discrete(4), "b": VECTOR})
@@ -38,14 +39,11 @@ def observations() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 
 @pytest.mark.parametrize("space", [VECTOR, DICT], ids=["vector", "dict"])
-@pytest.mark.parametrize(
-    ("name", "actions", "options"),
-    [("sac", BOX, {"fused": False, "n_step": 3}), ("sac_2018", BOX, {}), ("sac_discrete", DISCRETE, {})],
-)
-def test_off_policy_agents(space: Any, name: str, actions: Any, options: dict[str, Any]) -> None:
-    cls: Any = get_agent(name)
-    agent = cls(space, actions, cls.config_class(batch_size=B, warmup_steps=1, **options))
-    normalizer = Normalizer(EnvSpec("test", space, actions), obs=True, reward=True)
+@every_learner
+def test_off_policy_agents(space: Any, name: str) -> None:
+    options = {"fused": False} if hasattr(get_agent(name).config_class, "fused") else {}
+    agent = make_agent(name, observation_space=space, batch_size=B, warmup_steps=1, n_step=3, **options)
+    normalizer = Normalizer(agent.spec, obs=True, reward=True)
     obs = observations()[0 if space is DICT else 1]
     ones, yes = torch.ones(B), torch.ones(B, dtype=torch.bool)
     with no_default_device():

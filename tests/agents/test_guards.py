@@ -11,9 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlopt.agents import Agent
 from rlopt.nn import NetworkConfig
-from rlopt.registry import agent_names, get_agent
+from tests.agents.cases import every_learner
 
-every_agent = pytest.mark.parametrize("name", sorted(n for n in agent_names() if get_agent(n).loop == "replay"))
 LEARNT = ("actor", "critic", "value", "log_temperature", "actor_optimiser", "critic_optimiser", "value_optimiser",
           "temperature_optimiser")  # fmt: skip
 
@@ -34,7 +33,7 @@ def spoil(batch: Any, field: str, value: float) -> Any:
     return batch._replace(**{field: tensor})
 
 
-@every_agent
+@every_learner
 @pytest.mark.parametrize(
     ("field", "value", "culprit"),
     [
@@ -70,7 +69,7 @@ def test_bad_input_changes_nothing_and_is_named(name, field, value, culprit, mak
     assert all(t.isfinite().all() for t in learnt(agent))
 
 
-@every_agent
+@every_learner
 def test_a_loss_that_explodes_in_the_actor_leaves_the_actor_alone(name: str, make_agent, make_batch) -> None:
     """Critics whose values overflow for the policy's actions, but not for their own loss."""
     agent = make_agent(name)
@@ -124,7 +123,7 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.Tensor, method, refuse)
 
 
-@every_agent
+@every_learner
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.5, "lr_schedule": "linear", "schedule_steps": 9}])
 def test_update_never_waits_for_the_device(name: str, options, make_agent, make_batch, monkeypatch) -> None:
     # The hand-written gradients run on the CPU alone, where there is nobody to wait for.
@@ -143,7 +142,7 @@ def test_update_never_waits_for_the_device(name: str, options, make_agent, make_
         assert agent.clock.updates == 3
 
 
-@every_agent
+@every_learner
 def test_update_never_waits_with_images(name: str, make_agent, make_batch, monkeypatch) -> None:
     image = spaces.Dict({"camera": spaces.Box(0, 255, (3, 36, 36), "uint8"), "arm": spaces.Box(-1, 1, (2,))})
     agent = make_agent(name, observation_space=image, network=NetworkConfig(hidden=(8,)))

@@ -8,19 +8,19 @@ units of the reward. γ = 0.5 keeps horizons short. Temperatures are small, so t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from gymnasium import spaces
 
-from rlopt.agents import SAC, SAC2018, Agent, DiscreteSAC
 from rlopt.buffers import ReplayBuffer
 from rlopt.nn import NetworkConfig
+from rlopt.registry import get_agent
+from tests.agents.cases import AGENTS
 
 OBSERVATION = spaces.Box(-1.0, 1.0, (1,))
-GAMMA, TEMPERATURE = 0.5, 0.05
+GAMMA = 0.5
 Transition = tuple[float, float, float, float, bool, bool]
 """obs, action in [-1, 1], reward, next obs, terminated, truncated."""
 
@@ -29,7 +29,9 @@ class Probe:
     """One agent with actions in [-1, 1]: a discrete agent knows the two ends, a continuous one sees nine of them."""
 
     def __init__(self, name: str, updates: int = 150, n_step: int = 1) -> None:
-        common: dict[str, Any] = {
+        case = AGENTS[name]
+        assert case.probe is not None
+        options: dict[str, Any] = {
             "gamma": GAMMA,
             "batch_size": 32,
             "warmup_steps": 0,
@@ -39,20 +41,15 @@ class Probe:
             "tau": 0.2,
             "n_step": n_step,
             "network": NetworkConfig(hidden=(32,)),
+            **case.probe.options,
         }
-        self.updates, self.discrete, self.scale = updates, name == "sac_discrete", 1.0
+        self.discrete = isinstance(case.actions, spaces.Discrete)
         self.actions = (-1.0, 1.0) if self.discrete else tuple(i / 4 - 1.0 for i in range(9))
         space: spaces.Space[Any] = spaces.Discrete(2) if self.discrete else spaces.Box(-1.0, 1.0, (1,))
-        make: dict[str, Callable[[], Agent]] = {
-            "sac": lambda: SAC(OBSERVATION, space, config=SAC.config_class(temperature=TEMPERATURE, **common)),
-            "sac_2018": lambda: SAC2018(OBSERVATION, space, config=SAC2018.config_class(reward_scale=5.0, **common)),
-            "sac_discrete": lambda: DiscreteSAC(
-                OBSERVATION, space, config=DiscreteSAC.config_class(temperature=TEMPERATURE, **common)
-            ),
-        }
-        if name == "sac_2018":
-            self.scale = 5.0
-        self.agent: Any = make[name]()
+        cls = get_agent(name)
+        config = cls.config_class(**options)
+        self.updates, self.scale = updates, getattr(config, "reward_scale", 1.0)
+        self.agent: Any = cls(OBSERVATION, space, config=config)
         self.buffer = ReplayBuffer(10_000, OBSERVATION, space, n_step=n_step, gamma=GAMMA, seed=1)
 
     def _action(self, action: float) -> torch.Tensor:
@@ -89,10 +86,10 @@ class Probe:
         return 2.0 * action - 1.0 if self.discrete else action
 
 
-agents = pytest.mark.parametrize("name", ["sac", "sac_2018", "sac_discrete"])
+every_agent = pytest.mark.parametrize("name", [name for name, case in AGENTS.items() if case.probe is not None])
 
 
-@agents
+@every_agent
 def test_one_step_value(name: str) -> None:
     """A reward of 1 and the end: Q = 1 whatever the action."""
     probe = Probe(name)
@@ -100,7 +97,7 @@ def test_one_step_value(name: str) -> None:
     assert [probe.q(0.0, a) for a in (-1.0, 1.0)] == pytest.approx([1.0, 1.0], abs=0.08)
 
 
-@agents
+@every_agent
 def test_value_depends_on_the_observation(name: str) -> None:
     """The reward is the observation: Q(±1) = ±1."""
     probe = Probe(name)
@@ -108,7 +105,7 @@ def test_value_depends_on_the_observation(name: str) -> None:
     assert [probe.q(s, a) for s in (-1.0, 1.0) for a in (-1.0, 1.0)] == pytest.approx([-1, -1, 1, 1], abs=0.1)
 
 
-@agents
+@every_agent
 def test_a_delayed_reward_is_discounted(name: str) -> None:
     """0 then 1: Q(last) = 1, Q(first) = γ = 0.5, not 1."""
     probe = Probe(name)
@@ -119,7 +116,7 @@ def test_a_delayed_reward_is_discounted(name: str) -> None:
     assert probe.q(-1.0, 1.0) == pytest.approx(0.5, abs=0.1)
 
 
-@agents
+@every_agent
 def test_the_policy_finds_the_better_action(name: str) -> None:
     """The reward is the action's sign."""
     probe = Probe(name)
@@ -128,7 +125,7 @@ def test_the_policy_finds_the_better_action(name: str) -> None:
     assert probe.acts(0.0) > 0.8
 
 
-@agents
+@every_agent
 def test_the_policy_depends_on_the_observation(name: str) -> None:
     """The reward is action times observation: the policy must follow the observation's sign."""
     probe = Probe(name)
@@ -137,7 +134,7 @@ def test_the_policy_depends_on_the_observation(name: str) -> None:
     assert probe.acts(-1.0) < -0.8
 
 
-@agents
+@every_agent
 def test_bootstrap_goes_on_past_a_truncation(name: str) -> None:
     """A reward of 1 for ever, cut by a limit after every step: Q = 1/(1 - γ) = 2. Reading truncations
     as terminations would give 1."""
@@ -146,7 +143,7 @@ def test_bootstrap_goes_on_past_a_truncation(name: str) -> None:
     assert [probe.q(0.0, a) for a in (-1.0, 1.0)] == pytest.approx([2.0, 2.0], abs=0.2)
 
 
-@agents
+@every_agent
 def test_bootstrap_stops_at_a_termination(name: str) -> None:
     """The same rewards, but positive actions end the episode: Q = 1 there, else 1 + γ·2 = 2; the policy stays alive."""
     probe = Probe(name, updates=250)
@@ -156,14 +153,14 @@ def test_bootstrap_stops_at_a_termination(name: str) -> None:
     assert probe.acts(0.0) < -0.3
 
 
-@agents
+@every_agent
 def test_n_step_returns(name: str) -> None:
     """n = 3. A chain of four rewards of 1 that terminates: values 1.875, 1.75, 1.5, 1. Beside it in the buffer, single
     steps of reward -1 that are truncated at once into the same state: value -1/(1 - γ) = -2.
 
     A window across an episode's end would mix the two; γ³ where the window has length 1 would make the second -1.14.
     """
-    probe = Probe(name, updates=350 if name == "sac_2018" else 200, n_step=3)
+    probe = Probe(name, updates=int(200 * AGENTS[name].probe.patience), n_step=3)
     chain = (-1.0, -0.5, 0.0, 0.5)
     rows: list[Transition] = []
     for a in probe.actions:

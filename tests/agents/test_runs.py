@@ -10,18 +10,15 @@ import torch
 from rlopt.agents import SAC
 from rlopt.buffers import Batch
 from rlopt.nn import NetworkConfig, Optimiser, OptimiserConfig
+from rlopt.registry import get_agent
 from rlopt.types import RloptError
+from tests.agents.cases import AGENTS, LEARNERS
 
 RUNS, FIRST_SEED, SIZE = 3, 5, 8
-VARIANTS = [
-    ("sac", {}),
-    ("sac", {"fused": False, "max_grad_norm": 0.3, "policy_delay": 2}),
-    ("sac", {"max_grad_norm": 0.3}),
-    ("sac_2018", {"max_grad_norm": 0.3}),
-    ("sac_discrete", {}),
-    ("sac_discrete", {"average_critics": True, "critic_entropy": False}),
-]
-every_variant = pytest.mark.parametrize(("name", "options"), VARIANTS)
+SIDE_BY_SIDE = [name for name in LEARNERS if get_agent(name).supports_runs]
+every_variant = pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name in SIDE_BY_SIDE for options in AGENTS[name].variants]
+)
 
 
 def build(make_agent, name: str, options: dict[str, Any], seed: int, runs: int = 1):
@@ -69,7 +66,7 @@ def test_each_run_equals_a_single_run_on_its_data_and_noise(name: str, options, 
             torch.testing.assert_close(getattr(together, net).flat[r], getattr(agent, net).flat, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sac", "sac_2018", "sac_discrete"])
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
 @pytest.mark.parametrize("steps", [0, 1_000_000])
 def test_runs_act_as_they_would_alone(name: str, steps: int, make_agent, make_batch) -> None:
     together = build(make_agent, name, {}, FIRST_SEED, RUNS)

@@ -3,92 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.agents import SAC, Agent
-from rlopt.fast.sac import FusedUpdate
-from rlopt.nn import Net, NetworkConfig, Optimiser, OptimiserConfig, Schedule
-from rlopt.nn.guard import Guard
-from rlopt.registry import agent_names, get_agent
+from rlopt.nn import NetworkConfig, Optimiser, OptimiserConfig, Schedule
 from rlopt.types import Clock, RloptError
-
-REPLAY_AGENTS = sorted(name for name in agent_names() if get_agent(name).loop == "replay")
-SCRATCH = {(Optimiser, "grad"), (Guard, "_values"), (Guard, "_health")}
-"""Attributes that every update overwrites before it reads them."""
-
-every_agent = pytest.mark.parametrize("name", REPLAY_AGENTS)
-
-
-def test_the_agents_of_this_package_are_covered() -> None:
-    assert {"sac", "sac_2018", "sac_discrete"} <= set(REPLAY_AGENTS)
-
+from tests.agents.cases import LEARNERS, every_learner, every_variant
+from tests.agents.completeness import tensors_of, unregistered
 
 # --- completeness, by walking the object ----------------------------------------------------------------------------
-
-
-def walk(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Every tensor, generator and optimiser reachable from ``thing``, once, with the path to it."""
-    if id(thing) in seen:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, Tensor | torch.Generator | torch.optim.Optimizer):
-        yield path, thing
-        return
-    if isinstance(thing, Optimiser):
-        yield path, thing
-    if isinstance(thing, dict):
-        children = [(f"{path}[{k!r}]", v) for k, v in thing.items()]
-    elif isinstance(thing, list | tuple | set):
-        children = [(f"{path}[{i}]", v) for i, v in enumerate(thing)]
-    elif isinstance(thing, FusedUpdate):  # buffers that every update overwrites, and views of the nets' parameters
-        return
-    elif type(thing).__module__.startswith(("rlopt", "torch.nn", __name__)) and hasattr(thing, "__dict__"):
-        scratch = {attribute for cls, attribute in SCRATCH if isinstance(thing, cls)}
-        children = [(f"{path}.{k}", v) for k, v in vars(thing).items() if k not in scratch]
-    else:
-        return
-    for child_path, child in children:
-        yield from walk(child, child_path, seen)
-
-
-def storages(agent: Agent) -> set[int]:
-    """Where everything registered lies in memory."""
-    found = set()
-    for thing in agent._persistent.values():
-        if isinstance(thing, Net):
-            tensors = [*thing.module.state_dict(keep_vars=True).values()]
-        elif isinstance(thing, Optimiser):
-            tensors = [thing.count, thing.first, thing.second]
-        elif isinstance(thing, Guard):
-            tensors = [thing.code]
-        else:
-            tensors = [thing] if isinstance(thing, Tensor) else []
-        found |= {t.untyped_storage().data_ptr() for t in tensors}
-    return found
-
-
-def unregistered(agent: Agent, constants: dict[str, Tensor]) -> list[str]:
-    """Paths of what the state lacks. ``constants`` are tensors of another agent: equal ones there are no state."""
-    known, registered = storages(agent), [*agent._persistent.values()]
-    missing = []
-    for path, thing in walk(agent, "agent", set()):
-        if isinstance(thing, Tensor):
-            constant = path in constants and torch.equal(thing, constants[path])
-            ok = constant or thing.numel() == 0 or thing.untyped_storage().data_ptr() in known
-        else:
-            ok = any(thing is r for r in registered)
-        if not ok:
-            missing.append(path)
-    return missing
-
-
-def tensors_of(agent: Agent) -> dict[str, Tensor]:
-    return {path: t for path, t in walk(agent, "agent", set()) if isinstance(t, Tensor)}
 
 
 def check(make: Any, make_batch: Any) -> list[str]:
@@ -99,7 +27,7 @@ def check(make: Any, make_batch: Any) -> list[str]:
     return unregistered(one, tensors_of(other))
 
 
-@every_agent
+@every_learner
 def test_every_tensor_optimiser_and_generator_is_registered(name: str, make_agent, make_batch) -> None:
     assert check(lambda seed: make_agent(name, seed=seed), make_batch) == []
 
@@ -146,18 +74,7 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
         assert a == b, path
 
 
-OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "sac": [
-        {},
-        {"temperature": 0.2, "policy_delay": 2, "fused": False},
-        {"policy_delay": 3, "lr_schedule": "cosine", "schedule_steps": 20, "max_grad_norm": 0.5},
-    ],
-    "sac_2018": [{}, {"optimiser": OptimiserConfig(name="sgd"), "lr_schedule": "linear", "schedule_steps": 20}],
-    "sac_discrete": [{}, {"temperature": 0.2, "optimiser": OptimiserConfig(name="adamw", weight_decay=0.1)}],
-}
-
-
-@pytest.mark.parametrize(("name", "options"), [(n, o) for n in REPLAY_AGENTS for o in OPTIONS.get(n, [{}])])
+@every_variant
 def test_a_fresh_agent_of_another_seed_continues_exactly(name: str, options, make_agent, make_batch) -> None:
     straight = make_agent(name, seed=0, **options)
     obs = torch.randn(3, 4, generator=torch.Generator().manual_seed(9))
@@ -184,7 +101,7 @@ def test_a_fresh_agent_of_another_seed_continues_exactly(name: str, options, mak
     assert_same(straight.state_dict(), resumed.state_dict())
 
 
-@every_agent
+@every_learner
 def test_loading_changes_no_object_identity(name: str, make_agent, make_batch) -> None:
     """The exported policy and the losses share tensors with the agent: a state is copied into them."""
     agent, other = make_agent(name, seed=0), make_agent(name, seed=1)
@@ -216,7 +133,7 @@ def test_a_state_of_another_agent_is_refused(make_agent) -> None:
 
 
 def test_same_seed_same_agent_and_other_seed_another(make_agent) -> None:
-    for name in REPLAY_AGENTS:
+    for name in LEARNERS:
         a, b, c = make_agent(name, seed=4), make_agent(name, seed=4), make_agent(name, seed=5)
         assert_same(a.state_dict(), b.state_dict())
         assert not torch.equal(a.actor.flat, c.actor.flat)
@@ -225,7 +142,7 @@ def test_same_seed_same_agent_and_other_seed_another(make_agent) -> None:
 
 def test_building_and_running_leave_the_global_generators_alone(make_agent, make_batch) -> None:
     before = torch.random.get_rng_state()
-    for name in REPLAY_AGENTS:
+    for name in LEARNERS:
         agent = make_agent(name, warmup_steps=1)
         agent.act(torch.zeros(1, 4))
         agent.clock.env_steps = 1
@@ -237,13 +154,13 @@ def test_building_and_running_leave_the_global_generators_alone(make_agent, make
 # --- acting ---------------------------------------------------------------------------------------------------------
 
 
-@every_agent
+@every_learner
 def test_acting_warm_up_samples_and_mode(name: str, make_agent) -> None:
     agent = make_agent(name, warmup_steps=10)
     space, obs = agent.spec.action_space, torch.zeros(2000, 4)
     warm = agent.act(obs).action
     assert all(space.contains(a) for a in warm[:50].numpy())
-    if name == "sac_discrete":
+    if isinstance(space, spaces.Discrete):
         shares = [(warm == k).float().mean().item() for k in (2, 3, 4)]
         assert shares == pytest.approx([1 / 3] * 3, abs=0.05)
     else:
@@ -260,8 +177,6 @@ def test_acting_warm_up_samples_and_mode(name: str, make_agent) -> None:
 
 
 def test_agents_refuse_action_spaces_they_cannot_act_in(make_agent) -> None:
-    from gymnasium import spaces
-
     box, discrete = spaces.Box(-1, 1, (2,)), spaces.Discrete(3)
     unbounded = spaces.Box(-torch.inf, torch.inf, (2,))
     jagged = spaces.Box(-torch.arange(1.0, 41.0).numpy(), torch.arange(1.0, 41.0).numpy())
@@ -282,7 +197,7 @@ def test_agents_refuse_action_spaces_they_cannot_act_in(make_agent) -> None:
 # --- the course of an update ----------------------------------------------------------------------------------------
 
 
-@every_agent
+@every_learner
 def test_update_advances_the_clock_and_reports(name: str, make_agent, make_batch) -> None:
     agent = make_agent(name)
     update = agent.update(make_batch(agent, 0))
@@ -312,7 +227,7 @@ def test_a_fixed_temperature_stays(make_agent, make_batch) -> None:
         assert "temperature_optimiser" not in agent.state_dict()
 
 
-@every_agent
+@every_learner
 def test_targets_follow_by_tau(name: str, make_agent, make_batch) -> None:
     agent = make_agent(name, tau=0.25)
     source = agent.value if name == "sac_2018" else agent.critic
@@ -335,7 +250,7 @@ def test_learning_rate_schedules() -> None:
         Schedule("linear")
 
 
-@every_agent
+@every_learner
 def test_every_learning_rate_follows_the_schedule(name: str, make_agent, make_batch) -> None:
     """At the end of a schedule that falls to 0 nothing moves any more."""
     agent = make_agent(name, lr_schedule="linear", schedule_steps=10)
@@ -356,7 +271,7 @@ def test_separate_learning_rates(make_agent) -> None:
         assert rates == [1e-3, 1e-4, 1e-5]
 
 
-@every_agent
+@every_learner
 def test_gradients_are_clipped_to_their_norm(name: str, make_agent, make_batch) -> None:
     """With SGD without momentum and a learning rate of 1 the step is the clipped gradient itself."""
     sgd = OptimiserConfig(name="sgd", beta1=0.0)
