@@ -1,7 +1,8 @@
 """One row for every agent: all that the tests which walk over agents need to know of it.
 
-A new agent costs one row of ``AGENTS``; ``test_every_registered_agent_has_a_row`` fails without it. What walks: complete
-state, exact resume, export and evaluation, a device that is not the CPU, the guard, runs side by side, probe problems.
+A new agent costs one row of ``AGENTS``; ``test_every_registered_agent_has_a_row`` fails without it. What walks:
+complete state, exact resume, export and evaluation, a device that is not the CPU, the guard, runs side by side, probe
+problems.
 """
 
 from __future__ import annotations
