@@ -138,11 +138,8 @@ class Agent:
         self.act_generators = self._generators("act")
         self.update_generators = self._generators("update")
         self.act_generator, self.update_generator = self.act_generators[0], self.update_generators[0]
-        self.guard = self.persist("guard", Guard(self.guarded, self.device, runs))
+        self.guard = self.persist("guard", Guard(self.device, runs))
         self.build()
-
-    guarded: ClassVar[tuple[str, ...]] = ()
-    """Names of the quantities whose finiteness an update checks, in the order they are computed."""
 
     def build(self) -> None:
         """Make networks, optimisers and tensors from ``self.spec`` and ``self.config``, and ``persist`` them."""
@@ -205,16 +202,25 @@ class Agent:
         self._persistent[name] = thing
         return thing
 
-    def descend(self, optimiser: Optimiser, loss: Tensor, leaves: Sequence[Tensor] | None, factor: float = 1.0) -> None:
-        """One guarded optimiser step down ``loss``, () or (R,): skipped on the device where this update met anything
-        non-finite.
+    def begin_update(self, **inputs: Obs | Tensor) -> None:
+        """Open an update whose inputs, by what they are called (``_`` for a space), must be finite."""
+        self.guard.begin()
+        for name, value in inputs.items():
+            self.guard.passes(name.replace("_", " "), value)
+
+    def descend(
+        self, name: str, optimiser: Optimiser, loss: Tensor, leaves: Sequence[Tensor] | None, factor: float = 1.0
+    ) -> None:
+        """Take one optimiser step down the loss called ``name``, () or (R,); it is skipped on the device where this
+        update met anything non-finite.
 
         ``leaves`` are what to differentiate by; None says that the gradient already lies in the optimiser.
         """
+        self.guard.passes(f"{name} loss", loss)
         if leaves is not None:
             optimiser.gather(torch.autograd.grad(loss.sum(), leaves))  # a run's loss knows only its own leaves
         norm = optimiser.norm()
-        optimiser.step(norm, self.guard.passes(loss, norm), factor)
+        optimiser.step(norm, self.guard.passes(f"{name} gradient", norm), factor)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """An agent that goes on alone from where this one stands; nothing is shared but the configuration."""

@@ -106,7 +106,6 @@ class Reinforce(Agent):
     name: ClassVar[str] = "reinforce"
     loop: ClassVar[str] = "group"
     config_class = ReinforceConfig
-    guarded = ("observation", "reward", "policy loss", "policy gradient")
     config: ReinforceConfig
 
     def build(self) -> None:
@@ -140,7 +139,7 @@ class Reinforce(Agent):
     def update(self, batch: Rollout) -> Update:
         """One gradient step on one rollout."""
         c = self.config
-        self.guard.begin(batch.obs, batch.reward)
+        self.begin_update(observation=batch.obs, reward=batch.reward)
         advantage, used = advantages(batch, c.gamma, c.credit, c.groups)
         advantage = normalise(advantage, used)
         obs = map_obs(lambda x: x.flatten(0, 1), batch.obs)
@@ -153,8 +152,7 @@ class Reinforce(Agent):
             noise = torch.randn(sample.shape, generator=self.update_generator, device=self.device)
             log_prob, entropy = squashed_terms(self.actor, params, obs, sample, noise)
         loss, metrics = policy_loss(log_prob, entropy, advantage.flatten(), used.flatten(), c.entropy_coefficient)
-        self.descend(self.optimiser, loss, self.actor.leaves)
-        self.guard.end()
+        self.descend("policy", self.optimiser, loss, self.actor.leaves)
         self.clock.updates += 1
         metrics["policy_loss"] = loss.detach()
         return Update(metrics)

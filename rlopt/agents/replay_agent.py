@@ -98,7 +98,7 @@ class OffPolicyActorCritic(Agent):
         if self.learns_temperature:
             loss = self.per_run(lambda t, p: temperature_loss(t, p, target_entropy))(self.log_temperature, log_prob)
             self.temperature_optimiser.grad.copy_(loss.unsqueeze(-1))
-            self.descend(self.temperature_optimiser, loss, None, factor)
+            self.descend("temperature", self.temperature_optimiser, loss, None, factor)
 
     @property
     def temperature(self) -> Tensor:

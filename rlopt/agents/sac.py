@@ -96,10 +96,6 @@ class SAC(OffPolicyActorCritic):
 
     name: ClassVar[str] = "sac"
     config_class = SACConfig
-    guarded = (
-        "observation", "next observation", "reward", "critic loss", "critic gradient", "actor loss", "actor gradient",
-        "temperature loss", "temperature gradient",
-    )  # fmt: skip
     config: SACConfig
     actor_module: SquashedGaussianActor
 
@@ -146,6 +142,8 @@ class SAC(OffPolicyActorCritic):
             metrics, priority = self.fused(batch, next_noise, noise, factor, act)
         else:
             metrics, priority = self._update(batch, next_noise, noise, factor, act)
+            if self.fused is not None:  # which reads the code alone
+                self.guard.settle()
         self.clock.updates += 1
         return Update(metrics, priority)
 
@@ -154,23 +152,22 @@ class SAC(OffPolicyActorCritic):
     ) -> tuple[Metrics, Tensor]:
         """The update in torch's own words."""
         temperature = self.temperature
-        self.guard.begin(batch.obs, batch.next_obs, batch.reward)
+        self.begin_update(observation=batch.obs, next_observation=batch.next_obs, reward=batch.reward)
         nets, actor, critic, target = self.nets, self.actor.params, self.critic.params, self.target.params
 
         pure = self.per_run(partial(critic_loss, nets, td=self.td))
         loss, metrics = pure(critic, actor, target, temperature, batch, next_noise)
-        self.descend(self.critic_optimiser, loss, self.critic.leaves, factor)
+        self.descend("critic", self.critic_optimiser, loss, self.critic.leaves, factor)
         priority = metrics.pop("td").flatten()
         metrics["critic_loss"] = loss.detach()
 
         if act:
             loss, aux = self.per_run(partial(actor_loss, nets))(actor, critic, temperature, batch.obs, noise)
-            self.descend(self.actor_optimiser, loss, self.actor.leaves, factor)
+            self.descend("actor", self.actor_optimiser, loss, self.actor.leaves, factor)
             metrics["actor_loss"] = loss.detach()
             metrics["entropy"] = -aux["log_prob"].mean(-1)
             self.descend_temperature(aux["log_prob"], self.target_entropy, factor)
         metrics["temperature"] = temperature
 
         self.target.follow(self.critic, self.config.tau)
-        self.guard.end()
         return metrics, priority

@@ -104,10 +104,6 @@ class SAC2018(OffPolicyActorCritic):
 
     name: ClassVar[str] = "sac_2018"
     config_class = SAC2018Config
-    guarded = (
-        "observation", "next observation", "reward", "value loss", "value gradient", "critic loss", "critic gradient",
-        "actor loss", "actor gradient",
-    )  # fmt: skip
     config: SAC2018Config
     actor_module: SquashedGaussianActor
 
@@ -134,24 +130,23 @@ class SAC2018(OffPolicyActorCritic):
         batch = self.by_run(batch._replace(action=self.actor_module.normalise(batch.action)))
         value_noise, noise = self.noise(*batch.action.shape[-2:]), self.noise(*batch.action.shape[-2:])
         nets, actor, critic, value = self.nets, self.actor.params, self.critic.params, self.value.params
-        self.guard.begin(batch.obs, batch.next_obs, batch.reward)
+        self.begin_update(observation=batch.obs, next_observation=batch.next_obs, reward=batch.reward)
 
         loss, metrics = self.per_run(partial(value_loss, nets))(value, actor, critic, batch.obs, value_noise)
-        self.descend(self.value_optimiser, loss, self.value.leaves, factor)
+        self.descend("value", self.value_optimiser, loss, self.value.leaves, factor)
         metrics["value_loss"] = loss.detach()
 
         pure = partial(critic_loss, nets, reward_scale=c.reward_scale, td=self.td)
         loss, aux = self.per_run(pure)(critic, self.target.params, batch)
-        self.descend(self.critic_optimiser, loss, self.critic.leaves, factor)
+        self.descend("critic", self.critic_optimiser, loss, self.critic.leaves, factor)
         priority = aux["td"].flatten()
         metrics.update(q=aux["q"], critic_loss=loss.detach())
 
         pure = partial(actor_loss, nets, regulariser=c.policy_regulariser)
         loss, aux = self.per_run(pure)(actor, critic, batch.obs, noise)
-        self.descend(self.actor_optimiser, loss, self.actor.leaves, factor)
+        self.descend("actor", self.actor_optimiser, loss, self.actor.leaves, factor)
         metrics.update(actor_loss=loss.detach(), entropy=-aux["log_prob"].mean(-1))
 
         self.target.follow(self.value, c.tau)
-        self.guard.end()
         self.clock.updates += 1
         return Update(metrics, priority)

@@ -103,10 +103,6 @@ class DiscreteSAC(OffPolicyActorCritic):
 
     name: ClassVar[str] = "sac_discrete"
     config_class = DiscreteSACConfig
-    guarded = (
-        "observation", "next observation", "reward", "critic loss", "critic gradient", "actor loss", "actor gradient",
-        "temperature loss", "temperature gradient",
-    )  # fmt: skip
     config: DiscreteSACConfig
     actor_module: CategoricalActor
 
@@ -134,23 +130,22 @@ class DiscreteSAC(OffPolicyActorCritic):
         batch = self.by_run(batch._replace(action=batch.action - self.actor_module.start))
         temperature = self.temperature
         nets, actor, critic, target = self.nets, self.actor.params, self.critic.params, self.target.params
-        self.guard.begin(batch.obs, batch.next_obs, batch.reward)
+        self.begin_update(observation=batch.obs, next_observation=batch.next_obs, reward=batch.reward)
 
         pure = partial(critic_loss, nets, average=c.average_critics, entropy=c.critic_entropy, td=self.td)
         loss, metrics = self.per_run(pure)(critic, actor, target, temperature, batch)
-        self.descend(self.critic_optimiser, loss, self.critic.leaves, factor)
+        self.descend("critic", self.critic_optimiser, loss, self.critic.leaves, factor)
         priority = metrics.pop("td").flatten()
         metrics["critic_loss"] = loss.detach()
 
         pure = partial(actor_loss, nets, average=c.average_critics)
         loss, aux = self.per_run(pure)(actor, critic, temperature, batch.obs)
-        self.descend(self.actor_optimiser, loss, self.actor.leaves, factor)
+        self.descend("actor", self.actor_optimiser, loss, self.actor.leaves, factor)
         metrics["actor_loss"] = loss.detach()
         metrics["entropy"] = -aux["log_prob"].mean(-1)
         self.descend_temperature(aux["log_prob"], self.target_entropy, factor)
         metrics["temperature"] = temperature
 
         self.target.follow(self.critic, c.tau)
-        self.guard.end()
         self.clock.updates += 1
         return Update(metrics, priority)

@@ -29,6 +29,7 @@ from rlopt.fast.sac_update import (
     MEAN_Q,
     PROBES,
     TEMPERATURE,
+    WATCHED,
     WEIGHTS,
     Constants,
     Data,
@@ -139,6 +140,7 @@ class FusedUpdate:
             numbers(members, rows), numbers(members, rows), numbers(members, rows), array(delta),
             descents[0], array(target_flat.detach()), descents[1], descents[2],
             np.zeros(TEMPERATURE + 1), code.view(1).numpy(),
+            np.array([agent.guard.number(name) for name in WATCHED]),
         )  # fmt: skip
         self.ones = np.ones(rows, np.float32)
 

@@ -134,9 +134,13 @@ def total(x: Array) -> float:
     return found
 
 
-# What an update reports: first what the guard watches, in the order of ``SAC.guarded``.
+# What an update reports: first what the guard watches, by the names it has there.
 OBS, NEXT_OBS, REWARD, CRITIC_LOSS, CRITIC_NORM, ACTOR_LOSS, ACTOR_NORM, TEMPERATURE_LOSS, TEMPERATURE_NORM = range(9)
 MEAN_Q, ENTROPY, TEMPERATURE = range(9, 12)
+WATCHED = (
+    "observation", "next observation", "reward", "critic loss", "critic gradient", "actor loss", "actor gradient",
+    "temperature loss", "temperature gradient",
+)  # fmt: skip
 # The tasks of an update are counted by phase; those of the actor come after ACTOR, as many as there are layers.
 DRAW, VALUES, TARGET, BACKWARD, MEASURE, STEP, FINISH, ACTOR = range(8)
 PROBES, CHOICE, ACTION_GRADS, POLICY, ACTOR_MEASURE, ACTOR_STEP, WEIGHTS = range(ACTOR, ACTOR + 7)
@@ -185,6 +189,8 @@ class Scratch(NamedTuple):
     """(12,) what the guard watches, and the metrics."""
     code: Array
     """(1,) of the guard."""
+    numbers: Array
+    """(9,) what the code is for each of the watched."""
 
 
 class Data(NamedTuple):
@@ -399,7 +405,7 @@ def last_words(m: Scratch, acted: bool, constants: Constants, factor: float) -> 
             temperature_step(m, constants.target_entropy, factor)
     for i in range(watched + 1):
         if m.code[0] == 0 and not np.isfinite(m.report[i]):
-            m.code[0] = i + 1
+            m.code[0] = m.numbers[i]
 
 
 @compiled

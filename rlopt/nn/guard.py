@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -9,61 +12,93 @@ from rlopt.types import Obs, State
 
 
 class Guard:
-    """Watches the quantities of an update in the order they are computed.
+    """Watches the quantities of an update as they are computed.
 
-    ``begin`` opens an update, ``passes`` adds quantities and says (0-d boolean) whether everything so far is finite,
-    ``end`` remembers the first that was not: a sticky code, 0 for none, which the host reads when it logs. Sums stand
-    for their tensors, since a sum is finite only if every element is; one that overflows errs on the safe side.
+    ``begin`` opens an update; ``passes(name, value)`` adds a quantity and returns, as a boolean on the device, whether
+    everything of this update has been finite so far. The first quantity that was not leaves its number in a sticky
+    code, 0 for none, which the host reads when it logs. All of it happens in place, in the order of the calls: pieces
+    of an update may be recorded and replayed in any order.
+
     Of several runs each has a flag and a code of its own: quantities and flags are then (R,).
     """
 
-    def __init__(self, names: tuple[str, ...], device: torch.device, runs: int = 1) -> None:
-        self.names = names
+    def __init__(self, device: torch.device, runs: int = 1) -> None:
         shape = (runs,) if runs > 1 else ()
         self.code = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._values: list[Tensor] = []
-        self._health = torch.zeros(shape, device=device)
+        """Number of the first quantity that was not finite since ``clear``; complete once ``settle`` was called."""
+        self.prefix = ""
+        self._numbers: dict[str, int] = {}
+        self._poison = torch.zeros(shape, device=device)  # 0; NaN once something of this update was not finite
+        self._ok = torch.ones(shape, dtype=torch.bool, device=device)
+        self._latest = torch.zeros_like(self.code)  # the quantity that was begun last while all was well
 
-    def begin(self, *values: Obs | Tensor) -> None:
-        """Open an update with its inputs; integer leaves are finite by nature and pass."""
-        self._values = [_total(v, self.code) for v in values]
-        self._health = self._values[0]
-        for v in self._values[1:]:
-            self._health = self._health + v
+    def child(self, name: str) -> Self:
+        """Return a guard whose quantities are called ``name/…`` and whose flags and code are this one's."""
+        child = copy.copy(self)
+        child.prefix = f"{self.prefix}{name}/"
+        return child
 
-    def passes(self, *values: Tensor) -> Tensor:
-        """Add 0-d quantities; true where these and all before them in this update are finite."""
-        for v in values:
-            self._values.append(v.detach())
-            self._health = self._health + self._values[-1]
-        return self._health.isfinite()
+    @property
+    def scratch(self) -> tuple[Tensor, ...]:
+        """What ``begin`` overwrites: the state of an update that is under way."""
+        return self._poison, self._ok, self._latest
 
-    def end(self) -> None:
-        """Remember the first non-finite quantity of this update, if there is none from before."""
-        bad = torch.stack(self._values).isfinite().logical_not()
-        first = torch.where(bad.any(0), bad.byte().argmax(0) + 1, 0)
-        self.code.copy_(torch.where(self.code == 0, first, self.code))
+    def number(self, name: str) -> int:
+        """Return the code that stands for the quantity ``name``."""
+        return self._numbers.setdefault(self.prefix + name, len(self._numbers) + 1)
+
+    def begin(self) -> None:
+        """Open an update."""
+        self.settle()
+        self._poison.zero_()
+        self._ok.fill_(True)
+
+    def passes(self, name: str, value: Obs | Tensor) -> Tensor:
+        """Add a quantity; return () or (R,) bool, true where this and all before it in this update are finite.
+
+        A tensor or observation with further axes stands for its sum, which is finite only if every element is; one that
+        overflows errs on the safe side. Integers are finite by nature.
+        """
+        total = _total(value, self.code)
+        if total is not None:
+            self._latest.masked_fill_(self._ok, self.number(name))
+            self._poison.add_(total, alpha=0.0)  # x·0 is NaN exactly where x is not finite
+            torch.eq(self._poison, 0.0, out=self._ok)
+        return self._ok
+
+    def settle(self) -> None:
+        """Remember what was first not finite in this update, if nothing is remembered from before."""
+        torch.where((self.code != 0) | self._ok, self.code, self._latest, out=self.code)
 
     def first_bad(self) -> str | None:
-        """The name of the first non-finite quantity, or None. Waits for the device."""
+        """Return the name of the first non-finite quantity since ``clear``, or None. Waits for the device."""
+        self.settle()
         code = next((c for c in self.code.flatten().tolist() if c), 0)
-        return self.names[code - 1] if code else None
+        return list(self._numbers)[code - 1] if code else None
 
     def clear(self) -> None:
         """Forget it, once it has been told."""
+        self._ok.fill_(True)
         self.code.zero_()
 
     def state_dict(self) -> State:
-        return {"code": self.code.clone()}
+        """Return the code, and the names it stands for: another process may number them otherwise."""
+        self.settle()
+        return {"code": self.code.clone(), "names": list(self._numbers)}
 
     def load_state_dict(self, state: State) -> None:
-        self.code.copy_(state["code"])
+        """Continue with a saved code."""
+        code, names = state["code"], state["names"]
+        if names != list(self._numbers)[: len(names)]:
+            known = [0, *(self._numbers.setdefault(name, len(self._numbers) + 1) for name in names)]
+            code = torch.tensor([known[c] for c in code.flatten().tolist()]).view(code.shape)
+        self._ok.fill_(True)
+        self.code.copy_(code)
 
 
-def _total(value: Obs, like: Tensor) -> Tensor:
-    """The sum of all floating leaves, () or (R,)."""
+def _total(value: Obs | Tensor, like: Tensor) -> Tensor | None:
+    """Return the sum of all floating leaves, () or (R,); None where there is none."""
     leaves = value.values() if isinstance(value, dict) else (value,)
-    sums = [leaf.sum(tuple(range(like.dim(), leaf.dim()))) for leaf in leaves if leaf.is_floating_point()]
-    return (
-        torch.stack(sums).sum(0) if len(sums) > 1 else sums[0] if sums else torch.zeros(like.shape, device=like.device)
-    )
+    floating = [leaf.detach() for leaf in leaves if leaf.is_floating_point()]
+    sums = [leaf.sum(tuple(range(like.dim(), leaf.dim()))) if leaf.dim() > like.dim() else leaf for leaf in floating]
+    return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0] if sums else None

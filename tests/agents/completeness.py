@@ -13,7 +13,7 @@ from rlopt.fast.sac import FusedUpdate
 from rlopt.nn import Net, Optimiser
 from rlopt.nn.guard import Guard
 
-SCRATCH = {(Optimiser, "grad"), (Guard, "_values"), (Guard, "_health")}
+SCRATCH = {(Optimiser, "grad"), (Guard, "_poison"), (Guard, "_ok"), (Guard, "_latest")}
 """Attributes that every update overwrites before it reads them."""
 
 

@@ -10,7 +10,9 @@ from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlopt.agents import Agent
+from rlopt.agents.group import Rollout
 from rlopt.nn import NetworkConfig
+from rlopt.registry import get_agent
 from tests.agents.cases import every_learner
 
 LEARNT = ("actor", "critic", "value", "log_temperature", "actor_optimiser", "critic_optimiser", "value_optimiser",
@@ -29,7 +31,7 @@ def learnt(agent: Agent) -> list[torch.Tensor]:
 
 def spoil(batch: Any, field: str, value: float) -> Any:
     tensor = getattr(batch, field).clone()
-    tensor.view(-1)[3] = value
+    tensor.view(-1)[-1] = value
     return batch._replace(**{field: tensor})
 
 
@@ -67,6 +69,54 @@ def test_bad_input_changes_nothing_and_is_named(name, field, value, culprit, mak
     agent.guard.clear()
     assert agent.guard.first_bad() is None
     assert all(t.isfinite().all() for t in learnt(agent))
+
+
+@every_learner
+def test_whatever_is_first_not_finite_is_named_and_no_later_step_is_taken(name: str, make_agent, make_batch) -> None:
+    """Every quantity in turn, as ``descend`` and ``begin_update`` name them."""
+
+    def watched(bad: str | None) -> tuple[Agent, list[str], list[bool]]:
+        agent = make_agent(name, **({"fused": False} if name == "sac" else {}))
+        passes, names, passed = agent.guard.passes, [], []
+
+        def watch(called: str, value: torch.Tensor) -> torch.Tensor:
+            names.append(called)
+            ok = passes(called, value if called != bad else torch.full_like(value, float("nan")))
+            passed.append(bool(ok))
+            return ok
+
+        agent.guard.passes = watch  # type: ignore[method-assign]
+        agent.update(make_batch(agent, 0))
+        return agent, names, passed
+
+    _, names, passed = watched(None)
+    assert names[:3] == ["observation", "next observation", "reward"] and all(passed)
+    assert {"critic loss", "critic gradient", "actor loss", "actor gradient"} <= set(names)
+    for i, bad in enumerate(names):
+        agent, again, passed = watched(bad)
+        assert again == names and passed == [k < i for k in range(len(names))]
+        assert agent.guard.first_bad() == bad
+        for optimiser in (n for n in vars(agent) if n.endswith("_optimiser")):
+            after = names.index(f"{optimiser.removesuffix('_optimiser')} gradient") >= i
+            assert getattr(agent, optimiser).count.item() == (0 if after else 1), (bad, optimiser)
+
+
+def test_the_policy_gradient_of_a_group_is_named() -> None:
+    cls: Any = get_agent("reinforce")
+    for field, value, culprit in (
+        ("obs", float("nan"), "observation"),
+        ("reward", float("inf"), "reward"),
+        ("action", 0, None),
+    ):
+        agent = cls(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), cls.config_class(groups=1, group_size=2))
+        yes = torch.ones(1, 2, dtype=torch.bool)
+        rollout = Rollout(
+            torch.rand(1, 2, 3), torch.zeros(1, 2).long(), torch.rand(1, 2), yes, ~yes, yes, yes[0],
+            torch.zeros(2).long(),
+        )  # fmt: skip
+        agent.update(spoil(rollout, field, value) if culprit else rollout)
+        assert agent.guard.first_bad() == culprit
+        assert agent.optimiser.count.item() == (0 if culprit else 1)
 
 
 @every_learner
