@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rlopt.analysis.parameter_grid import draw_parameter_grid
-from rlopt.training.configuration import train_config
+from rlopt.loops.configuration import train_config
 from rlopt.training.grid_evaluation import evaluate_grid
 from rlopt.training.setup import train
 

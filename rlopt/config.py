@@ -6,6 +6,7 @@ YAML files, overrides and programs all pass through ``build``, so a typo or a wr
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -13,12 +14,15 @@ import math
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from rlopt.types import RloptError
+from rlopt.types import RloptError, option
 
 Config = typing.TypeVar("Config")
+_MARK = "_built"
+"""The attribute of what ``build`` has made."""
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
@@ -56,22 +60,49 @@ def build(cls: type[Config], mapping: Mapping[str, Any], where: str = "agent") -
             values[name] = _checked(mapping[name], types_[name], f.metadata, key)
         elif _default(f) is dataclasses.MISSING:
             raise RloptError(f"{key}: must be given; add {key}=…")
-    return cls(**values)
+    made = cls(**values)
+    object.__setattr__(made, _MARK, True)  # gone in what dataclasses.replace makes of it
+    return made
 
 
-def build_call(target: Callable[..., Any], mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The same checks for the keyword arguments of ``target``: the result is complete and of the annotated types.
+def checked(config: Config, where: str = "agent") -> Config:
+    """Return ``config`` itself where ``build`` made it, else a checked copy of what was made by hand."""
+    return config if hasattr(config, _MARK) else build(type(config), to_dict(config), where)
 
-    Parameters without a default are the caller's to pass and are no options.
-    """
-    parameters = call_options(target)
-    _refuse_unknown(mapping, parameters, where)
-    function = target.__init__ if inspect.isclass(target) else target
-    types_ = typing.get_type_hints(function)
-    return {
-        name: _checked(mapping[name], types_.get(name, Any), {}, join(where, name)) if name in mapping else default
-        for name, default in parameters.items()
-    }
+
+def changed(config: Config, where: str = "agent", **values: Any) -> Config:
+    """Return ``config`` with other ``values``, checked."""
+    return build(type(config), {**to_dict(config), **values}, where)
+
+
+def with_arguments(cls: type[Config], target: type[Any]) -> type[Config]:
+    """Return a subclass of the dataclass ``cls`` whose further options are the arguments of ``target``'s constructor
+    that have defaults, with the help that the ``Args:`` of its docstring give."""
+    types_ = typing.get_type_hints(target.__init__)
+    told = _arguments(target)
+    fields = [
+        (name, types_.get(name, Any), option(partial(copy.deepcopy, default), told.get(name, "")))
+        for name, default in call_options(target).items()
+    ]
+    made: type[Config] = dataclasses.make_dataclass(
+        f"{cls.__name__}Of{target.__name__}", fields, bases=(cls,), namespace={"__module__": cls.__module__},
+        frozen=True, kw_only=True,
+    )  # fmt: skip
+    return made
+
+
+def _arguments(cls: type[Any]) -> dict[str, str]:
+    """Return what the ``Args:`` of a class's docstring say of each."""
+    found: dict[str, str] = {}
+    name = ""
+    _, _, text = (inspect.getdoc(cls) or "").partition("\nArgs:\n")
+    for line in text.partition("\n\n")[0].splitlines():
+        if line.startswith("        "):
+            found[name] += " " + line.strip()
+        else:
+            name, _, what = line.strip().partition(": ")
+            found[name] = what
+    return found
 
 
 def call_options(target: Callable[..., Any]) -> dict[str, Any]:
@@ -85,6 +116,11 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
     """The defaults of a dataclass as plain data (nested dicts, lists for tuples), without options that have none."""
     found = {f.name: _default(f) for f in dataclasses.fields(cls) if f.init}
     return {name: plain(value) for name, value in found.items() if value is not dataclasses.MISSING}
+
+
+def default_of(cls: type[Any], name: str) -> Any:
+    """Return the default of one option of a dataclass."""
+    return _default(cls.__dataclass_fields__[name])
 
 
 def to_dict(obj: Any) -> dict[str, Any]:
@@ -198,7 +234,8 @@ def _convert(value: Any, kind: Any, key: str) -> tuple[Any, bool]:
     if origin is Literal:
         return value, any(value == a and type(value) is type(a) for a in args)
     if dataclasses.is_dataclass(kind):
-        return (value, True) if isinstance(value, typing.cast(type, kind)) else (build(kind, value, key), True)  # type: ignore[arg-type]
+        made = isinstance(value, typing.cast(type, kind))
+        return (checked(value, key) if made else build(kind, value, key)), True  # type: ignore[arg-type]
     if origin in (list, tuple):
         return _convert_sequence(value, origin, args, key)
     if kind in (list, tuple):

@@ -1,11 +1,12 @@
 """What can be named: agents and samplers by name, and what installed distributions add through entry points.
 
 Names map to ``module:attribute`` text, imported when used. Packages outside rlopt add to them by an entry point of the
-groups below, or programs by ``register_agent`` and ``register_sampler``. A checkpoint, a policy or a configuration file
-only ever names what is registered; none of them can name a class to import.
+groups below, or programs by ``register_agent``, ``register_sampler`` and ``register_loop``. A checkpoint, a policy or a
+configuration file only ever names what is registered; none of them can name a class to import.
 
-Entry-point groups: ``rlopt.agents`` and ``rlopt.samplers`` (name = class), ``rlopt.networks`` and ``rlopt.envs``
-(a module that registers when imported, or a function called once), ``rlopt.configs`` (a package with config groups).
+Entry-point groups: ``rlopt.agents``, ``rlopt.samplers`` and ``rlopt.loops`` (name = class), ``rlopt.networks`` and
+``rlopt.envs`` (a module that registers when imported, or a function called once), ``rlopt.configs`` (a package with
+config groups).
 """
 
 from __future__ import annotations
@@ -40,6 +41,12 @@ SAMPLERS: dict[str, Target] = {
     "lap": "rlopt.buffers.samplers.prioritized:LAPSampler",
     "prioritized_reshuffled": "rlopt.buffers.samplers.prioritized_reshuffled:PrioritizedReshuffledSampler",
 }
+LOOPS: dict[str, Target] = {
+    "replay": "rlopt.loops.replay:ReplayLoop",
+    "robust": "rlopt.loops.robust:RobustLoop",
+    "group": "rlopt.loops.group:GroupLoop",
+    "solver": "rlopt.loops.solver:SolverLoop",
+}
 
 
 def register_agent(name: str, target: Target) -> None:
@@ -50,6 +57,12 @@ def register_agent(name: str, target: Target) -> None:
 def register_sampler(name: str, target: Target) -> None:
     """Make ``buffer=name`` available: a sampler class, or ``module:Class`` text imported when first used."""
     _register("sampler", name, target, SAMPLERS, "rlopt.samplers")
+
+
+def register_loop(name: str, target: Target) -> None:
+    """Make ``loop = name`` available to agents: a ``rlopt.loops.base.Loop`` class, or ``module:Class`` text imported
+    when first used."""
+    _register("loop", name, target, LOOPS, "rlopt.loops")
 
 
 def agent_names() -> list[str]:
@@ -70,6 +83,11 @@ def get_agent(name: str) -> Any:
 def get_sampler(name: str) -> Any:
     """The sampler class called ``name``. Raises RloptError, with the nearest right name, where there is none."""
     return _get("sampler", name, SAMPLERS, "rlopt.samplers")
+
+
+def get_loop(name: str) -> Any:
+    """The loop class called ``name``. Raises RloptError, with the nearest right name, where there is none."""
+    return _get("loop", name, LOOPS, "rlopt.loops")
 
 
 def target_text(name: str, table: dict[str, Target], group: str) -> str:

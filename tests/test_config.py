@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlopt.config import build, build_call, defaults, nearest, option_names, to_dict
+from rlopt.config import build, changed, checked, defaults, nearest, option_names, to_dict, with_arguments
 from rlopt.types import RloptError, option
 
 
@@ -176,16 +176,40 @@ def test_option_names_are_dotted() -> None:
     assert "net.hidden" in option_names(Settings)
 
 
-def test_keyword_arguments_of_a_class_are_checked_like_options() -> None:
+def test_arguments_of_a_constructor_become_options() -> None:
     class Sampler:
-        def __init__(self, alpha: float = 0.6, stratified: bool = False) -> None:
+        """Draws.
+
+        Args:
+            alpha: exponent of
+                priorities.
+        """
+
+        def __init__(self, buffer: object, alpha: float = 0.6, stratified: bool = False) -> None:
             pass
 
-    assert build_call(Sampler, {"alpha": 1}, "buffer") == {"alpha": 1.0, "stratified": False}
+    options = with_arguments(Net, Sampler)
+    built = build(options, {"alpha": 1, "hidden": [8]}, "buffer")
+    assert isinstance(built, Net)
+    assert to_dict(built) == {"hidden": [8], "activation": "relu", "alpha": 1.0, "stratified": False}
+    assert options.__dataclass_fields__["alpha"].metadata["help"] == "exponent of priorities."
     with pytest.raises(RloptError, match=r"^buffer\.alhpa: no such option; did you mean buffer\.alpha\?$"):
-        build_call(Sampler, {"alhpa": 1}, "buffer")
+        build(options, {"alhpa": 1}, "buffer")
     with pytest.raises(RloptError, match=r"^buffer\.stratified: expected true or false, got 3$"):
-        build_call(Sampler, {"stratified": 3}, "buffer")
+        build(options, {"stratified": 3}, "buffer")
+
+
+def test_only_what_was_made_by_hand_is_checked_again() -> None:
+    built = build(Settings, {"gamma": 0.5})
+    assert checked(built) is built
+    assert checked(Settings(gamma=1)) == Settings(gamma=1.0)
+    for by_hand in (Settings(gamma=2.0), replace(built, gamma=2.0)):
+        with pytest.raises(RloptError, match=r"^agent\.gamma: must be at most 1, got 2$"):
+            checked(by_hand)
+    with pytest.raises(RloptError, match=r"^agent\.gamma: must be at most 1, got 2$"):
+        changed(built, gamma=2.0)
+    with pytest.raises(RloptError, match=r"^agent\.net\.hidden: must be at least 1, got 0$"):
+        build(Settings, {"net": Net(hidden=(0,))})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlopt.agents.td import TD_LOSSES, TDLoss, make_td_loss
-from rlopt.config import build, to_dict
+from rlopt.config import checked
 from rlopt.nn import (
     PRECISIONS,
     Net,
@@ -35,6 +35,7 @@ T = TypeVar("T", Net, Optimiser, Guard, Tensor, torch.Generator)
 class AgentConfig:
     """What every agent's configuration has."""
 
+    name: str | None = option(None, "a registered agent (null: made by hand, for the class it is given to)")
     gamma: float = option(0.99, "discount per step", low=0.0, high=1.0)
 
 
@@ -84,7 +85,7 @@ class ReplayAgentConfig(AgentConfig):
 class Agent:
     """Base of every agent: owns the clock, the random streams, and the register of everything that must persist.
 
-    A subclass sets ``name``, ``loop`` (which loop drives it: ``replay``, ``group`` or ``solver``) and
+    A subclass sets ``name``, ``loop`` (which loop drives it, a name of ``rlopt.registry.LOOPS``) and
     ``config_class``, calls ``persist`` once for each network, optimiser, tensor and generator it owns, and writes
     ``build``, ``act``, ``update`` and ``policy``.
 
@@ -126,7 +127,7 @@ class Agent:
             raise RloptError(
                 f"{type(self).__name__} takes a {self.config_class.__name__}, not {type(self.config).__name__}"
             )
-        self.config = build(type(self.config), to_dict(self.config), "agent")  # what was made by hand is checked too
+        self.config = checked(self.config)
         if runs > 1 and not self.supports_runs:
             raise RloptError(f"num_runs={runs}: agent={self.name} trains one run at a time; leave num_runs out")
         if precision not in PRECISIONS:

@@ -28,9 +28,9 @@ from yaml import YAMLError
 
 from rlopt.cli.paths import config_dirs, group_files, shipped_configs
 from rlopt.config import defaults, hint, nearest, refuse
+from rlopt.loops.configuration import RESUMABLE, TrainConfig, train_config
 from rlopt.registry import agent_names, get_agent, load_extensions, sampler_names
 from rlopt.runs.run_folder import RunFolder
-from rlopt.training.configuration import RESUMABLE, TrainConfig, train_config
 from rlopt.types import RloptError
 
 EXAMPLE = "sac_pendulum"

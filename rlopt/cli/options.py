@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlopt.config import join, plain
+from rlopt.loops.configuration import TrainConfig
 from rlopt.registry import get_agent, get_sampler
-from rlopt.training.configuration import TrainConfig, agent_config, buffer_config, sampler_options
 
 
 def print_options(config: TrainConfig) -> None:
-    """One line per option: name, value, help, range or choices. Groups follow the top level."""
+    """Print one line per option: name, value, help, range or choices. Groups follow the top level."""
     rows = [*_rows(config, "", skip=("agent", "buffer"))]
-    rows += [
-        ("agent", config.agent["name"], _summary(get_agent(config.agent["name"]))),
-        *_rows(agent_config(config), "agent"),
-    ]
-    rows += [("buffer", config.buffer["name"], _summary(get_sampler(config.buffer["name"])))]
-    rows += [row for row in _rows(buffer_config(config), "buffer") if row[0] != "buffer.name"]
-    told = _arguments(get_sampler(config.buffer["name"]))
-    rows += [(join("buffer", k), _text(value), told.get(k, "")) for k, value in sampler_options(config).items()]
+    for group, chosen, cls in (
+        ("agent", config.agent, get_agent(str(config.agent.name))),
+        ("buffer", config.buffer, get_sampler(config.buffer.name)),
+    ):
+        rows += [(group, str(chosen.name), _summary(cls)), *_rows(chosen, group, skip=("name",))]
     rows.append(
         ("resume", "null", "a run folder to go on with; beside it only total_steps, device, on_nonfinite and log.…")
     )
@@ -40,20 +36,6 @@ def _rows(obj: Any, where: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[st
             yield from _rows(value, key)
         else:
             yield key, _text(value), f.metadata.get("help", "") + _bounds(f.metadata)
-
-
-def _arguments(cls: type[Any]) -> dict[str, str]:
-    """What the ``Args:`` of a class's docstring say of each."""
-    found: dict[str, str] = {}
-    name = ""
-    _, _, text = (inspect.getdoc(cls) or "").partition("\nArgs:\n")
-    for line in text.partition("\n\n")[0].splitlines():
-        if line.startswith("        "):
-            found[name] += " " + line.strip()
-        else:
-            name, _, what = line.strip().partition(": ")
-            found[name] = what
-    return found
 
 
 def _bounds(metadata: Mapping[str, Any]) -> str:

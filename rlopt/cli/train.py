@@ -21,9 +21,9 @@ import rlopt
 from rlopt.cli.compose import compose, resume_request, split
 from rlopt.cli.options import print_options
 from rlopt.config import to_dict
+from rlopt.loops.configuration import TrainConfig, schedule_end, train_config
 from rlopt.runs.display import Display
 from rlopt.runs.run_folder import RunFolder
-from rlopt.training.configuration import TrainConfig, schedule_end, train_config
 from rlopt.training.evaluate import Evaluation
 from rlopt.training.evaluate import describe as summary
 from rlopt.training.setup import describe, resume, settle, train
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     return _ended(result, config)
 
 
-_SHOWN = ("buffers.replay", "training.setup", "fast.sac", "envs.warp")
+_SHOWN = ("buffers.replay", "loops.replay", "fast.sac", "envs.warp")
 
 
 @contextlib.contextmanager

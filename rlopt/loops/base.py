@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from dataclasses import replace
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from rlopt.agents.base import Agent
+from rlopt.config import default_of
 from rlopt.envs import Normalizer, VectorEnv
+from rlopt.envs.make import resolve_backend
+from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
 from rlopt.policy import Policy
 from rlopt.state import RowLog
-from rlopt.types import Episode, Obs, State
+from rlopt.types import Episode, Obs, RloptError, State
+
+MODES = ("num_envs", "num_runs", "overlap", "precision", "update_mode", "buffer")
+"""Top-level options that not every loop has."""
 
 
 class Progress(NamedTuple):
@@ -32,11 +39,13 @@ class Progress(NamedTuple):
 
 
 class Loop(ABC):
-    """One way of turning computation into a policy. A kind of loop adds ``advance`` and its state to what stands
-    here."""
+    """One way of turning computation into a policy. A kind of loop adds ``from_config``, ``advance`` and its state to
+    what stands here, and a name in ``rlopt.registry.LOOPS``, which agents give as their ``loop``."""
 
     unit: ClassVar[str] = "environment steps"
     """What ``step`` counts: ``environment steps`` or ``iterations``."""
+    modes: ClassVar[tuple[str, ...]] = ()
+    """Those of ``MODES`` that this loop has; a configuration that sets another one is refused."""
 
     def __init__(
         self,
@@ -53,6 +62,31 @@ class Loop(ABC):
         """Reached exactly; ``advance`` never goes past it."""
         self.step = 0
         self._bad: str | None = None
+
+    @classmethod
+    def build(cls, config: TrainConfig) -> Self:
+        """Return the loop that ``config`` describes, with its agent, environments and data.
+
+        Raises RloptError where it sets a mode that this loop lacks, or where its parts do not fit each other.
+        """
+        for option in MODES:
+            value = getattr(config, option)
+            if option not in cls.modes and value != default_of(TrainConfig, option):
+                word = getattr(value, "name", value)
+                raise RloptError(f"{option}={word}: agent={config.agent.name} has no such mode; leave {option} out")
+        return cls.from_config(config)
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: TrainConfig) -> Self:
+        """Do what ``build`` says; the modes have been checked."""
+
+    @classmethod
+    def settle(cls, config: TrainConfig) -> TrainConfig:
+        """Return ``config`` with what it leaves open to this loop decided, such as the environment's backend."""
+        e = config.env
+        backend = resolve_backend(e.id, e.backend, kwargs=e.kwargs, wrappers=e.wrappers)
+        return replace(config, env=replace(e, backend=backend))
 
     @abstractmethod
     def advance(self) -> Progress:

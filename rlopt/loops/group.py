@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,11 +11,14 @@ from torch import Tensor
 from rlopt.agents.base import Agent
 from rlopt.agents.group import GroupAgentConfig, Rollout
 from rlopt.envs import Normalizer, VectorEnv
+from rlopt.loops import construction
 from rlopt.loops.base import Loop, Progress, finite_rows, normalizer_state
+from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.random import derive_seed
-from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, next_carry, on_host
+from rlopt.registry import get_agent
+from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, next_carry, on_host, resolve_device
 
 
 class GroupLoop(Loop):
@@ -31,6 +35,8 @@ class GroupLoop(Loop):
     Args:
         env: ``groups`` x ``group_size`` rows with ``autoreset=False``.
     """
+
+    modes = ("num_envs",)
 
     def __init__(
         self,
@@ -51,6 +57,26 @@ class GroupLoop(Loop):
         self.seed = seed
         self.iteration = 0
         self.group = torch.arange(self.config.groups, device=env.device).repeat_interleave(self.config.group_size)
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Self:
+        device, options = resolve_device(config.device), config.agent
+        assert isinstance(options, GroupAgentConfig)
+        rows = options.groups * options.group_size
+        if config.num_envs not in (1, rows):
+            raise RloptError(
+                f"num_envs={config.num_envs}: agent={options.name} runs agent.groups x agent.group_size = {rows} "
+                "environments side by side; change those and leave num_envs out"
+            )
+        env = construction.environment(config, rows, device, "env", autoreset=False)
+        try:
+            agent = get_agent(str(options.name))(env.spec, options, seed=config.seed, device=device)
+            normalizer = construction.normalizer(config, env, options.gamma, device)
+            evaluator = construction.evaluator(config, device)
+            return cls(agent, env, config.total_steps, evaluator, normalizer, config.seed)
+        except BaseException:
+            env.close()
+            raise
 
     def advance(self) -> Progress:
         begin = perf_counter()

@@ -5,23 +5,31 @@ from __future__ import annotations
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from time import perf_counter
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlopt.agents.base import Agent, ReplayAgentConfig
-from rlopt.buffers import ReplayBuffer
+from rlopt.buffers import ReplayBuffer, Sampler
+from rlopt.buffers.samplers.per_run import RunSamplers
+from rlopt.config import changed
 from rlopt.envs import Normalizer, VectorEnv
+from rlopt.envs.make import stepping_device
+from rlopt.loops import construction
 from rlopt.loops.base import Loop, Progress, finite_rows, normalizer_state
-from rlopt.loops.captured import CapturedUpdate
+from rlopt.loops.captured import CapturedUpdate, has_graphs, why_not
+from rlopt.loops.configuration import TrainConfig, schedule_end
 from rlopt.loops.episodes import EpisodeCounter
 from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.random import derive_seed
+from rlopt.registry import get_agent, get_sampler
 from rlopt.state import RowLog
-from rlopt.types import Obs, State, Step, map_obs, next_carry, on_device
+from rlopt.types import Obs, RloptError, State, Step, map_obs, next_carry, on_device, resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +51,8 @@ class ReplayLoop(Loop):
     transitions of a step are learnt from one step later, and the policy that acts has seen one step's updates less. The
     last step pays all that is owed.
     """
+
+    modes = ("num_envs", "num_runs", "overlap", "precision", "update_mode", "buffer")
 
     def __init__(
         self,
@@ -76,6 +86,52 @@ class ReplayLoop(Loop):
             )
         self._aside = ThreadPoolExecutor(1, "rlopt-env") if overlap else None
         self._cut = False
+
+    @classmethod
+    def from_config(cls, config: TrainConfig, **more: Any) -> Self:
+        """Do what ``build`` says; ``more`` are further arguments of the constructor."""
+        device, options = resolve_device(config.device), config.agent
+        assert isinstance(options, ReplayAgentConfig)
+        runs, rows = config.num_runs, config.num_runs * config.num_envs
+        if runs > 1 and (config.env.normalize_obs or config.env.normalize_reward):
+            raise RloptError(
+                f"num_runs={runs}: statistics of observations or rewards are kept for one run only; leave num_runs "
+                "out, or env.normalize_obs and env.normalize_reward"
+            )
+        home = stepping_device(config.env.backend, device)
+        env = construction.environment(config, rows, home, "env", autoreset=True)
+        try:
+            agent = get_agent(str(options.name))(
+                env.spec, options, seed=config.seed, device=device, runs=runs, precision=config.precision
+            )
+            buffer = _buffer(config, options, agent, env)
+            normalizer = construction.normalizer(config, env, options.gamma, device)
+            return cls(
+                agent,
+                env,
+                buffer,
+                config.total_steps,
+                construction.evaluator(config, device),
+                normalizer,
+                config.seed,
+                config.overlap,
+                _update_mode(config, agent, buffer, normalizer is not None),
+                **more,
+            )
+        except BaseException:
+            env.close()
+            raise
+
+    @classmethod
+    def settle(cls, config: TrainConfig) -> TrainConfig:
+        """Return ``config`` with the backend, the length of a schedule and the critics' loss decided."""
+        assert isinstance(config.agent, ReplayAgentConfig)
+        found: dict[str, Any] = {"schedule_steps": schedule_end(config) or config.agent.schedule_steps}
+        if config.agent.td_loss == "auto":
+            found["td_loss"] = getattr(get_sampler(config.buffer.name), "td_loss", "squared")
+            if found["td_loss"] == "huber":
+                found["td_threshold"] = getattr(config.buffer, "floor", 1.0)
+        return replace(super().settle(config), agent=changed(config.agent, **found))
 
     def advance(self) -> Progress:
         begin = perf_counter()
@@ -222,6 +278,44 @@ class ReplayLoop(Loop):
     def row_logs(self) -> dict[str, RowLog]:
         side = {f"replay-frames-{name}": store for name, store in self.buffer.side_stores().items()}
         return {"replay": self.buffer, **side}
+
+
+def _buffer(config: TrainConfig, options: ReplayAgentConfig, agent: Agent, env: VectorEnv) -> ReplayBuffer:
+    """Return the replay buffer of every run, with a sampler for each."""
+    b, runs = config.buffer, config.num_runs
+    samplers = [b.make_sampler() for _ in range(runs)]
+    place: torch.device | str = b.device
+    if b.device != "disk":
+        place = agent.device if b.device == "auto" else resolve_device(b.device)
+    return ReplayBuffer(
+        b.capacity * runs,
+        env.spec.observation_space,
+        env.spec.action_space,
+        num_envs=env.num_envs,
+        sampler=samplers[0] if runs == 1 else cast(Sampler, RunSamplers(samplers, env.num_envs)),
+        n_step=options.n_step,
+        gamma=options.gamma,
+        extra_fields=agent.extra_fields,
+        device=place,
+        seed=config.seed,
+        frame_stack=b.frame_stack,
+        folder=b.folder,
+        batch_device=agent.device,
+    )
+
+
+def _update_mode(config: TrainConfig, agent: Agent, buffer: ReplayBuffer, normalized: bool) -> str:
+    """Return ``captured`` where it was asked for, or on a GPU where nothing stands against it."""
+    if config.update_mode == "captured" and not has_graphs(agent.device):
+        log.info("update_mode=captured on %s: the same calls as on a GPU, but no graph", agent.device)
+    if config.update_mode != "auto":
+        return config.update_mode
+    if not has_graphs(agent.device):
+        return "eager"
+    reason = why_not(agent, buffer, normalized)
+    if reason is not None:
+        log.info("updates are not captured: %s", reason)
+    return "eager" if reason else "captured"
 
 
 def _all_well(obs: Obs, next_obs: Obs, reward: Tensor, valid: Tensor) -> bool:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
 from rlopt.agents.base import Agent
 from rlopt.agents.drpg_deep import RobustLearner, RobustOptions
 from rlopt.envs import VectorEnv
+from rlopt.envs.make import stepping_device
+from rlopt.loops import construction
 from rlopt.loops.base import Progress
+from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.parameter_box import ParameterBox, Simulator, parametric
 from rlopt.loops.replay import ReplayLoop
 from rlopt.random import derive_seed
-from rlopt.types import State, Step
+from rlopt.types import State, Step, resolve_device
 
 
 class RobustLoop(ReplayLoop):
@@ -48,6 +51,12 @@ class RobustLoop(ReplayLoop):
         self.last_attack: dict[str, float] = {}
         self._simulate = simulate
         self._simulator: Simulator | None = None
+
+    @classmethod
+    def from_config(cls, config: TrainConfig, **more: Any) -> Self:
+        home = stepping_device(config.env.backend, resolve_device(config.device))
+        simulate = lambda n: construction.environment(config, n, home, "adversary", autoreset=False)  # noqa: E731
+        return super().from_config(config, simulate=simulate, **more)
 
     def advance(self) -> Progress:
         begin = perf_counter()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 from time import perf_counter
+from typing import Self
 
 from torch import Tensor
 
 from rlopt.agents.solver_agent import SolverAgent
 from rlopt.loops.base import Loop, Progress
+from rlopt.loops.configuration import TrainConfig
+from rlopt.loops.construction import evaluator
 from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.metrics import Sums, add_metrics
-from rlopt.types import State
+from rlopt.registry import get_agent
+from rlopt.types import RloptError, State, resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +32,24 @@ class SolverLoop(Loop):
     def __init__(self, agent: SolverAgent, total_steps: int, evaluator: Evaluator | None = None) -> None:
         super().__init__(agent, total_steps, evaluator=evaluator)
         self.agent: SolverAgent = agent
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Self:
+        e = config.env
+        if e.normalize_obs or e.normalize_reward or e.wrappers:
+            raise RloptError(
+                f"agent={config.agent.name} reads the model of the bare environment; leave out env.wrappers, "
+                "env.normalize_obs and env.normalize_reward"
+            )
+        device = resolve_device(config.device)
+        kind = get_agent(str(config.agent.name))
+        agent = kind(kind.model_of(e.id, e.kwargs), config.agent, seed=config.seed, device=device)
+        return cls(agent, config.total_steps, evaluator(config, device))
+
+    @classmethod
+    def settle(cls, config: TrainConfig) -> TrainConfig:
+        """Return ``config`` as it is: a solver reads a model and steps nothing."""
+        return config
 
     def advance(self) -> Progress:
         begin = perf_counter()

@@ -19,11 +19,11 @@ from rlopt.config import build
 from rlopt.envs import VectorEnv, make_env
 from rlopt.envs.factory import EnvFactory, find_spec
 from rlopt.envs.make import resolve_backend, stepping_device
+from rlopt.loops.configuration import EnvConfig, EvalConfig
 from rlopt.loops.evaluation import MAX_LENGTH, Evaluator, check_spaces
 from rlopt.policy import Policy, load_policy, run_policies
 from rlopt.runs.run_folder import RunFolder
 from rlopt.state import tag_floats
-from rlopt.training.configuration import EnvConfig, EvalConfig
 from rlopt.training.video import record_episode
 from rlopt.types import Episode, RloptError
 

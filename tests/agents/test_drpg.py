@@ -13,6 +13,7 @@ from rlopt.agents.drpg import DRPG, PartialPolicyIteration
 from rlopt.cli.compose import compose
 from rlopt.config import build
 from rlopt.envs import make_env
+from rlopt.loops.configuration import train_config
 from rlopt.loops.solver import SolverLoop
 from rlopt.policy import load_policy, save_policy
 from rlopt.registry import get_agent
@@ -21,7 +22,6 @@ from rlopt.robust.bellman import objective, policy_value, worst_case
 from rlopt.robust.problems.domains import machine_replacement
 from rlopt.robust.problems.garnet import garnet
 from rlopt.state import load_state, save_state, states_equal
-from rlopt.training.configuration import train_config
 from rlopt.training.setup import make_loop, resume, train
 from rlopt.types import RloptError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlopt.agents.td import huber, make_td_loss, pal, squared
-from rlopt.training.configuration import train_config
+from rlopt.loops.configuration import train_config
 from rlopt.training.setup import settle
 from tests.agents.cases import every_learner
 
@@ -64,7 +64,7 @@ def test_a_name_makes_a_loss() -> None:
 )
 def test_lap_brings_its_loss_unless_another_is_asked_for(buffer, agent, expected) -> None:
     config = settle(train_config({"buffer": buffer, "agent": {"name": "sac", **agent}}))
-    assert (config.agent["td_loss"], config.agent["td_threshold"]) == expected
+    assert (config.agent.td_loss, config.agent.td_threshold) == expected
 
 
 @pytest.mark.parametrize("kind", ["huber", "pal"])

@@ -13,8 +13,8 @@ import yaml
 from rlopt.cli.compose import compose, resume_request, split
 from rlopt.cli.paths import config_dirs, group_files
 from rlopt.config import to_dict
+from rlopt.loops.configuration import TrainConfig, train_config
 from rlopt.registry import agent_names, sampler_names
-from rlopt.training.configuration import TrainConfig, sampler_options, train_config
 from rlopt.training.setup import settle
 from rlopt.types import RloptError
 
@@ -38,7 +38,7 @@ def write(folder: Path, name: str, text: str) -> str:
 
 def test_without_a_word_it_is_the_pendulum_example() -> None:
     config = compose([])
-    assert (config.experiment, config.env.id, config.agent["name"]) == ("sac_pendulum", "Pendulum-v1", "sac")
+    assert (config.experiment, config.env.id, config.agent.name) == ("sac_pendulum", "Pendulum-v1", "sac")
     assert config.total_steps < 20_000
 
 
@@ -60,9 +60,7 @@ def test_any_registered_id_is_an_environment_without_a_file() -> None:
 
 def test_options_of_the_agent_that_no_file_mentions_can_be_set() -> None:
     agent = compose(["env=Hopper-v5", "agent.learning_rate=1e-3", "agent.network.hidden=[64,64]"]).agent
-    assert agent["learning_rate"] == 1e-3
-    assert agent["network"]["hidden"] == [64, 64]
-    assert agent["tau"] == 0.005
+    assert (agent.learning_rate, agent.network.hidden, agent.tau) == (1e-3, (64, 64), 0.005)
 
 
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
@@ -87,7 +85,7 @@ def test_interpolation_reaches_defaults_that_no_file_mentions() -> None:
 
 def test_a_schedule_without_its_length_lasts_the_whole_run() -> None:
     config = settle(compose(["env=Hopper-v5", "agent.lr_schedule=linear", "total_steps=7_000"]))
-    assert config.agent["schedule_steps"] == 7_000
+    assert config.agent.schedule_steps == 7_000
 
 
 @pytest.mark.parametrize(
@@ -142,10 +140,10 @@ def test_an_experiment_of_a_published_result_is_what_its_name_says(name: str) ->
     for word in ("paper:", "published:", "seeds:", "expected:"):
         assert f"# {word}" in head
     assert config.total_steps == 1_000_000
-    assert config.agent["warmup_steps"] == 10_000
+    assert config.agent.warmup_steps == 10_000
     tianshou = name.endswith("tianshou")
-    assert config.agent["learning_rate"] == (1e-3 if tianshou else 3e-4)
-    assert config.agent["temperature"] == (0.2 if tianshou else None)
+    assert config.agent.learning_rate == (1e-3 if tianshou else 3e-4)
+    assert config.agent.temperature == (0.2 if tianshou else None)
 
 
 def test_the_five_tasks_have_both_versions() -> None:
@@ -155,7 +153,7 @@ def test_the_five_tasks_have_both_versions() -> None:
 
 def test_overrides_win_over_an_experiment() -> None:
     config = compose(["experiment=sac_hopper_v4", "env=Ant-v4", "agent.learning_rate=1e-2", "total_steps=5"])
-    assert (config.env.id, config.agent["learning_rate"], config.total_steps) == ("Ant-v4", 1e-2, 5)
+    assert (config.env.id, config.agent.learning_rate, config.total_steps) == ("Ant-v4", 1e-2, 5)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +183,7 @@ def test_an_experiment_that_does_not_fit_the_typed_agent_says_how_to_go_on() -> 
         "add '~agent.temperature', or leave experiment out"
     )
     config = compose([*words, "~agent.temperature"])
-    assert (config.agent["name"], config.agent["warmup_steps"]) == ("sac_2018", 10_000)
+    assert (config.agent.name, config.agent.warmup_steps) == ("sac_2018", 10_000)
     own = mistake(*words, "~agent.temperature", "agent.lerning_rate=1")
     assert own == "agent.lerning_rate: no such option; did you mean agent.learning_rate?"
 
@@ -217,10 +215,10 @@ def test_an_outside_folder_adds_configurations_and_wins_over_shipped_ones(tmp_pa
     write(tmp_path, "agent/sac.yaml", "name: sac\ntau: 0.5\n")
     write(tmp_path, "experiment/mine.yaml", "# @package _global_\ndefaults:\n  - override /agent: sac_slow\nseed: 9\n")
     assert compose(["env=Pond-v0"], [outside]).env.kwargs == {"g": 9.0}
-    assert compose(["env=Pond-v0"], [outside]).agent["tau"] == 0.5
+    assert compose(["env=Pond-v0"], [outside]).agent.tau == 0.5
     config = compose(["experiment=mine"], [outside])
-    assert (config.seed, config.agent["learning_rate"]) == (9, 1e-5)
-    assert compose(["env=Hopper-v5"]).agent["tau"] == 0.005  # nothing of it stays behind
+    assert (config.seed, config.agent.learning_rate) == (9, 1e-5)
+    assert compose(["env=Hopper-v5"]).agent.tau == 0.005  # nothing of it stays behind
     assert mistake("agent=sac_slwo", dirs=(outside,)) == "agent=sac_slwo: no such agent; did you mean sac_slow?"
 
 
@@ -235,13 +233,13 @@ def test_a_sampler_that_is_only_registered_is_a_buffer_with_checked_options(monk
 
     class Sampler:
         def __init__(self, alpha: float = 0.6) -> None:
-            pass
+            self.alpha = alpha
 
     monkeypatch.setitem(registry.SAMPLERS, "mine", Sampler)
     config = compose(["env=Hopper-v5", "buffer=mine", "buffer.alpha=1", "buffer.capacity=10"])
     given = {"name": "mine", "capacity": 10, "device": "auto", "alpha": 1.0}
-    assert given.items() <= config.buffer.items()
-    assert sampler_options(config) == {"alpha": 1.0}
+    assert given.items() <= to_dict(config.buffer).items()
+    assert config.buffer.make_sampler().alpha == 1.0
     assert mistake("buffer=mine", "buffer.alhpa=1") == "buffer.alhpa: no such option; did you mean buffer.alpha?"
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
+from rlopt.loops.configuration import agent_config
 from rlopt.runs.manifest import read_manifest
 from rlopt.runs.run_folder import RunFolder
-from rlopt.training.configuration import complete_agent
 from rlopt.training.setup import resume, train
 from rlopt.types import RloptError
 from tests.training.test_resume import config, run_to_end
@@ -72,7 +72,7 @@ def test_a_run_does_not_silently_outlive_its_learning_rate(tmp_path, final, capl
     plain = {"name": "sac", "network": {"hidden": [8]}, "warmup_steps": 100, "fused": False}
     run = tmp_path / "run"
     settings = config("sac-pendulum", run, total_steps=20)
-    agent = complete_agent({**plain, "lr_schedule": "linear", "final_learning_rate": final})
+    agent = agent_config({**plain, "lr_schedule": "linear", "final_learning_rate": final})
     run_to_end(train(replace(settings, agent=agent)))
     assert resume_to(run, 20) == 20
     if final == 0.0:

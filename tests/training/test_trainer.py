@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rlopt.loops.base import Loop
+from rlopt.loops.configuration import train_config
 from rlopt.loops.episodes import EpisodeCounter
 from rlopt.runs import checkpoint as checkpoint_module
 from rlopt.runs import csv_table
@@ -19,7 +20,6 @@ from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints
 from rlopt.runs.run_folder import RunFolder
 from rlopt.state import states_equal
 from rlopt.training import trainer as trainer_module
-from rlopt.training.configuration import train_config
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.setup import make_loop, resume, train
 from rlopt.training.trainer import Callback, Trainer

@@ -1,14 +1,18 @@
-"""What a training run is told: the top level of ``config.yaml``, checked and complete."""
+"""What a run is told: the top level of ``config.yaml``, checked and complete. Loops build themselves from it."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from gymnasium.envs.registration import load_env_creator
 
-from rlopt.config import build, build_call, call_options, join, option_names, refuse, to_dict
+from rlopt.agents.base import AgentConfig
+from rlopt.buffers.samplers.base import Sampler
+from rlopt.config import build, call_options, join, option_names, refuse, with_arguments
 from rlopt.envs.factory import find_spec
 from rlopt.nn import PRECISIONS
 from rlopt.registry import get_agent, get_sampler
@@ -44,6 +48,13 @@ class BufferConfig:
         None, "frames stacked in each uint8 image, to store every frame once (null: images as they come)", low=1
     )
 
+    def make_sampler(self) -> Sampler:
+        """Return a new sampler of this name with its own options, which a subclass of ``buffer_class`` adds."""
+        own = BufferConfig.__dataclass_fields__
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}
+        sampler: Sampler = get_sampler(self.name)(**options)
+        return sampler
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
@@ -72,11 +83,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run.
-
-    ``agent`` and ``buffer`` are plain mappings, because the classes that their ``name`` stands for own their options;
-    ``train_config`` has checked and completed them, and ``agent_config`` and ``sampler_options`` read them.
-    """
+    """A training run. ``agent`` is of the class that the named agent declares, ``buffer`` of ``buffer_class``."""
 
     seed: int = option(0, "every random stream derives from it", low=0)
     total_steps: int = option(1_000_000, "environment steps (or a solver's iterations), reached exactly", low=1)
@@ -94,9 +101,9 @@ class TrainConfig:
     run_dir: str | None = option(None, "the run folder (null: runs/<agent>-<env>-s<seed>-<time>)")
     experiment: str | None = option(None, "the preset under configs/experiment that this run began from")
     on_nonfinite: str = option("stop", "after a non-finite value was kept from the weights", choices=("stop", "skip"))
-    agent: dict[str, Any] = option(lambda: {"name": "sac"}, "name and options of the agent")
+    agent: AgentConfig = option(lambda: agent_config({"name": "sac"}), "name and options of the agent")
     env: EnvConfig = option(EnvConfig, "the environment")
-    buffer: dict[str, Any] = option(lambda: {"name": "uniform"}, "name and options of the replay buffer")
+    buffer: BufferConfig = option(lambda: buffer_config({"name": "uniform"}), "name and options of the replay buffer")
     eval: EvalConfig = option(EvalConfig, "evaluation")
     log: LogConfig = option(LogConfig, "logging")
     checkpoint: CheckpointConfig = option(CheckpointConfig, "checkpoints")
@@ -107,84 +114,64 @@ RESUMABLE = ("total_steps", "device", "on_nonfinite", "log")
 
 
 def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
-    """The checked, complete configuration of a run from a mapping such as a composed or a saved ``config.yaml``.
+    """Return the checked, complete configuration of a run from a mapping such as a composed or a saved
+    ``config.yaml``.
 
     Raises RloptError in one line that names the option: unknown, of a wrong type, out of range, or not registered.
     """
-    agent = complete_agent(mapping.get("agent", {"name": "sac"}))
-    buffer = complete_buffer(mapping.get("buffer", {"name": "uniform"}))
+    agent = agent_config(mapping.get("agent", {"name": "sac"}))
+    buffer = buffer_config(mapping.get("buffer", {"name": "uniform"}))
     for name in mapping:
         words = list(TrainConfig.__dataclass_fields__)
         if name not in words:
-            words.append("resume")
-            groups = {"agent": agent, "buffer": buffer}
-            inner = [join(group, key) for group, options in groups.items() for key in options]
-            refuse(str(name), str(name), words, "", [*inner, *(n for n in option_names(TrainConfig) if "." in n)])
-    env = complete_env(mapping.get("env", {}))
+            groups = {"agent": type(agent), "env": EnvConfig, "buffer": type(buffer)}
+            inner = [n for group, cls in groups.items() for n in option_names(cls, group)]
+            inner += [n for n in option_names(TrainConfig) if "." in n]
+            refuse(str(name), str(name), [*words, "resume"], "", inner)
+    env = _with_own_arguments(mapping.get("env", {}))
     return build(TrainConfig, {**mapping, "agent": agent, "buffer": buffer, "env": env}, where="")
 
 
-def complete_agent(mapping: Any) -> dict[str, Any]:
-    """``agent`` with every option of the named agent checked and filled in."""
-    name, options = _named(mapping, "agent")
-    return {"name": name, **to_dict(build(get_agent(name).config_class, options, "agent"))}
+def agent_config(options: Any) -> AgentConfig:
+    """Return the checked options of the agent that they name."""
+    name = _name(options, "agent")
+    return build(get_agent(name).config_class, options, "agent")  # type: ignore[no-any-return]
 
 
-def complete_buffer(mapping: Any) -> dict[str, Any]:
-    """``buffer`` with every option of the buffer and of the named sampler checked and filled in."""
-    name, options = _named(mapping, "buffer")
-    sampler = get_sampler(name)
-    own = BufferConfig.__dataclass_fields__
-    of_sampler = call_options(sampler)
-    for key in options:
-        if key not in own and key not in of_sampler:
-            refuse(join("buffer", key), key, [*own, *of_sampler], "buffer")
-    base = build(BufferConfig, {"name": name, **{k: v for k, v in options.items() if k in own}}, "buffer")
-    rest = {k: v for k, v in options.items() if k not in own}
-    return {**to_dict(base), **build_call(sampler, rest, "buffer")}
+def buffer_config(options: Any) -> BufferConfig:
+    """Return the checked options of the replay buffer and of the sampler that they name."""
+    return build(buffer_class(get_sampler(_name(options, "buffer"))), options, "buffer")
 
 
-def complete_env(mapping: Any) -> Any:
-    """``env`` with the environment's own arguments, such as ``env.states=10``, moved to ``env.kwargs``."""
+@cache
+def buffer_class(sampler: type[Any]) -> type[BufferConfig]:
+    """Return ``BufferConfig`` with the sampler's own options: those arguments of its constructor that have defaults."""
+    return with_arguments(BufferConfig, sampler)
+
+
+def schedule_end(config: TrainConfig) -> int | None:
+    """Return the step from which the learning rate stays where its schedule ends; None where it is constant."""
+    if getattr(config.agent, "lr_schedule", "constant") == "constant":
+        return None
+    return getattr(config.agent, "schedule_steps", None) or config.total_steps
+
+
+def _name(options: Any, where: str) -> str:
+    if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
+        raise RloptError(f"{where}: needs a name; write {where}=NAME (see `rlopt list {where}s`)")
+    return str(options["name"])
+
+
+def _with_own_arguments(options: Any) -> Any:
+    """Return ``env`` with the environment's own arguments, such as ``env.states=10``, moved to ``env.kwargs``."""
     own = EnvConfig.__dataclass_fields__
-    if not isinstance(mapping, Mapping) or not (given := [key for key in mapping if key not in own]):
-        return mapping
-    id = mapping.get("id", EnvConfig().id)
+    if not isinstance(options, Mapping) or not (given := [key for key in options if key not in own]):
+        return options
+    id = options.get("id", EnvConfig().id)
     entry = find_spec(id).entry_point if isinstance(id, str) else None
     of_env = call_options(load_env_creator(entry) if isinstance(entry, str) else entry) if entry else {}
     for key in given:
         if key not in of_env:
             refuse(join("env", str(key)), str(key), [*own, *of_env], "env")
-    kwargs = {**(mapping.get("kwargs") or {}), **{key: mapping[key] for key in given}}
-    return {**{key: mapping[key] for key in mapping if key in own}, "kwargs": kwargs}
-
-
-def agent_config(config: TrainConfig) -> Any:
-    """The named agent's own configuration object."""
-    name, options = _named(config.agent, "agent")
-    return build(get_agent(name).config_class, options, "agent")
-
-
-def schedule_end(config: TrainConfig) -> int | None:
-    """The step from which the learning rate stays where its schedule ends; None where it is constant."""
-    if config.agent.get("lr_schedule", "constant") == "constant":
-        return None
-    return config.agent.get("schedule_steps") or config.total_steps
-
-
-def buffer_config(config: TrainConfig) -> BufferConfig:
-    """Capacity, place and layout of the replay buffer."""
-    own = BufferConfig.__dataclass_fields__
-    return build(BufferConfig, {k: v for k, v in config.buffer.items() if k in own}, "buffer")
-
-
-def sampler_options(config: TrainConfig) -> dict[str, Any]:
-    """Keyword arguments of the named sampler: ``get_sampler(config.buffer["name"])(**sampler_options(config))``."""
-    own = BufferConfig.__dataclass_fields__
-    return {k: v for k, v in config.buffer.items() if k not in own}
-
-
-def _named(mapping: Any, where: str) -> tuple[str, dict[str, Any]]:
-    if not isinstance(mapping, Mapping) or not isinstance(mapping.get("name"), str):
-        raise RloptError(f"{where}: needs a name; write {where}=NAME (see `rlopt list {where}s`)")
-    return mapping["name"], {str(k): v for k, v in mapping.items() if k != "name"}
+    kwargs = {**(options.get("kwargs") or {}), **{key: options[key] for key in given}}
+    return {**{key: options[key] for key in options if key in own}, "kwargs": kwargs}

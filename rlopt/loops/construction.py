@@ -1,0 +1,47 @@
+"""What every loop is built from: environments, evaluation, statistics, as a configuration describes them."""
+
+from __future__ import annotations
+
+import torch
+
+from rlopt.envs import Normalizer, VectorEnv, make_env
+from rlopt.envs.make import stepping_device
+from rlopt.loops.configuration import TrainConfig
+from rlopt.loops.evaluation import Evaluator
+
+
+def environment(config: TrainConfig, num_envs: int, device: torch.device, stream: str, autoreset: bool) -> VectorEnv:
+    """Return ``num_envs`` copies of the configured environment, with seeds from the random stream ``stream``."""
+    e = config.env
+    return make_env(
+        e.id,
+        num_envs,
+        seed=config.seed,
+        backend=e.backend,
+        device=device,
+        autoreset=autoreset,
+        kwargs=e.kwargs,
+        wrappers=e.wrappers,
+        timeout=e.timeout,
+        stream=stream,
+    )
+
+
+def evaluator(config: TrainConfig, device: torch.device) -> Evaluator:
+    """Return an evaluator on environments of its own.
+
+    Away from the CPU several runs are evaluated at once, where environments are rows of one simulation: a step there
+    costs about the same for one run's rows and for all. On the CPU it would gain little, and its vector instructions
+    round a row's sine differently by its place in the batch.
+    """
+    together = config.num_runs > 1 and device.type != "cpu" and config.env.backend in ("torch", "warp", "native")
+    home = stepping_device(config.env.backend, device)
+    return Evaluator(lambda n: environment(config, n, home, "evaluation", autoreset=False), config.seed, together)
+
+
+def normalizer(config: TrainConfig, env: VectorEnv, gamma: float, device: torch.device) -> Normalizer | None:
+    """Return new statistics of what the configuration normalises; None where that is nothing."""
+    e = config.env
+    if not (e.normalize_obs or e.normalize_reward):
+        return None
+    return Normalizer(env.spec, e.normalize_obs, e.normalize_reward, gamma, device=device)
