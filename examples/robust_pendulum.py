@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from rlopt.analysis.parameter_grid import draw_parameter_grid
-from rlopt.loops.configuration import train_config
+from rlopt.training import train, train_config
 from rlopt.training.grid_evaluation import evaluate_grid
-from rlopt.training.setup import train
 
 BOX = {"m": (0.5, 1.5), "l": (0.5, 1.5)}
 

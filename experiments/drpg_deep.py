@@ -27,10 +27,9 @@ import torch
 from rlopt.analysis.parameter_grid import draw_parameter_grid
 from rlopt.analysis.statistics import probability_of_improvement
 from rlopt.envs import make_env
-from rlopt.loops.configuration import train_config
 from rlopt.loops.parameter_box import parametric
+from rlopt.training import train, train_config
 from rlopt.training.grid_evaluation import GridCallback, GridEvaluation
-from rlopt.training.setup import train
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 METHODS = {"worst": "deep DRPG", "uniform": "domain randomisation", "nominal": "SAC"}

@@ -112,9 +112,10 @@ def call_options(target: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: plain(p.default) for p in parameters if p.kind in named and p.default is not p.empty}
 
 
-def defaults(cls: type[Any]) -> dict[str, Any]:
-    """The defaults of a dataclass as plain data (nested dicts, lists for tuples), without options that have none."""
-    found = {f.name: _default(f) for f in dataclasses.fields(cls) if f.init}
+def defaults(cls: type[Any], without: Collection[str] = ()) -> dict[str, Any]:
+    """The defaults of a dataclass as plain data (nested dicts, lists for tuples), without options that have none and
+    those named in ``without``."""
+    found = {f.name: _default(f) for f in dataclasses.fields(cls) if f.init and f.name not in without}
     return {name: plain(value) for name, value in found.items() if value is not dataclasses.MISSING}
 
 

@@ -245,7 +245,7 @@ def _with_hydra(lines: Sequence[str], dirs: Sequence[Path], env_lines: Sequence[
         name = agent.get("name") if isinstance(agent, dict) else None
         if isinstance(name, str):
             settings["agent"] = OmegaConf.merge(defaults(get_agent(name).config_class), agent)
-        merged = OmegaConf.merge(defaults(TrainConfig) | {"agent": {}, "buffer": {}}, settings)
+        merged = OmegaConf.merge(defaults(TrainConfig, without=("agent", "buffer")), settings)
         resolved = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise RloptError(f"{error.full_key}: {str(error).splitlines()[0]}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from rlopt.agents.base import AgentConfig
 from rlopt.buffers.samplers.base import Sampler
-from rlopt.config import build, call_options, join, option_names, refuse, with_arguments
+from rlopt.config import build, call_options, checked, join, option_names, refuse, with_arguments
 from rlopt.envs.factory import find_spec
 from rlopt.nn import PRECISIONS
 from rlopt.registry import get_agent, get_sampler
@@ -133,14 +133,13 @@ def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
 
 
 def agent_config(options: Any) -> AgentConfig:
-    """Return the checked options of the agent that they name."""
-    name = _name(options, "agent")
-    return build(get_agent(name).config_class, options, "agent")  # type: ignore[no-any-return]
+    """Return the checked options of the agent that ``options``, a mapping or such an object, name."""
+    return _options(options, "agent", lambda name: get_agent(name).config_class)  # type: ignore[no-any-return]
 
 
 def buffer_config(options: Any) -> BufferConfig:
-    """Return the checked options of the replay buffer and of the sampler that they name."""
-    return build(buffer_class(get_sampler(_name(options, "buffer"))), options, "buffer")
+    """Return the checked options of the replay buffer and of the sampler that ``options`` name."""
+    return _options(options, "buffer", lambda name: buffer_class(get_sampler(name)))  # type: ignore[no-any-return]
 
 
 @cache
@@ -156,10 +155,13 @@ def schedule_end(config: TrainConfig) -> int | None:
     return getattr(config.agent, "schedule_steps", None) or config.total_steps
 
 
-def _name(options: Any, where: str) -> str:
-    if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
+def _options(options: Any, where: str, class_of: Callable[[str], type[Any]]) -> Any:
+    """Return checked options of the class that belongs to their name."""
+    name = options.get("name") if isinstance(options, Mapping) else getattr(options, "name", None)
+    if not isinstance(name, str):
         raise RloptError(f"{where}: needs a name; write {where}=NAME (see `rlopt list {where}s`)")
-    return str(options["name"])
+    cls = class_of(name)
+    return checked(options, where) if isinstance(options, cls) else build(cls, options, where)
 
 
 def _with_own_arguments(options: Any) -> Any:

@@ -38,6 +38,7 @@ SCREEN = {
     "id": "rlopt-tests/Screen-v0",
     "wrappers": [{"class": "FrameStackObservation", "kwargs": {"stack_size": 3, "padding_type": "zero"}}],
 }
+BUFFER, NO_BUFFER = {"name": "uniform", "capacity": 100}, {"name": "uniform"}
 FRAMES = {"name": "reshuffled", "capacity": 16, "frame_stack": 3}
 PENDULUM = {"id": "Pendulum-v1", "backend": "torch"}
 INVERTED = {"id": "InvertedPendulum-v5", "backend": "native"}
@@ -48,7 +49,7 @@ CARTPOLE = {"id": "CartPole-v1", "backend": "torch"}
 def config(device: str, run_dir=None, **options):
     common = {
         "seed": 4, "total_steps": 20, "num_envs": 2, "device": device, "threads": 1, "env": PENDULUM, "agent": SAC,
-        "buffer": {"name": "uniform", "capacity": 100}, "run_dir": None if run_dir is None else str(run_dir),
+        "buffer": BUFFER, "run_dir": None if run_dir is None else str(run_dir),
         "eval": {"every": None, "episodes": 1}, "log": {"every": 10, "tensorboard": False},
     }  # fmt: skip
     return settle(train_config({**common, **options}))
@@ -177,7 +178,7 @@ SAME = [
     pytest.param({"update_mode": "captured"}, id="captured without a graph"),
     pytest.param({"env": HOPPER}, id="native MuJoCo"),
     pytest.param({"env": {"id": "Pendulum-v1", "backend": "sync"}}, id="Gymnasium's own"),
-    pytest.param({"agent": REINFORCE, "env": CARTPOLE, "num_envs": 1}, id="reinforce"),
+    pytest.param({"agent": REINFORCE, "env": CARTPOLE, "num_envs": 1, "buffer": NO_BUFFER}, id="reinforce"),
     pytest.param({"agent": DRPG}, id="drpg_deep"),
     pytest.param({"agent": DRPG_DISCRETE, "env": CARTPOLE}, id="drpg_deep_discrete"),
     pytest.param({"agent": {**SAC, "n_step": 2}, "env": SCREEN, "buffer": FRAMES}, id="single frames"),
@@ -276,7 +277,7 @@ def test_single_frames_are_put_together_without_a_wait(far) -> None:
 
 
 def test_an_evaluation_waits_once_a_step_and_a_rollout_twice(far) -> None:
-    loop = make_loop(config(NAME, agent=REINFORCE, env=CARTPOLE, num_envs=1, total_steps=1_000))
+    loop = make_loop(config(NAME, agent=REINFORCE, env=CARTPOLE, buffer=NO_BUFFER, num_envs=1, total_steps=1_000))
     assert loop.evaluator is not None
     far.waits.clear()
     longest = max(e.length for e in loop.evaluator.evaluate(loop.agent.policy, 3))
