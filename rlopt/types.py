@@ -1,15 +1,17 @@
 """The nouns every part of rlopt shares: observations, environment specifications, and what acting and updating return.
 
 Shape letters used in docstrings throughout the package:
-N environments, B minibatch, D features, A action dimensions, R runs, L sequence length.
+N environments, B minibatch, D features, A action dimensions, R runs, L sequence length, n agents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -23,6 +25,10 @@ Obs = Tensor | dict[str, Tensor]
 Carry = dict[str, Tensor] | None
 """What must travel from one step to the next (recurrent state, a budget), leaves (N, …); None where nothing must."""
 
+MASKS = ("action_mask", "alive")
+"""Names of MultiBinary leaves that say what can be done and who acts: bool tensors, read by no encoder, never
+normalised."""
+
 Metrics = dict[str, Tensor]
 """What a loss or an update tells beside its value: 0-d tensors, or (B,) where a docstring says so."""
 
@@ -35,12 +41,31 @@ class RloptError(Exception):
     2."""
 
 
+class AgentSpaces(NamedTuple):
+    """One agent's own spaces, unpadded."""
+
+    observation: Space
+    """Of its leaf ``obs`` alone, or a ``spaces.Dict`` of its leaves by their names in the joint space."""
+    action: Space
+    """Box (A,), Discrete, or MultiDiscrete (heads,)."""
+
+
 @dataclass(frozen=True)
 class EnvSpec:
     """What an environment is, independent of how many copies of it run.
 
     ``observation_space`` is a Box, Discrete, MultiDiscrete or MultiBinary, or a flat ``spaces.Dict`` of those;
-    ``action_space`` a Box, Discrete or MultiDiscrete. With several agents both describe one agent, padded to one shape.
+    ``action_space`` a Box, Discrete or MultiDiscrete.
+
+    **Several agents** are the first axis (n, …) of these joint spaces, and of every leaf but ``state`` (and
+    ``state/…``), which only critics see: Box (S,), or Box (n, S) where each agent has a state of its own.
+    ``action_mask``, MultiBinary (n, K), says which discrete actions each agent can take (of several heads side by
+    side), ``alive``, MultiBinary (n,), who still acts. The action space is Box (n, A), or MultiDiscrete (n,) or
+    (n, heads). What an agent lacks is padded with zeros (a padded head has one action, 0). ``rlopt.joint`` takes joint
+    tensors apart and puts them together.
+
+    Raises:
+        RloptError: the spaces do not fit the agents.
     """
 
     id: str
@@ -50,11 +75,52 @@ class EnvSpec:
     """Steps after which an episode is truncated, where the environment declares it."""
     agents: tuple[str, ...] = ()
     """Names of the agents; empty for a single-agent environment (whose tensors then carry no agent axis)."""
-    state_space: Space | None = None
-    """The global state of a multi-agent environment, where it has one."""
-    shared_reward: bool = True
-    action_mask: bool = False
-    """Whether observations carry the availability of discrete actions under the key ``action_mask``."""
+    agent_spaces: tuple[AgentSpaces, ...] = ()
+    """Each agent's own spaces; by default its rows of the joint ones."""
+    reward_shape: tuple[int, ...] = ()
+    """``()`` for one reward, ``(n,)`` where the agents are paid apart."""
+    derived: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """{leaf: index}: leaves that are a gather of the leaf ``state``, so that nothing needs to store them. ``index`` has
+    the leaf's shape (nested tuples) and counts the entries of the flattened state; -1 is a padded 0."""
+    frame_stack: int | None = None
+    """Frames that uint8 images hold along their first axis, the newest last; None where they are not stacked."""
+    facts: tuple[str, ...] = ()
+    """Names of the entries (N,) of ``Step.info`` that say, where an episode ended, what it was beside its return."""
+
+    def __post_init__(self) -> None:
+        fix = partial(object.__setattr__, self)  # frozen, but lists and arrays are welcome
+        fix("agents", tuple(self.agents))
+        fix("reward_shape", tuple(self.reward_shape))
+        fix("facts", tuple(self.facts))
+        fix("derived", {key: _nested_tuples(index) for key, index in self.derived.items()})
+        _check_joint(self)
+        pairs = self.agent_spaces or [self._row_spaces(i) for i in range(len(self.agents))]
+        fix("agent_spaces", tuple(AgentSpaces(*pair) for pair in pairs))
+        _check_own(self)
+
+    def _row_spaces(self, i: int) -> AgentSpaces:
+        leaves = {key: row_space(leaf, i) for key, leaf in seen_leaves(self).items()}
+        observation = leaves["obs"] if leaves.keys() == {"obs"} else spaces.Dict(leaves)
+        return AgentSpaces(observation, row_space(self.action_space, i))
+
+    def of_agent(self, agent: int | str) -> EnvSpec:
+        """Return what one agent, by number or name, may see and do: a single-agent environment with its own spaces.
+
+        Raises:
+            RloptError: there is no such agent.
+        """
+        i = self.agents.index(agent) if agent in self.agents else agent
+        if not (isinstance(i, int) and 0 <= i < len(self.agents)):
+            known = ", ".join(self.agents) or "none: this is a single-agent environment"
+            raise RloptError(f"{self.id} has no agent {agent!r}; its agents are {known}")
+        own = self.agent_spaces[i]
+        return EnvSpec(
+            f"{self.id}/{self.agents[i]}",
+            own.observation,
+            own.action,
+            self.episode_limit,
+            frame_stack=self.frame_stack,
+        )
 
 
 class Step(NamedTuple):
@@ -169,6 +235,155 @@ def on_host(*rows: Tensor) -> list[Tensor]:
 def obs_leaves(space: Space) -> dict[str, Space]:
     """The leaf spaces of a flat observation space; a single space is the leaf named ``""``."""
     return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+
+
+def one_line(space: Space | None) -> str:
+    """Return a space for a message of one line (long bounds print as several)."""
+    return " ".join(str(space).split())
+
+
+def shape_of(space: Space) -> tuple[int, ...]:
+    """Return the shape of one element; that of Discrete is ()."""
+    return tuple(space.shape or ())
+
+
+def binary(shape: tuple[int, ...]) -> spaces.MultiBinary:
+    """Return a MultiBinary space; Gymnasium holds those of (3,) and of 3 for different ones."""
+    return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
+
+
+def is_mask(key: str, space: Space) -> bool:
+    """Return whether a leaf of an observation is one of the ``MASKS``."""
+    return key in MASKS and isinstance(space, spaces.MultiBinary)
+
+
+def is_state(key: str) -> bool:
+    """Return whether a leaf of several agents' observation is (part of) the state, which only critics see."""
+    return key.partition("/")[0] == "state"
+
+
+def encoded_leaves(space: Space) -> dict[str, Space]:
+    """Return the leaves of an observation space that an encoder reads: all but the masks."""
+    return {key: leaf for key, leaf in obs_leaves(space).items() if not is_mask(key, leaf)}
+
+
+def seen_leaves(spec: EnvSpec) -> dict[str, Space]:
+    """Return the leaves of a joint observation that agents see rows of: all but the state and ``alive``."""
+    leaves = obs_leaves(spec.observation_space)
+    return {key: leaf for key, leaf in leaves.items() if not is_state(key) and key != "alive"}
+
+
+def own_leaves(space: Space) -> dict[str, Space]:
+    """Return the leaves of an agent's own observation space by their names in the joint one."""
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"obs": space}
+
+
+def own_index(i: int, shape: tuple[int, ...]) -> tuple[int | slice, ...]:
+    """Return the index of agent i's own entries, of ``shape``, in a joint array (n, …)."""
+    return (i, *(slice(size) for size in shape))
+
+
+def row_space(joint: Space, i: int, shape: tuple[int, ...] | None = None) -> Space:
+    """Return agent i's row of a joint space (n, …), cut to ``shape`` where it is padded."""
+    shape = shape_of(joint)[1:] if shape is None else shape
+    where: Any = own_index(i, shape)
+    if isinstance(joint, spaces.Box):
+        return spaces.Box(joint.low[where], joint.high[where], dtype=joint.dtype.type)
+    if isinstance(joint, spaces.MultiBinary):
+        return binary(shape)
+    assert isinstance(joint, spaces.MultiDiscrete)
+    if not shape:
+        return spaces.Discrete(joint.nvec[i], start=joint.start[i])
+    return spaces.MultiDiscrete(joint.nvec[where], start=joint.start[where])
+
+
+def action_count(space: Space) -> int:
+    """Return how many discrete actions there are, of several heads side by side: the length of an action mask."""
+    return int(space.n if isinstance(space, spaces.Discrete) else np.sum(getattr(space, "nvec", 0)))
+
+
+def _check_joint(spec: EnvSpec) -> None:
+    """Refuse joint spaces that do not fit the agents."""
+    leaves, action, n = obs_leaves(spec.observation_space), spec.action_space, len(spec.agents)
+    for key, index in spec.derived.items():
+        _check_derived(spec.id, key, np.asarray(index), leaves)
+    if not n:
+        if spec.agent_spaces or spec.reward_shape:
+            raise RloptError(f"{spec.id}: agent_spaces and reward_shape are for several agents; name those in agents")
+        return
+    if len(set(spec.agents)) != n or not all(spec.agents):
+        raise RloptError(f"{spec.id}: agents must have names of their own, not {', '.join(map(repr, spec.agents))}")
+    if spec.reward_shape not in ((), (n,)):
+        raise RloptError(f"{spec.id}: reward_shape={spec.reward_shape} must be () or ({n},) with {n} agents")
+    if not isinstance(spec.observation_space, spaces.Dict):
+        raise RloptError(f"{spec.id}: {n} agents see a Dict of leaves ({n}, …), not {one_line(leaves[''])}")
+    for key, leaf in leaves.items():
+        shape = shape_of(leaf)
+        every, kind = shape[:1] == (n,), type(leaf)
+        if is_state(key):
+            fits = kind is spaces.Box and (len(shape) == 1 or (every and len(shape) == 2))
+            wanted = f"Box (S,) or ({n}, S)"
+        elif key == "alive":
+            wanted, fits = f"MultiBinary ({n},)", kind is spaces.MultiBinary and shape == (n,)
+        elif key == "action_mask":
+            wanted, fits = f"MultiBinary ({n}, K)", kind is spaces.MultiBinary and every and len(shape) == 2
+        else:
+            wanted, fits = f"of shape ({n}, …), as there are {n} agents", every
+        if not fits:
+            raise RloptError(f"{spec.id}: the leaf {key} must be {wanted}, not {one_line(leaf)}")
+    if not seen_leaves(spec).keys() - set(MASKS):
+        raise RloptError(f"{spec.id}: its agents see nothing but masks; give them a leaf ({n}, …) such as obs")
+    axes = {spaces.Box: (2,), spaces.MultiDiscrete: (1, 2)}.get(type(action), ())
+    if shape_of(action)[:1] != (n,) or len(shape_of(action)) not in axes:
+        wanted = f"Box ({n}, A), MultiDiscrete ({n},) or MultiDiscrete ({n}, heads)"
+        raise RloptError(f"{spec.id}: {n} agents act in {wanted}, not in {one_line(action)}")
+
+
+def _check_derived(name: str, key: str, index: Any, leaves: dict[str, Space]) -> None:
+    state, leaf = leaves.get("state"), leaves.get(key)
+    if not isinstance(state, spaces.Box) or not isinstance(leaf, spaces.Box) or key == "state":
+        raise RloptError(f"{name}: derived says that {key!r} is a gather of the leaf 'state'; both must be Boxes")
+    if index.shape != leaf.shape or index.dtype.kind != "i":
+        raise RloptError(f"{name}: derived[{key!r}] must hold whole numbers of shape {leaf.shape}, not {index.shape}")
+    if index.size and not -1 <= index.min() <= index.max() < np.prod(state.shape):
+        raise RloptError(f"{name}: derived[{key!r}] points outside the state, which has {np.prod(state.shape)} entries")
+
+
+def _check_own(spec: EnvSpec) -> None:
+    """Refuse agents whose own spaces do not fit the joint ones."""
+    joint, action = seen_leaves(spec), spec.action_space
+    if len(spec.agent_spaces) != len(spec.agents):
+        raise RloptError(f"{spec.id}: agent_spaces are of {len(spec.agent_spaces)} agents, not of {len(spec.agents)}")
+    for i, (name, own) in enumerate(zip(spec.agents, spec.agent_spaces, strict=True)):
+        leaves, count = own_leaves(own.observation), action_count(own.action)
+        for key, leaf in leaves.items():
+            if key not in joint or not _is_row(leaf, joint[key], i, bounds=False):
+                words = f"{name}'s {key}, {one_line(leaf)}, does not fit the joint {one_line(joint.get(key))}"
+                raise RloptError(f"{spec.id}: {words}")
+        if not leaves.keys() - set(MASKS):
+            raise RloptError(f"{spec.id}: {name} sees nothing; give it a leaf such as obs")
+        if not _is_row(own.action, action, i, bounds=True):
+            words = f"{name}'s actions, {one_line(own.action)}, do not fit the joint {one_line(action)}"
+            raise RloptError(f"{spec.id}: {words}")
+        if "action_mask" in joint and ("action_mask" not in leaves or leaves["action_mask"].shape != (count,)):
+            raise RloptError(f"{spec.id}: {name} has {count} discrete actions; its own action_mask must be as long")
+
+
+def _is_row(own: Space, joint: Space, i: int, bounds: bool) -> bool:
+    """Whether ``own`` is agent i's row of ``joint``, or the beginning of it; of a Box perhaps with other bounds."""
+    shape, rest = shape_of(own), shape_of(joint)[1:]
+    if len(shape) != len(rest) or any(a > b for a, b in zip(shape, rest, strict=True)):
+        return False
+    row = row_space(joint, i, shape)
+    if isinstance(row, spaces.Box) and not bounds:
+        return type(own) is type(row) and own.dtype == row.dtype
+    return bool(own == row)
+
+
+def _nested_tuples(index: Any) -> Any:
+    """Return an array, a tensor or nested lists as nested tuples."""
+    tree = index.tolist() if hasattr(index, "tolist") else index
+    return tuple(_nested_tuples(part) for part in tree) if isinstance(tree, list | tuple) else tree
 
 
 def option(

@@ -13,9 +13,9 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
-from rlopt.envs.sync import RESET, VALID, StepBuilder, ordinary_flags, reset_rows, reset_seeds
+from rlopt.envs.sync import RESET, VALID, StepBuilder, ordinary_flags, reset_rows, reset_seeds, spec_of
 from rlopt.random import derive_seed
-from rlopt.types import EnvSpec, Obs, RloptError, State, Step
+from rlopt.types import Obs, RloptError, State, Step
 
 GymVector = gymnasium.vector.VectorEnv[Any, Any, Any]
 
@@ -76,13 +76,7 @@ class VectorAdapter:
         self.mode = autoreset_mode(env)
         self._observations = ObservationCodec(env.single_observation_space)
         self._actions = ActionCodec(env.single_action_space)
-        registered = env.spec
-        self.spec = EnvSpec(
-            id=env_id or (registered.id if registered else type(env.unwrapped).__name__),
-            observation_space=self._observations.space,
-            action_space=self._actions.space,
-            episode_limit=registered.max_episode_steps if registered else None,
-        )
+        self.spec = spec_of(env, self._observations, self._actions, env_id)
         self._first_seeds = [derive_seed(seed, stream, slot) for slot in range(self.num_envs)]
         self._current = self._observations.arrays(self.num_envs)
         self._steps = StepBuilder(self.num_envs, self.device)
@@ -135,7 +129,8 @@ class VectorAdapter:
         flags[:RESET, ~live] = False
         flags[VALID] = live
         flags[RESET] = (done & live | phantom & ~self._ended) if self.autoreset else False
-        rewards = np.where(live, reward, 0).astype(np.float32)
+        rewards = np.zeros((n, *self.spec.reward_shape), np.float32)
+        rewards[live] = reward[live]
         self._over = done.astype(np.bool_)
         if not self.autoreset:
             # A row reset by hand that resets once more underneath shows its new first observation, and is no

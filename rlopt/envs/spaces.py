@@ -1,8 +1,9 @@
 """Translation of spaces, observations and actions at the environment's edge.
 
 Inside rlopt an observation is a tensor or a flat dict of tensors, floating leaves are float32, ``uint8`` leaves stay
-``uint8`` and indices are int64. Outside, Gymnasium environments speak nested spaces and float64. An
-``ObservationCodec`` and an ``ActionCodec`` stand between the two and nothing else converts anything.
+``uint8``, indices are int64 and masks (``rlopt.types.MASKS``) bool. Outside, Gymnasium environments speak nested
+spaces and float64. An ``ObservationCodec`` and an ``ActionCodec`` stand between the two and nothing else converts
+anything.
 
 Indices keep the numbering of their spaces: where ``Discrete.start`` or ``MultiDiscrete.start`` is not zero, networks
 shift them, nothing here does.
@@ -19,7 +20,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.types import Obs, RloptError
+from rlopt.types import MASKS, Obs, RloptError, binary, is_mask, one_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -42,7 +43,16 @@ def _float_box(low: Any, high: Any, shape: tuple[int, ...]) -> spaces.Box:
     return spaces.Box(np.broadcast_to(low32, shape), np.broadcast_to(high32, shape), shape, np.float32)
 
 
+def _is_binary(space: spaces.Space[Any]) -> bool:
+    """Whether a space holds nothing but zeros and ones: MultiBinary, or PettingZoo's Box of integers in [0, 1]."""
+    if isinstance(space, spaces.Box):
+        return bool(space.dtype.kind in "iub" and np.all(space.low == 0) and np.all(space.high == 1))
+    return isinstance(space, spaces.MultiBinary)
+
+
 def _translate_leaf(space: spaces.Space[Any], key: str, path: tuple[str | int, ...]) -> Leaf:
+    if key in MASKS and _is_binary(space):
+        return Leaf(key, path, binary(tuple(space.shape or ())))
     if isinstance(space, spaces.Box):
         kept = space.dtype in (np.dtype(np.uint8), np.dtype(np.float32))
         return Leaf(key, path, space if kept else _float_box(space.low, space.high, space.shape))
@@ -89,6 +99,12 @@ def observation_leaves(space: spaces.Space[Any]) -> list[Leaf]:
     return found
 
 
+def _array_dtype(leaf: Leaf) -> np.dtype[Any]:
+    if is_mask(leaf.key, leaf.space):
+        return np.dtype(np.bool_)
+    return np.dtype(np.int64 if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete) else leaf.space.dtype)
+
+
 def _getter(path: tuple[str | int, ...]) -> Callable[[Any], Any]:
     def get(obs: Any) -> Any:
         for part in path:
@@ -112,12 +128,7 @@ class ObservationCodec:
             self.leaves[0].space if self.single else spaces.Dict({leaf.key: leaf.space for leaf in self.leaves})
         )
         self._get = [_getter(leaf.path) for leaf in self.leaves]
-        self.dtypes = [
-            np.dtype(np.int64)
-            if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete)
-            else np.dtype(leaf.space.dtype)
-            for leaf in self.leaves
-        ]
+        self.dtypes = [_array_dtype(leaf) for leaf in self.leaves]
         self.shapes: list[tuple[int, ...]] = [tuple(leaf.space.shape or ()) for leaf in self.leaves]
         self.write: Callable[[list[Array], int, Any], None] = self._write_single if self.single else self._write_nested
 
@@ -178,9 +189,8 @@ class ObservationCodec:
 class ActionCodec:
     """Turns action tensors into what one environment, or a Gymnasium vector environment, wants.
 
-    ``space`` is the translated space: a float32 Box of shape (A,), a Discrete, or a MultiDiscrete of shape (k,).
-    Actions of a Box with another shape are flattened for the agent and reshaped here; MultiBinary(k) is
-    MultiDiscrete([2]·k).
+    ``space`` is the translated space, of the same shape: a float32 Box, a Discrete, or a MultiDiscrete (MultiBinary is
+    MultiDiscrete of twos).
 
     Raises:
         RloptError: an action space that rlopt's agents cannot act in.
@@ -189,44 +199,33 @@ class ActionCodec:
     def __init__(self, space: spaces.Space[Any]) -> None:
         self.original = space
         self.space: spaces.Space[Any] = space
+        self.discrete = isinstance(space, spaces.Discrete)
         if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-            if space.dtype != np.float32 or len(space.shape) != 1:
-                self.space = _float_box(space.low.reshape(-1), space.high.reshape(-1), (math.prod(space.shape),))
-            self.row_shape, self.dtype = tuple(space.shape), np.dtype(space.dtype)
-        elif isinstance(space, spaces.Discrete):
-            self.row_shape, self.dtype = (), np.dtype(np.int64)
-        elif isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
-            self.row_shape, self.dtype = tuple(space.shape), np.dtype(space.dtype)
-            if isinstance(space, spaces.MultiBinary):
-                self.space = spaces.MultiDiscrete([2] * math.prod(space.shape))
-            elif space.nvec.ndim != 1:
-                self.space = spaces.MultiDiscrete(space.nvec.reshape(-1), start=space.start.reshape(-1))
-        else:
+            if space.dtype != np.float32:
+                self.space = _float_box(space.low, space.high, space.shape)
+        elif isinstance(space, spaces.MultiBinary):
+            self.space = spaces.MultiDiscrete(np.full(space.shape, 2))
+        elif not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
             kind = f"Box of {space.dtype}" if isinstance(space, spaces.Box) else type(space).__name__
             raise RloptError(
                 f"actions of {kind} space are not supported; rlopt acts in {_ACTIONS}: use a wrapper (env.wrappers)"
             )
-        self.discrete = isinstance(space, spaces.Discrete)
-        self._size = math.prod(self.row_shape)
-        self._plain = self.space is space
+        self.row_shape = tuple(space.shape or ())
+        self.dtype = np.dtype(np.int64 if self.discrete else space.dtype)
 
     def batch(self, action: Tensor, n: int) -> Array:
-        """(n, …) in the environment's own dtype and shape; always a copy.
+        """(n, …) in the environment's own dtype; always a copy.
 
         Raises:
             RloptError: the tensor does not hold one action for each of the n environments.
         """
         array = action.numpy(force=True)
-        if self._plain and array.shape == (n, *self.row_shape):
-            return array.astype(self.dtype)
-        size = self._size
-        if array.size != n * size or array.shape[0] != n:
+        if array.shape != (n, *self.row_shape):
             raise RloptError(
-                f"actions have shape {tuple(action.shape)}, but {n} environments of {self.original} want ({n}"
-                + ("," if self.discrete else f", {size}")
-                + ")"
+                f"actions have shape {tuple(action.shape)}, but {n} environments of {one_line(self.original)} want "
+                f"{(n, *self.row_shape)}"
             )
-        return array.astype(self.dtype).reshape(n, *self.row_shape)
+        return array.astype(self.dtype)
 
     def rows(self, action: Tensor, n: int) -> Any:
         """n actions, each as one environment wants it: Python integers where the space is Discrete, else arrays."""
@@ -290,7 +289,7 @@ def space_from_json(data: Mapping[str, Any]) -> spaces.Space[Any]:
         if kind == "MultiDiscrete":
             return spaces.MultiDiscrete(np.array(data["nvec"], np.int64), start=np.array(data["start"], np.int64))
         if kind == "MultiBinary":
-            return spaces.MultiBinary([int(n) for n in data["shape"]])
+            return binary(tuple(int(n) for n in data["shape"]))
         if kind == "Dict":
             return spaces.Dict({str(k): space_from_json(v) for k, v in data["spaces"].items()})
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as e:

@@ -19,15 +19,47 @@ Env = gymnasium.Env[Any, Any]
 _FIVE = "observation, reward, terminated, truncated, info"
 
 
-def spec_of(env: Env, observations: ObservationCodec, actions: ActionCodec, env_id: str | None = None) -> EnvSpec:
-    """What one Gymnasium environment is, in rlopt's words."""
-    registered = env.spec
+DECLARED = ("agents", "agent_spaces", "reward_shape", "derived", "frame_stack", "facts")
+"""Fields of ``EnvSpec`` that Gymnasium has no place for: an environment declares them in its ``metadata``, which every
+wrapper, worker process and vector of environments passes on."""
+
+
+def spec_of(
+    env: Env | gymnasium.vector.VectorEnv[Any, Any, Any],
+    observations: ObservationCodec,
+    actions: ActionCodec,
+    env_id: str | None = None,
+) -> EnvSpec:
+    """Return what a Gymnasium environment, or a vector of them, is in rlopt's words.
+
+    Raises:
+        RloptError: what it declares in its metadata does not fit its spaces.
+    """
+    registered, declared = env.spec, {key: env.metadata[key] for key in DECLARED if key in (env.metadata or {})}
+    if "agent_spaces" in declared:
+        pairs = declared["agent_spaces"]
+        declared["agent_spaces"] = [(ObservationCodec(seen).space, ActionCodec(done).space) for seen, done in pairs]
     return EnvSpec(
         id=env_id or (registered.id if registered else type(env.unwrapped).__name__),
         observation_space=observations.space,
         action_space=actions.space,
         episode_limit=registered.max_episode_steps if registered else None,
+        **declared,
     )
+
+
+def check_reward(reward: Any, spec: EnvSpec) -> Any:
+    """Return one environment's reward as it came.
+
+    Raises:
+        RloptError: it has not the shape that the environment's spec says.
+    """
+    if np.shape(reward) != spec.reward_shape:
+        raise RloptError(
+            f"{spec.id} gives rewards of shape {np.shape(reward)}, not {spec.reward_shape}; agents that are paid apart "
+            "have metadata['reward_shape'] = (n,)"
+        )
+    return reward
 
 
 def reset_seeds(seeds: Sequence[int] | None, n: int) -> list[int | None]:
@@ -79,7 +111,7 @@ class StepBuilder:
         self._yes = torch.ones(self._n, dtype=torch.bool, device=self._device)
 
     def build(self, obs: Obs, next_obs: Obs, reward: Array, flags: Array | None) -> Step:
-        """``reward`` (N,) float32 and ``flags`` (4, N), None for an ordinary step; the arrays are handed over."""
+        """``reward`` (N, …) float32 and ``flags`` (4, N), None for an ordinary step; the arrays are handed over."""
         rewards = torch.from_numpy(reward)
         if not self._cpu:
             rewards = rewards.to(self._device)
@@ -170,7 +202,7 @@ class SyncVectorEnv:
             raise RloptError("step was called before reset; call reset() once after building the environment")
         n, codec, current, ended = self.num_envs, self._observations, self._current, self._ended
         write = codec.write
-        reward = np.zeros(n, np.float32)
+        reward, apart = np.zeros((n, *self.spec.reward_shape), np.float32), bool(self.spec.reward_shape)
         flags: Array | None = None  # most steps raise no flag, and building tensors is what costs time here
         for i, (env, a) in enumerate(zip(self.envs, self._actions.rows(action, n), strict=True)):
             if ended[i]:
@@ -180,7 +212,8 @@ class SyncVectorEnv:
                 given = env.step(a)
                 if len(given) != 5:
                     raise RloptError(f"{env}: step gives {len(given)} values; Gymnasium's five are {_FIVE}")
-                obs, reward[i], terminated, truncated, _ = given
+                obs, paid, terminated, truncated, _ = given
+                reward[i] = check_reward(paid, self.spec) if apart else paid
                 write(current, i, obs)
                 if terminated or truncated:
                     flags = ordinary_flags(n) if flags is None else flags

@@ -309,6 +309,8 @@ def _select(mask: Tensor, new: Any, old: Any) -> Any:
 def _tensor_dtype(space: Space) -> torch.dtype:
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return torch.int64
+    if isinstance(space, spaces.MultiBinary):  # a mask: others are translated to Box
+        return torch.bool
     return torch.uint8 if str(space.dtype) == "uint8" else torch.float32
 
 

@@ -11,6 +11,7 @@ import struct
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any
@@ -26,6 +27,7 @@ from rlopt.envs.sync import (
     RESET,
     VALID,
     StepBuilder,
+    check_reward,
     ordinary_flags,
     pack_state,
     reset_rows,
@@ -43,8 +45,8 @@ _STARTUP = 120.0
 """Seconds that a worker has for its imports and for building the environment."""
 _MAX_LOSSES = 3
 """How often in a row one slot is replaced before the run ends."""
-_HEAD = struct.Struct("<dBBB")
-"""Reward, terminated, truncated, whether a first observation follows."""
+_HEAD = struct.Struct("<BBB")
+"""Terminated, truncated, whether a first observation follows the reward (float64) and the observation."""
 
 
 class _Lost(Exception):
@@ -60,7 +62,9 @@ def _swap(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     return change(tree) if isinstance(tree, kind) else tree
 
 
-def _answer(env: Env, observations: ObservationCodec, actions: ActionCodec, message: bytes, autoreset: bool) -> bytes:
+def _answer(
+    env: Env, spec: EnvSpec, observations: ObservationCodec, actions: ActionCodec, message: bytes, autoreset: bool
+) -> bytes:
     """What a worker does with one message: a letter and its payload."""
     row = observations.arrays(1)
 
@@ -73,7 +77,8 @@ def _answer(env: Env, observations: ObservationCodec, actions: ActionCodec, mess
             array = np.frombuffer(message, actions.dtype, offset=1).reshape(actions.row_shape).copy()
             obs, reward, terminated, truncated, _ = env.step(int(array) if actions.discrete else array)
             again = autoreset and bool(terminated or truncated)
-            body = _HEAD.pack(float(reward), bool(terminated), bool(truncated), again) + packed(obs)
+            paid = np.asarray(check_reward(reward, spec), np.float64).tobytes()
+            body = _HEAD.pack(bool(terminated), bool(truncated), again) + paid + packed(obs)
             return b"o" + body + (packed(env.reset()[0]) if again else b"")
         case b"r":
             seed, options = pickle.loads(message[1:])
@@ -101,10 +106,10 @@ def _work(connection: Connection, env_fn: Callable[[], Env], autoreset: bool) ->
         env = env_fn()
         observations, actions = ObservationCodec(env.observation_space), ActionCodec(env.action_space)
         spec = spec_of(env, observations, actions)
-        hello = (env.observation_space, env.action_space, spec.id, spec.episode_limit)
+        hello = (env.observation_space, env.action_space, spec)
         connection.send_bytes(b"d" + pickle.dumps(hello))
         while (message := connection.recv_bytes()) != b"c":
-            connection.send_bytes(_answer(env, observations, actions, message, autoreset))
+            connection.send_bytes(_answer(env, spec, observations, actions, message, autoreset))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except Exception as e:
@@ -257,12 +262,12 @@ class AsyncVectorEnv:
         except BaseException:
             self.close()
             raise
-        observation_space, action_space, registered, limit = hellos[0]
+        observation_space, action_space, spec = hellos[0]
         if any(hello[:2] != hellos[0][:2] for hello in hellos):
             self.close()
             raise RloptError("the environments of one vector must have equal observation and action spaces")
         self._observations, self._actions = ObservationCodec(observation_space), ActionCodec(action_space)
-        self.spec = EnvSpec(env_id or registered, self._observations.space, self._actions.space, limit)
+        self.spec = replace(spec, id=env_id or spec.id)
         self._current = self._observations.arrays(self.num_envs)
         self._steps = StepBuilder(self.num_envs, self.device)
 
@@ -296,7 +301,8 @@ class AsyncVectorEnv:
             raise RloptError("step was called before reset; call reset() once after building the environment")
         actions = self._actions.batch(action, self.num_envs)
         answers = self._exchange({i: b"s" + actions[i].tobytes() for i in range(self.num_envs) if not self._ended[i]})
-        reward, flags = np.zeros(self.num_envs, np.float32), ordinary_flags(self.num_envs)
+        reward = np.zeros((self.num_envs, *self.spec.reward_shape), np.float32)
+        flags = ordinary_flags(self.num_envs)
         firsts: list[tuple[int, bytes, int]] = []
         for i in range(self.num_envs):
             answer = answers.get(i)
@@ -304,10 +310,11 @@ class AsyncVectorEnv:
                 flags[VALID, i] = False
                 continue
             self._lost_in_a_row[i] = 0
-            reward[i], terminated, truncated, again = _HEAD.unpack_from(answer)
+            terminated, truncated, again = _HEAD.unpack_from(answer)
+            reward[i] = np.frombuffer(answer, np.float64, reward[i].size, _HEAD.size).reshape(reward.shape[1:])
             flags[:RESET, i] = terminated, truncated
             flags[RESET, i] = again
-            end = self._unpack(i, answer, _HEAD.size)
+            end = self._unpack(i, answer, _HEAD.size + 8 * reward[i].size)
             if again:
                 firsts.append((i, answer, end))
             elif terminated or truncated:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlopt.nn.distributions import LOG_STD_MAX, LOG_STD_MIN, categorical
 from rlopt.nn.networks import MLP, NetworkConfig, make_encoder
-from rlopt.types import Carry, Obs, RloptError, Space
+from rlopt.types import Carry, Obs, RloptError, Space, one_line
 
 Options = dict[str, Any]
 
@@ -194,11 +194,6 @@ def make_actor(kind: str, observation_space: Space, action_space: Space, options
 def network_options(config: NetworkConfig) -> Options:
     """A network configuration as plain JSON values."""
     return {**asdict(config), "hidden": list(config.hidden)}
-
-
-def one_line(space: Space) -> str:
-    """A space for a message of one line (long bounds print as several)."""
-    return " ".join(str(space).split())
 
 
 def bounded_box(space: Space) -> spaces.Box:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlopt.types import Obs, RloptError, Space, obs_leaves, option
+from rlopt.types import Obs, RloptError, Space, encoded_leaves, option
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What ``precision=`` may say, and the type of the products between hidden layers."""
@@ -46,11 +46,11 @@ class NetworkConfig:
 
 
 class Flatten(nn.Module):
-    """Vectors as they are, indices one-hot, all leaves side by side: (B, out_features). No parameters."""
+    """Vectors as they are, indices one-hot, all leaves but masks side by side: (B, out_features). No parameters."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()
-        self.leaves = obs_leaves(space)
+        self.leaves = encoded_leaves(space)
         self.out_features = sum(leaf_features(leaf, key) for key, leaf in self.leaves.items())
         only = self.leaves.get("")
         self.identity = isinstance(only, spaces.Box) and len(only.shape) == 1
@@ -97,7 +97,7 @@ class PerLeaf(nn.Module):
 
     def __init__(self, space: Space) -> None:
         super().__init__()
-        leaves = obs_leaves(space)
+        leaves = encoded_leaves(space)
         # By their order: a name such as a.b or type cannot be a key of nn.ModuleDict.
         self.images = nn.ModuleList(NatureCNN(s) for s in leaves.values() if is_image(s))
         self.rest = {k: s for k, s in leaves.items() if not is_image(s)}
@@ -125,7 +125,7 @@ def register_encoder(name: str, factory: Callable[[Space], nn.Module]) -> None:
 def make_encoder(space: Space, name: str = "auto") -> nn.Module:
     """The encoder called ``name``; ``auto`` takes NatureCNN for images and flattens the rest."""
     if name == "auto":
-        return PerLeaf(space) if any(is_image(s) for s in obs_leaves(space).values()) else Flatten(space)
+        return PerLeaf(space) if any(is_image(s) for s in encoded_leaves(space).values()) else Flatten(space)
     if name not in ENCODERS:
         raise RloptError(f"agent.network.encoder={name}: no such encoder; there are auto, {', '.join(ENCODERS)}")
     return ENCODERS[name](space)

@@ -7,46 +7,54 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlopt.envs.spaces import space_from_json, space_to_json
-from rlopt.types import EnvSpec
+from rlopt.types import AgentSpaces, EnvSpec
 
 MAX_SPACE_ELEMENTS = 1 << 24
 """Numbers in one observation or action, all leaves together: a 4096 x 4096 image."""
+MAX_AGENTS = 1 << 12
 
 
 def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
-    """An ``EnvSpec`` as JSON."""
+    """Return an ``EnvSpec`` as JSON."""
     return {
         "id": spec.id,
         "observation_space": space_to_json(spec.observation_space),
         "action_space": space_to_json(spec.action_space),
         "episode_limit": spec.episode_limit,
         "agents": list(spec.agents),
-        "state_space": None if spec.state_space is None else space_to_json(spec.state_space),
-        "shared_reward": spec.shared_reward,
-        "action_mask": spec.action_mask,
+        "agent_spaces": [[space_to_json(space) for space in own] for own in spec.agent_spaces],
+        "reward_shape": list(spec.reward_shape),
+        "derived": dict(spec.derived),
+        "frame_stack": spec.frame_stack,
+        "facts": list(spec.facts),
     }
 
 
 def spec_from_json(data: Mapping[str, Any]) -> EnvSpec:
-    """The ``EnvSpec`` that ``spec_to_json`` described.
+    """Return the ``EnvSpec`` that ``spec_to_json`` described.
 
     Raises:
-        RloptError: a damaged description, or spaces too large to be meant.
-        KeyError, TypeError, ValueError: something is missing or of the wrong type.
+        RloptError: a damaged description, or agents that do not fit their joint spaces.
+        KeyError, TypeError, ValueError: something is missing or of the wrong type, or too large to be meant.
     """
-    described = [data["observation_space"], data["action_space"], data["state_space"]]
-    if sum(_elements(space, 0) for space in described if space is not None) > MAX_SPACE_ELEMENTS:
+    own, agents = data["agent_spaces"], data["agents"]
+    if not all(isinstance(part, list) for part in (own, agents)) or max(len(own), len(agents)) > MAX_AGENTS:
+        raise ValueError(f"its agents are no list of {MAX_AGENTS} at most")
+    described = [data["observation_space"], data["action_space"], *(space for pair in own for space in pair)]
+    if sum(_elements(space, 0) for space in described) > MAX_SPACE_ELEMENTS:
         raise ValueError(f"its spaces hold more than {MAX_SPACE_ELEMENTS} numbers")
-    limit = data["episode_limit"]
+    limit, stack = data["episode_limit"], data["frame_stack"]
     return EnvSpec(
         id=str(data["id"]),
         observation_space=space_from_json(data["observation_space"]),
         action_space=space_from_json(data["action_space"]),
         episode_limit=None if limit is None else int(limit),
-        agents=tuple(str(name) for name in data["agents"]),
-        state_space=None if data["state_space"] is None else space_from_json(data["state_space"]),
-        shared_reward=bool(data["shared_reward"]),
-        action_mask=bool(data["action_mask"]),
+        agents=tuple(str(name) for name in agents),
+        agent_spaces=tuple(AgentSpaces(space_from_json(seen), space_from_json(done)) for seen, done in own),
+        reward_shape=tuple(int(n) for n in data["reward_shape"]),
+        derived={str(leaf): index for leaf, index in data["derived"].items()},
+        frame_stack=None if stack is None else int(stack),
+        facts=tuple(str(name) for name in data["facts"]),
     )
 
 

@@ -14,7 +14,8 @@ from gymnasium import spaces
 from rlopt.envs import VectorAdapter, make_env
 from rlopt.envs.counting import CountSpacesEnv
 from rlopt.envs.spaces import ActionCodec, ObservationCodec, space_from_json, space_to_json
-from rlopt.types import RloptError
+from rlopt.nn.networks import Flatten
+from rlopt.types import RloptError, encoded_leaves
 
 
 @pytest.mark.parametrize("backend", ["sync", "async", "gymnasium"])
@@ -73,8 +74,8 @@ def test_observations_without_a_tensor_are_refused(space: Any, words: str) -> No
 
 def test_actions_reach_the_environment_in_its_own_words() -> None:
     box = ActionCodec(spaces.Box(-1.0, 1.0, (2, 2), np.float64))
-    assert box.space == spaces.Box(-1.0, 1.0, (4,), np.float32)
-    rows = box.rows(torch.arange(8.0).reshape(2, 4), 2)
+    assert box.space == spaces.Box(-1.0, 1.0, (2, 2), np.float32)  # of the same shape: an agent axis stays one
+    rows = box.rows(torch.arange(8.0).reshape(2, 2, 2), 2)
     assert rows.dtype == np.float64
     assert rows[1].tolist() == [[4.0, 5.0], [6.0, 7.0]]
 
@@ -89,6 +90,34 @@ def test_actions_reach_the_environment_in_its_own_words() -> None:
     binary = ActionCodec(spaces.MultiBinary(2))
     assert binary.space == spaces.MultiDiscrete([2, 2])
     assert binary.rows(torch.tensor([[0, 1]]), 1).dtype == np.int8
+    with pytest.raises(RloptError, match=r"shape \(2,\), but 1 environments of MultiBinary\(2\) want \(1, 2\)"):
+        binary.rows(torch.tensor([0, 1]), 1)
+
+
+def test_masks_stay_masks_and_other_bits_become_numbers() -> None:
+    space = spaces.Dict({
+        "action_mask": spaces.Box(0, 1, (3,), np.int8),  # PettingZoo's way
+        "alive": spaces.MultiBinary(2),
+        "bits": spaces.MultiBinary(2),
+        "inner": spaces.Dict({"alive": spaces.MultiBinary(1)}),
+    })  # fmt: skip
+    codec = ObservationCodec(space)
+    assert codec.space == spaces.Dict({
+        "action_mask": spaces.MultiBinary(3),
+        "alive": spaces.MultiBinary(2),
+        "bits": spaces.Box(0.0, 1.0, (2,), np.float32),
+        "inner/alive": spaces.Box(0.0, 1.0, (1,), np.float32),
+    })  # fmt: skip
+    assert encoded_leaves(codec.space).keys() == {"bits", "inner/alive"}
+    arrays = codec.arrays(1)
+    codec.write(arrays, 0, {"action_mask": [1, 0, 1], "alive": [0, 1], "bits": [1, 0], "inner": {"alive": [1]}})
+    obs = codec.tensors(arrays, torch.device("cpu"))
+    assert isinstance(obs, dict)
+    assert {key: leaf.dtype for key, leaf in obs.items()} == {
+        "action_mask": torch.bool, "alive": torch.bool, "bits": torch.float32, "inner/alive": torch.float32,
+    }  # fmt: skip
+    assert obs["action_mask"].tolist() == [[True, False, True]]
+    assert Flatten(codec.space)(obs).tolist() == [[1.0, 0.0, 1.0]], "an encoder reads no mask"
 
 
 def test_an_environment_never_sees_the_callers_tensor() -> None:
@@ -114,6 +143,7 @@ SPACES = [
     spaces.Discrete(4, start=-2),
     spaces.MultiDiscrete([2, 3], start=[1, 0]),
     spaces.MultiBinary([2, 3]),
+    spaces.MultiBinary(3),
     spaces.Dict({"z": spaces.Discrete(2), "a/b": spaces.Box(-1.0, 1.0, (2,), np.float32)}),
 ]
 
