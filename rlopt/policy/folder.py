@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlopt.files import digest_file, replace_folder, write_file
+from rlopt.files import digest_file, fresh_folder, remove, replace_folder, write_file
 from rlopt.nn.actors import Actor, make_actor
 from rlopt.nn.module import build_seeded
 from rlopt.policy.exported import Policy
@@ -49,7 +49,6 @@ def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None
     if path.exists() and not (path / DESCRIPTION).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise RloptError(f"{path} is there and is no policy; name another folder for this one")
     staged = path.with_name(f".{path.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
     state: State = {
         "actor": dict(policy.actor.state_dict()),
         "normalizer": None if policy.normalizer is None else frozen_statistics(policy.normalizer),
@@ -62,14 +61,16 @@ def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None
         "spec": spec_to_json(policy.spec),
         "meta": tag_floats(policy.meta if meta is None else meta),
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        digests = save_state(staged, state)
+        digests = save_state(fresh_folder(staged), state)
         description["files"] = {name: {"bytes": d.bytes, "sha256": d.sha256} for name, d in digests.items()}
         text = json.dumps(description, indent=1, allow_nan=False)
         write_file(staged / DESCRIPTION, [text.encode()])
         replace_folder(staged, path)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        with suppress(OSError):
+            remove(staged)
 
 
 _REFUSED = (

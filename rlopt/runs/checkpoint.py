@@ -19,13 +19,12 @@ import logging
 import math
 import os
 import re
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlopt.files import free_bytes, recover_folder, replace_folder, sync_folder
+from rlopt.files import free_bytes, fresh_folder, recover_folder, refuse_links, remove, replace_folder, sync_folder
 from rlopt.runs.manifest import (
     LOG_NAME,
     MANIFEST,
@@ -82,6 +81,7 @@ class Checkpoints:
         self.keep, self.config = keep, config
         self._logs: dict[str, SavedLog] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder)
         self._tidy()
 
     def save(self, step: int, state: State, logs: dict[str, RowLog], *, kind: str = "last") -> Path:
@@ -189,13 +189,12 @@ class Checkpoints:
     def _write_folder(self, target: Path, step: int, kind: str, state: State, logs: dict[str, SavedLog]) -> None:
         staged = self.folder / f".{target.name}.tmp"
         try:
-            shutil.rmtree(staged, ignore_errors=True)
-            files = save_state(staged, state)
+            files = save_state(fresh_folder(staged), state)
             write_manifest(staged, Manifest(step, kind, files, logs, config=self.config))
             sync_folder(staged)
             replace_folder(staged, target)
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            _try_remove(staged)
 
     def _save_log(self, name: str, log: RowLog, new_files: list[Path]) -> SavedLog:
         """Write the rows that no segment holds yet, and list the segments that still have a living row."""
@@ -207,7 +206,8 @@ class Checkpoints:
         if before is not None and before.rows_written <= log.rows_written:
             segments = [s for s in before.segments if s.stop > first]
         folder = self._segments(name)
-        folder.mkdir(parents=True, exist_ok=True)
+        for parent in (folder.parent, folder):
+            parent.mkdir(exist_ok=True)
         start = segments[-1].stop if segments else first
         if start < log.rows_written:
             step = max(1, SEGMENT_BYTES // max(1, _row_bytes(log)))
@@ -221,7 +221,7 @@ class Checkpoints:
         # A name may be taken by rows of a time line that was given up (a checkpoint that was refused). It is never
         # overwritten: an older manifest might refer to it.
         stem, suffix = f"{start:012d}-{stop:012d}", ""
-        while (path := folder / f"{stem}{suffix}.safetensors").exists():
+        while os.path.lexists(path := folder / f"{stem}{suffix}.safetensors"):
             suffix = f".{int(suffix[1:] or 1) + 1}"
         new_files.append(path)
         digest = write_tensors(path, log.read_rows(start, stop))
@@ -255,12 +255,12 @@ class Checkpoints:
         for path in list(self.folder.glob(".*.old")):
             recover_folder(self.folder / path.name[1 : -len(".old")])
         for path in list(self.folder.glob(".*.tmp")):
-            shutil.rmtree(path, ignore_errors=True)
+            _try_remove(path)
 
     def _set_aside(self, path: Path) -> None:
         target = path.with_name(f"damaged-{path.name}")
         number = 2
-        while target.exists():
+        while os.path.lexists(target):
             target, number = path.with_name(f"damaged-{path.name}.{number}"), number + 1
         try:
             os.replace(path, target)
@@ -275,7 +275,7 @@ class Checkpoints:
             kept = [newest, *(path for path in steps if path != newest)][: self.keep]
             for path in steps:
                 if path not in kept:
-                    shutil.rmtree(path, ignore_errors=True)
+                    _try_remove(path)
             needed = set[tuple[str, str]]().union(*(read_manifest(path).segment_names() for path in kept))
             for path in self.folder.glob("segments/*/*"):
                 if SEGMENT_NAME.fullmatch(path.name) and (path.parent.name, path.name) not in needed:
@@ -303,6 +303,12 @@ def estimate_bytes(state: State, logs: dict[str, RowLog], keep: int = 2) -> int:
     """Disk space that a run's checkpoints need at most, its logs being full: ``keep`` states and the one being staged,
     the best, and every log once."""
     return state_bytes(state) * (keep + 2) + sum(log.capacity_rows * _row_bytes(log) for log in logs.values())
+
+
+def _try_remove(path: Path) -> None:
+    """What cannot be deleted now is deleted by the next writer."""
+    with suppress(OSError):
+        remove(path)
 
 
 def _row_bytes(log: RowLog) -> int:

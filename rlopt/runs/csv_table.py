@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlopt.analysis.tables import whole_lines
-from rlopt.files import replace_file
+from rlopt.files import open_own, replace_file
 
 
 class CsvTable:
@@ -102,7 +102,7 @@ class CsvTable:
             self.columns = columns
         finally:
             if self.path.exists():
-                self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+                self._fd = open_own(self.path, os.O_WRONLY | os.O_APPEND)
 
 
 def _line(cells: Iterable[str]) -> str:

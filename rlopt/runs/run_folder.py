@@ -15,23 +15,23 @@ import logging
 import os
 import platform
 import re
-import sys
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
 
 from rlopt.analysis.tables import read_csv
-from rlopt.files import replace_file
+from rlopt.files import refuse_links, remove, replace_file
+from rlopt.runs.lock import Lock
 from rlopt.types import RloptError
 from rlopt.version import __version__
 
+_FOLDERS = ("checkpoints", "policy", "policy_best", "tensorboard")
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "safetensors")
 _log = logging.getLogger(__name__)
 
@@ -61,13 +61,15 @@ class RunFolder:
         """Begin a run in ``run_dir`` (made if need be) and write its configuration and versions.
 
         Raises:
-            RloptError: if the folder holds a run already, if another process writes there, or if it cannot be written.
+            RloptError: if the folder holds a run already or a link, if another process writes there, or if it cannot be
+                written.
             TypeError: if ``config`` is not made of plain values.
         """
         folder = cls(run_dir)
         text = _to_yaml(config)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
+            refuse_links(folder.path, _FOLDERS)
             folder._lock = Lock(folder.path)
             if any(path.exists() for path in (folder.config_path, folder.metrics, folder.checkpoints)):
                 raise RloptError(
@@ -87,7 +89,8 @@ class RunFolder:
         """Become the writer of a run that exists, to resume it.
 
         Raises:
-            RloptError: if there is no run, if another process writes there, or if it cannot be written.
+            RloptError: if there is no run, if it holds a link, if another process writes there, or if it cannot be
+                written.
         """
         folder = cls(path)
         if not folder.config_path.is_file():
@@ -95,6 +98,7 @@ class RunFolder:
                 f"{folder.path} holds no run (no config.yaml); resume= wants the folder that a run printed"
             )
         with told_as_one_line(folder.path):
+            refuse_links(folder.path, _FOLDERS)
             folder._lock = Lock(folder.path)
         return folder
 
@@ -133,6 +137,7 @@ class RunFolder:
             if any(
                 path.is_file() and len(read_csv(path).get("step", [])) for path in (self.evaluations, self.episodes)
             ):
+                remove(staged)
                 draw_run(self.path, staged, unit)
                 os.replace(staged, self.curve)
         except (OSError, ValueError, RuntimeError, RloptError) as e:
@@ -149,6 +154,18 @@ class RunFolder:
             return [f"{name} {before.get(name)} → {now}" for name, now in versions().items() if before.get(name) != now]
         except (OSError, ValueError, AttributeError):
             return ["versions.json cannot be read"]
+
+    def check(self) -> None:
+        """Check, for its writer, that the folder is still where it was.
+
+        Raises:
+            RloptError: it was removed or renamed, so that nothing can be saved under its name.
+        """
+        if self._lock is None or not self._lock.in_place():
+            raise RloptError(
+                f"{self.path} was removed or renamed while its run was going on, so nothing more can be saved there; "
+                "where it was only renamed, go on with resume= and its new name"
+            )
 
     def close(self) -> None:
         """Let another process write here. Safe to call twice."""
@@ -227,68 +244,3 @@ def _to_yaml(config: dict[str, Any]) -> bytes:
     except yaml.YAMLError as e:
         raise TypeError(f"a configuration holds plain values only: {' '.join(str(e).split())}") from e
     return str(text).encode()
-
-
-# The lock
-
-
-class Lock:
-    """An exclusive lock on a folder, held by this process; the operating system releases it when the process ends.
-
-    Raises:
-        RloptError: if another process holds it; the message names that process.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        file = open(folder / ".lock", "a+b")  # noqa: SIM115
-        try:
-            _lock_file(file)
-        except OSError as e:
-            file.seek(0)
-            owner = file.read(20).decode(errors="replace").strip() or "unknown"
-            file.close()
-            raise RloptError(
-                f"{folder} is being written by process {owner}; wait for it, stop it, or name another run_dir"
-            ) from e
-        file.truncate(0)
-        file.write(str(os.getpid()).encode())
-        file.flush()
-        self._file: IO[bytes] = file
-        _held.add(self)
-
-    def release(self) -> None:
-        """Safe to call twice."""
-        self._file.close()
-        _held.discard(self)
-
-
-_held: weakref.WeakSet[Lock] = weakref.WeakSet()
-
-
-def _forget_after_fork() -> None:
-    """A forked worker must not hold the lock too: it would outlive a killed trainer."""
-    for lock in list(_held):
-        lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock_file(file: IO[bytes]) -> None:
-        file.seek(1 << 20)  # a locked byte cannot be read, so leave those that name the owner
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-
-else:
-    import errno
-    import fcntl
-
-    def _lock_file(file: IO[bytes]) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            _log.warning("this file system has no locks (%s); let only one process write the run folder", e)
