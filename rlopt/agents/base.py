@@ -102,6 +102,8 @@ class Agent:
     config_class: ClassVar[type[AgentConfig]]
     supports_runs: ClassVar[bool] = False
     """Whether several runs can be stacked along a leading axis."""
+    supports_memory: ClassVar[bool] = False
+    """Whether its losses run networks with a memory over sequences."""
     extra_fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     """{name: (shape, dtype)} of tensors to be stored with each transition."""
 
@@ -130,6 +132,12 @@ class Agent:
         self.config = checked(self.config)
         if runs > 1 and not self.supports_runs:
             raise RloptError(f"num_runs={runs}: agent={self.name} trains one run at a time; leave num_runs out")
+        network = getattr(self.config, "network", None)
+        if isinstance(network, NetworkConfig) and network.memory != "none" and not self.supports_memory:
+            raise RloptError(
+                f"agent.network.memory={network.memory}: agent={self.name} learns from single steps, not from "
+                "sequences; leave it out"
+            )
         if precision not in PRECISIONS:
             raise RloptError(f"precision={precision} is unknown; choose one of {', '.join(PRECISIONS)}")
         self.seed, self.runs, self.precision = seed, runs, precision

@@ -73,7 +73,7 @@ def _entry(target: object) -> str:
 
 
 def _networks() -> Lines:
-    from rlopt.nn.networks import ENCODERS
+    from rlopt.nn.encoders import ENCODERS
 
     registry.load_extensions()
     return {name: _first_line(encoder.__doc__) for name, encoder in sorted(ENCODERS.items())}

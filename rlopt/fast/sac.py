@@ -52,6 +52,7 @@ def applies(observation_space: Space, network: NetworkConfig, optimiser: Optimis
     """Whether networks and optimiser are what the formulas below assume."""
     vector = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
     plain = network.activation == "relu" and network.encoder in ("auto", "flatten") and len(network.hidden) > 0
+    plain = plain and network.norm == network.memory == "none" and network.critic_hidden is None
     return device.type == "cpu" and vector and plain and optimiser.name != "sgd" and products_available()
 
 

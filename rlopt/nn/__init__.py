@@ -3,21 +3,26 @@
 from rlopt.nn.actors import (
     Actor,
     CategoricalActor,
+    DeterministicActor,
+    GaussianActor,
     SquashedGaussianActor,
     TabularActor,
     make_actor,
-    network_options,
     register_actor,
 )
+from rlopt.nn.encoders import make_encoder, register_encoder
 from rlopt.nn.module import Net, Params, build_seeded
-from rlopt.nn.networks import PRECISIONS, Critic, NetworkConfig, hidden_products, make_encoder, register_encoder
+from rlopt.nn.networks import PRECISIONS, NetworkConfig, hidden_products, network_options
 from rlopt.nn.optim import Optimiser, OptimiserConfig, Schedule
+from rlopt.nn.values import Critic
 
 __all__ = [
     "PRECISIONS",
     "Actor",
     "CategoricalActor",
     "Critic",
+    "DeterministicActor",
+    "GaussianActor",
     "Net",
     "NetworkConfig",
     "Optimiser",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,10 +11,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from rlopt.config import build
 from rlopt.nn.distributions import LOG_STD_MAX, LOG_STD_MIN, categorical
-from rlopt.nn.networks import MLP, NetworkConfig, make_encoder
+from rlopt.nn.encoders import encoder_of
+from rlopt.nn.memory import make_memory
+from rlopt.nn.networks import MLP, NetworkConfig
 from rlopt.types import Carry, Obs, RloptError, Space, one_line
 
+Array = np.ndarray[Any, Any]
 Options = dict[str, Any]
 
 
@@ -40,9 +44,13 @@ class Actor(nn.Module):
 
         Random actions draw from ``generator``. An episode begins with a row of ``initial_carry``.
         """
-        outputs = self(obs)
+        outputs, carry = self.read(obs, carry)
         rows = len(outputs[0] if isinstance(outputs, tuple) else outputs)
         return self.choose(outputs, None if deterministic else self.noise(rows, generator)), carry
+
+    def read(self, obs: Obs, carry: Carry) -> tuple[Any, Carry]:
+        """Return what the network gives for N observations, which ``choose`` takes, and the next carry."""
+        return self(obs), None
 
     def initial_carry(self, rows: int) -> Carry:
         """Return the carry with which ``rows`` episodes begin; None of a network without a memory."""
@@ -61,34 +69,67 @@ class Actor(nn.Module):
         raise NotImplementedError
 
 
-class SquashedGaussianActor(Actor):
-    """tanh of a Gaussian with state-dependent mean and standard deviation, scaled to a bounded Box."""
+class NetworkActor(Actor):
+    """An actor of an encoder, a memory where ``options`` ask for one, hidden layers and a linear output.
 
-    kind = "squashed_gaussian"
+    ``options`` are those of ``network_options``, and the ``own_options`` that a kind adds.
+    """
+
+    own_options: ClassVar[Options] = {}
+    """{name: default} of the options that this kind has beside the network's."""
+
+    def __init__(self, observation_space: Space, outputs: int, options: Options) -> None:
+        super().__init__()
+        self.options = options
+        self.own: Options = {name: options.get(name, default) for name, default in self.own_options.items()}
+        config = build(NetworkConfig, {k: v for k, v in options.items() if k not in self.own_options}, "network")
+        self.encoder = encoder_of(observation_space, config)
+        features = int(self.encoder.out_features)  # type: ignore[arg-type]
+        self.memory = make_memory(features, config)
+        gain = 0.01 if config.policy_gain is None else config.policy_gain
+        self.body = MLP(features if self.memory is None else self.memory.size, outputs, config, gain)
+
+    def forward(self, obs: Obs, carry: Carry = None, ended: Tensor | None = None, valid: Tensor | None = None) -> Any:
+        """Return what this kind computes of observations (B, …); with a memory a pair of that and the next carry.
+
+        Of sequences (B, L, …), which are told by ``ended`` (B, L), everything is (B, L, …): see ``GRU.unroll``.
+        """
+        if self.memory is None:
+            return self.head(self.body(self.encoder(obs)))
+        x, carry = self.memory.read(self.encoder, obs, carry, ended, valid)
+        return self.head(self.body(x)), carry
+
+    def head(self, x: Tensor) -> Any:
+        """Return what the outputs (…, F) of the last layer mean."""
+        return x
+
+    def read(self, obs: Obs, carry: Carry) -> tuple[Any, Carry]:
+        if self.memory is not None:
+            return self(obs, carry)  # type: ignore[no-any-return]
+        return self(obs), None
+
+    def initial_carry(self, rows: int) -> Carry:
+        return None if self.memory is None else self.memory.initial_carry(rows)
+
+
+class BoundedActor(NetworkActor):
+    """An actor whose outputs in [-1, 1] are scaled to a bounded Box."""
+
     half_range: Tensor
     divisor: Tensor
     centre: Tensor
 
-    def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
-        super().__init__()
+    def __init__(self, observation_space: Space, action_space: Space, options: Options, outputs: int) -> None:
+        """``outputs``: of the network, per dimension of the action."""
         box = bounded_box(action_space)
-        self.options = options
-        config = NetworkConfig(**{**options, "hidden": tuple(options["hidden"])})
-        self.encoder = make_encoder(observation_space, config.encoder)
-        self.action_features = int(np.prod(box.shape))
-        self.action_shape = box.shape
-        self.body = MLP(int(self.encoder.out_features), 2 * self.action_features, config)  # type: ignore[arg-type]
-        low = torch.as_tensor(box.low, dtype=torch.float32).flatten()
-        high = torch.as_tensor(box.high, dtype=torch.float32).flatten()
-        self.register_buffer("centre", (low + high) / 2, persistent=False)
-        self.register_buffer("half_range", (high - low) / 2, persistent=False)
+        super().__init__(observation_space, outputs * math.prod(box.shape), options)
+        self.action_features, self.action_shape = math.prod(box.shape), box.shape
+        low, high = bounds(box)
+        centre, half_range = scale(low, high)
         # A dimension whose bounds are equal has one action, which is 0 in normalised space.
-        self.register_buffer("divisor", torch.where(high > low, (high - low) / 2, 1.0), persistent=False)
-
-    def forward(self, obs: Obs) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation, (B, A) each."""
-        mean, log_std = self.body(self.encoder(obs)).chunk(2, -1)
-        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        divisor = np.where(half_range > 0, half_range, np.float32(1.0))
+        for name, value in (("centre", centre), ("half_range", half_range), ("divisor", divisor)):
+            self.register_buffer(name, torch.as_tensor(value), persistent=False)
 
     def normalise(self, action: Tensor) -> Tensor:
         """Environment units (B, …) to [-1, 1] (B, A)."""
@@ -101,37 +142,119 @@ class SquashedGaussianActor(Actor):
     def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
         return torch.randn((rows, self.action_features), generator=generator, device=self.centre.device)
 
-    def choose(self, outputs: tuple[Tensor, Tensor], noise: Tensor | None) -> Tensor:
-        mean, log_std = outputs
-        return self.to_env(torch.tanh(mean if noise is None else torch.addcmul(mean, log_std.exp(), noise)))
-
     def uniform(self, rows: int, generator: torch.Generator) -> Tensor:
         draw = torch.rand((rows, self.action_features), generator=generator, device=self.centre.device)
         return self.to_env(2.0 * draw - 1.0)
 
 
-class CategoricalActor(Actor):
-    """A categorical distribution over a Discrete action space."""
+class SquashedGaussianActor(BoundedActor):
+    """tanh of a Gaussian with state-dependent mean and standard deviation, scaled to a bounded Box (SAC)."""
+
+    kind = "squashed_gaussian"
+
+    def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
+        super().__init__(observation_space, action_space, options, outputs=2)
+
+    def head(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation, (B, A) each."""
+        mean, log_std = x.chunk(2, -1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def choose(self, outputs: tuple[Tensor, Tensor], noise: Tensor | None) -> Tensor:
+        mean, log_std = outputs
+        return self.to_env(torch.tanh(mean if noise is None else torch.addcmul(mean, log_std.exp(), noise)))
+
+
+class DeterministicActor(BoundedActor):
+    """tanh, scaled to a bounded Box; exploring, it adds Gaussian noise and clips (TD3).
+
+    Option ``exploration``: the noise's standard deviation, where every dimension of the Box is [-1, 1].
+    """
+
+    kind = "deterministic"
+    own_options: ClassVar[Options] = {"exploration": 0.1}
+
+    def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
+        super().__init__(observation_space, action_space, options, outputs=1)
+        self.exploration = float(self.own["exploration"])
+
+    def head(self, x: Tensor) -> Tensor:
+        """Actions (B, A) in [-1, 1]."""
+        return torch.tanh(x)
+
+    def choose(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
+        if noise is not None:
+            outputs = torch.add(outputs, noise, alpha=self.exploration).clamp(-1.0, 1.0)
+        return self.to_env(outputs)
+
+
+class GaussianActor(NetworkActor):
+    """A Gaussian with state-dependent mean and a standard deviation of its own per dimension (PPO).
+
+    Nothing is squashed: a sample may lie outside a bounded Box. ``to_env`` clips it there, at the environment's edge,
+    while log-probabilities are those of the sample itself: clipping would put finite mass on the bounds, which no
+    density describes.
+
+    Options: ``log_std``, where the logarithm of the standard deviation begins; ``unit_box``, whether samples are in
+    units in which every bounded dimension is [-1, 1], instead of the environment's own.
+    """
+
+    kind = "gaussian"
+    own_options: ClassVar[Options] = {"log_std": 0.0, "unit_box": False}
+    low: Tensor
+    high: Tensor
+    centre: Tensor
+    half_range: Tensor
+
+    def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
+        if not isinstance(action_space, spaces.Box):
+            raise RloptError(f"a Gaussian policy acts in Box action spaces, not in {one_line(action_space)}")
+        super().__init__(observation_space, math.prod(action_space.shape), options)
+        self.action_features, self.action_shape = math.prod(action_space.shape), action_space.shape
+        self.log_std = nn.Parameter(torch.full((self.action_features,), float(self.own["log_std"])))
+        low, high = bounds(action_space)
+        centre, half_range = scale(low, high)
+        if not self.own["unit_box"]:
+            half_range = np.full_like(half_range, np.inf)
+        centre = np.where(np.isfinite(half_range), centre, np.float32(0.0))
+        half_range = np.where(np.isfinite(half_range), half_range, np.float32(1.0))
+        for name, value in (("low", low), ("high", high), ("centre", centre), ("half_range", half_range)):
+            self.register_buffer(name, torch.as_tensor(value), persistent=False)
+
+    def head(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, A) and log standard deviation (B, A), which is the same in every row."""
+        return x, self.log_std.expand_as(x)
+
+    def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
+        return torch.randn((rows, self.action_features), generator=generator, device=self.low.device)
+
+    def sample(self, outputs: tuple[Tensor, Tensor], noise: Tensor | None) -> Tensor:
+        """Return the unclipped sample (B, A), which log-probabilities are of; without noise the mean."""
+        mean, log_std = outputs
+        return mean if noise is None else torch.addcmul(mean, log_std.exp(), noise)
+
+    def to_env(self, sample: Tensor) -> Tensor:
+        """Return samples (B, A) as actions (B, …) in environment units, clipped to the Box."""
+        action = torch.addcmul(self.centre, self.half_range, sample)
+        return action.clamp(self.low, self.high).view(-1, *self.action_shape)
+
+    def choose(self, outputs: tuple[Tensor, Tensor], noise: Tensor | None) -> Tensor:
+        return self.to_env(self.sample(outputs, noise))
+
+
+class CategoricalActor(NetworkActor):
+    """A categorical distribution over a Discrete action space. Calling it gives logits (B, K)."""
 
     kind = "categorical"
 
     def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
-        super().__init__()
         if not isinstance(action_space, spaces.Discrete):
             fix = "use agent=sac" if isinstance(action_space, spaces.Box) else "choose another agent"
             raise RloptError(
                 f"a categorical policy acts in Discrete action spaces, not in {one_line(action_space)}; {fix}"
             )
-        self.options = options
-        config = NetworkConfig(**{**options, "hidden": tuple(options["hidden"])})
-        self.encoder = make_encoder(observation_space, config.encoder)
+        super().__init__(observation_space, int(action_space.n), options)
         self.start, self.actions = int(action_space.start), int(action_space.n)
-        self.body = MLP(int(self.encoder.out_features), self.actions, config)  # type: ignore[arg-type]
-
-    def forward(self, obs: Obs) -> Tensor:
-        """Logits (B, K)."""
-        logits: Tensor = self.body(self.encoder(obs))
-        return logits
 
     def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
         return torch.rand((rows,), generator=generator, device=next(self.body.parameters()).device)
@@ -171,7 +294,7 @@ class TabularActor(Actor):
 
 
 ACTORS: dict[str, Callable[[Space, Space, Options], Actor]] = {
-    cls.kind: cls for cls in (SquashedGaussianActor, CategoricalActor, TabularActor)
+    cls.kind: cls for cls in (SquashedGaussianActor, GaussianActor, DeterministicActor, CategoricalActor, TabularActor)
 }
 
 
@@ -191,11 +314,6 @@ def make_actor(kind: str, observation_space: Space, action_space: Space, options
     return ACTORS[kind](observation_space, action_space, options)
 
 
-def network_options(config: NetworkConfig) -> Options:
-    """A network configuration as plain JSON values."""
-    return {**asdict(config), "hidden": list(config.hidden)}
-
-
 def bounded_box(space: Space) -> spaces.Box:
     """The action space as a bounded Box, or one clear line."""
     if not isinstance(space, spaces.Box):
@@ -204,6 +322,26 @@ def bounded_box(space: Space) -> spaces.Box:
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise RloptError(
             f"this agent needs finite bounds on every action, not {one_line(space)}; set them in the environment, "
-            "or by env.wrappers=[module:Wrapper]"
+            "or by env.wrappers=[module:Wrapper] (beyond 3.4e38 they count as infinite)"
         )
     return space
+
+
+def bounds(box: spaces.Box) -> tuple[Array, Array]:
+    """Return the bounds (A,) of a Box as the agent's float32 sees them."""
+    with np.errstate(over="ignore"):
+        return box.low.astype(np.float32).ravel(), box.high.astype(np.float32).ravel()
+
+
+def scale(low: Array, high: Array) -> tuple[Array, Array]:
+    """Return centre and half range (A,) such that no x in [-1, 1] puts ``centre + half_range * x`` outside the bounds,
+    whatever is rounded. Where a side is infinite they are not finite.
+
+    Halves are taken first, because the width of wide bounds overflows. Rounding may put an end outside by a unit in the
+    last place, and as product and sum are monotone it is enough to bring the ends inside.
+    """
+    with np.errstate(invalid="ignore"):
+        centre, half_range = np.clip(low / 2 + high / 2, low, high), high / 2 - low / 2
+        while (outside := (centre - half_range < low) | (centre + half_range > high)).any():
+            half_range = np.where(outside, np.nextafter(half_range, np.float32(0.0)), half_range)
+    return centre, half_range

@@ -28,6 +28,17 @@ def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Ten
     return torch.tanh(u), (log_normal - log_det).sum(-1)
 
 
+def gaussian_log_prob(mean: Tensor, log_std: Tensor, sample: Tensor) -> Tensor:
+    """Return log N(sample; mean, std²), summed over the dimensions: (…,) from arguments (…, A)."""
+    standardised = (sample - mean) * (-log_std).exp()
+    return (-0.5 * standardised.square() - log_std - HALF_LOG_TWO_PI).sum(-1)
+
+
+def gaussian_entropy(log_std: Tensor) -> Tensor:
+    """Return the entropy of N(·, std²) in nats, summed over the dimensions: (…,) from (…, A)."""
+    return (log_std + 0.5 + HALF_LOG_TWO_PI).sum(-1)
+
+
 def categorical(logits: Tensor, uniform: Tensor) -> Tensor:
     """A sample (…,) int64 of the categorical with ``logits`` (…, K) by inversion, from ``uniform`` (…,) in [0, 1)."""
     cumulative = logits.softmax(-1).cumsum(-1)

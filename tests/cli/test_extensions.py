@@ -10,7 +10,7 @@ import yaml
 
 from rlopt import registry
 from rlopt.cli import main
-from rlopt.nn.networks import ENCODERS
+from rlopt.nn.encoders import ENCODERS
 from tests.cli.command_line import SHORT, refused, rows
 
 
@@ -46,7 +46,7 @@ seed: 11
 from rlopt.agents import SAC
 from rlopt.buffers import UniformSampler
 from rlopt.nn import register_encoder
-from rlopt.nn.networks import Flatten
+from rlopt.nn.encoders import Flatten
 
 class Ours(SAC):
     '''An agent from outside.'''

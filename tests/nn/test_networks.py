@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.nn import Critic, NetworkConfig, make_encoder, register_encoder
-from rlopt.nn.networks import ENCODERS, EnsembleMLP, Flatten, NatureCNN, PerLeaf
+from rlopt.nn import Critic, NetworkConfig, make_actor, make_encoder, network_options, register_encoder
+from rlopt.nn.encoders import ENCODERS, Flatten, NatureCNN, PerLeaf
+from rlopt.nn.networks import MLP, EnsembleMLP
 from rlopt.types import RloptError
 
 SMALL = NetworkConfig(hidden=(8, 6))
@@ -41,6 +43,69 @@ def test_an_ensemble_begins_like_linear_layers_and_its_members_differ() -> None:
     assert weight.abs().max() <= 0.1  # 1/sqrt(100)
     assert weight.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.05)
     assert not torch.equal(weight[0], weight[1])
+
+
+def test_a_layer_is_normalised_before_its_non_linearity() -> None:
+    config = NetworkConfig(hidden=(8, 6), norm="layer")
+    alone, many = MLP(5, 2, config), EnsembleMLP(3, 5, 2, config)
+    for parameter in (*alone.parameters(), *many.parameters()):
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(7, 5)
+
+    def by_hand(weights: list[Tensor], biases: list[Tensor], gains: list[Tensor], shifts: list[Tensor]) -> Tensor:
+        y = x
+        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            y = F.linear(y, weight, bias)
+            if i < 2:
+                y = F.relu(F.layer_norm(y, (len(gains[i]),), gains[i], shifts[i]))
+        return y
+
+    own = [[getattr(m, name) for m in part] for part in (alone.layers, alone.norms) for name in ("weight", "bias")]
+    torch.testing.assert_close(alone(x), by_hand(*own))
+    y = many(x)
+    for e in range(3):
+        own = [[layer.weight[e].t() for layer in many.layers], [layer.bias[e, 0] for layer in many.layers]]
+        own += [[getattr(norm, name)[e, 0] for norm in many.norms] for name in ("weight", "bias")]
+        torch.testing.assert_close(y[e], by_hand(*own), rtol=1e-4, atol=1e-5)
+
+
+def test_orthogonal_weights_have_the_gains_of_their_places() -> None:
+    config = NetworkConfig(hidden=(16, 8), init="orthogonal", memory="gru", memory_size=6)
+    image = spaces.Box(0, 255, (1, 36, 36), "uint8")
+    actor = make_actor("categorical", image, spaces.Discrete(3), network_options(config))
+    critic = Critic(image, config)
+    other = Critic(image, replace(config, value_gain=0.5, memory="none", memory_size=None))
+    lasts = {id(actor.body.layers[2]): 0.01, id(critic.body.layers[2]): 1.0, id(other.body.layers[2]): 0.5}
+    for name, layer in [*actor.named_modules(), *critic.named_modules(), *other.named_modules()]:
+        if hasattr(layer, "weight"):
+            assert not layer.bias.any(), name
+            gain = lasts.get(id(layer), 1.0 if name.startswith("memory") else 2.0**0.5)
+            for weight in layer.weight.transpose(1, 2) if layer.weight.dim() == 3 else [layer.weight]:
+                found = torch.linalg.svdvals(weight.detach().flatten(1))
+                torch.testing.assert_close(found, torch.full_like(found, gain), msg=name)
+    given = make_actor("categorical", image, spaces.Discrete(3), network_options(replace(config, policy_gain=0.3)))
+    torch.testing.assert_close(torch.linalg.svdvals(given.body.layers[2].weight.detach()), torch.full((3,), 0.3))
+
+
+def test_critics_may_have_layers_of_their_own() -> None:
+    config, space = NetworkConfig(hidden=(8,), critic_hidden=(5, 4)), spaces.Box(-1, 1, (3,))
+    assert [layer.weight.shape[-1] for layer in Critic(space, config).body.layers] == [5, 4, 1]
+    actor = make_actor("categorical", space, spaces.Discrete(3), network_options(config))
+    assert [layer.weight.shape[0] for layer in actor.body.layers] == [8, 3]
+    assert "critic_hidden" not in actor.options
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ({"memory_size": 64}, "memory=gru"),
+        ({"policy_gain": 0.1}, "init=orthogonal"),
+        ({"value_gain": 0.1, "memory": "gru"}, "init=orthogonal"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(options: dict[str, Any], needed: str) -> None:
+    with pytest.raises(RloptError, match=rf"has no effect without network\.{needed}"):
+        NetworkConfig(**options)
 
 
 def test_critic_shapes() -> None:
@@ -179,7 +244,7 @@ def test_small_images_are_flattened() -> None:
 
 
 def test_a_registered_encoder_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlopt.nn.networks.ENCODERS", dict(ENCODERS))
+    monkeypatch.setattr("rlopt.nn.encoders.ENCODERS", dict(ENCODERS))
 
     class Twice(torch.nn.Module):
         def __init__(self, space: spaces.Space[Any]) -> None:
