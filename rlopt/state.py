@@ -10,6 +10,8 @@ written with one more.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
 import struct
@@ -27,6 +29,8 @@ from rlopt.types import RloptError, State
 
 STRUCTURE = "state.json"
 TENSORS = "tensors.safetensors"
+MAX_JSON_BYTES = 1 << 25
+"""A larger file is not read: its objects would take some 25 times its size in memory."""
 MAX_DEPTH = 100
 """Containers inside containers; deeper trees are a cycle or an attack."""
 
@@ -80,10 +84,12 @@ def save_state(folder: Path, state: State) -> dict[str, Digest]:
     Raises:
         TypeError: for anything that is no tensor, number, string, bool, None, list, tuple or dict with str keys; the
             message names its path.
-        OSError: if the disk fails or is full.
+        OSError: if the disk fails or is full, or if there is more beside the tensors than ``load_state`` would read.
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_encode(state, (), tensors), allow_nan=False, separators=(",", ":"))
+    if len(text) > MAX_JSON_BYTES:
+        raise OSError(errno.EFBIG, f"{STRUCTURE} would have {len(text)} bytes, more than {MAX_JSON_BYTES}")
     folder.mkdir(parents=True, exist_ok=True)
     written = {
         TENSORS: write_tensors(folder / TENSORS, tensors),
@@ -180,14 +186,22 @@ def read_json(path: Path) -> Any:
     """The JSON in a file.
 
     Raises:
-        CorruptCheckpoint: if the file is missing, no JSON, or nested too deeply.
+        CorruptCheckpoint: if the file is missing, no JSON, too large, or nested too deeply.
     """
     try:
         if not path.is_file():
             raise CorruptCheckpoint(f"{path} is missing")
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise CorruptCheckpoint(f"{path} has {size} bytes, more than the {MAX_JSON_BYTES} that are read")
         return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as e:
         raise CorruptCheckpoint(f"{path} is damaged: {_line(e)}") from None
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a JSON object's content but ``checksum`` itself; the rule holds for every format."""
+    body = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _line(error: BaseException) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from rlopt.files import digest_file
 from rlopt.nn import NetworkConfig, SquashedGaussianActor, build_seeded, network_options
 from rlopt.policy import Policy, load_policy, save_policy
 from rlopt.policy import folder as policy_folder
-from rlopt.state import save_state
+from rlopt.state import MAX_JSON_BYTES, checksum, load_state, save_state
 from rlopt.types import EnvSpec, RloptError
 
 
@@ -49,6 +51,7 @@ def rewrite(folder: Path, change: Any) -> None:
     change(data)
     if "files" in data:
         data["files"] = {n: digest_file(folder / n)._asdict() for n in data["files"] if (folder / n).is_file()}
+    data["checksum"] = checksum(data)
     (folder / "policy.json").write_text(json.dumps(data))
 
 
@@ -71,6 +74,7 @@ CHANGES: list[tuple[Any, str]] = [
     (lambda d: d.update(kind="torch.nn.Linear"), "unknown kind of policy"),
     (lambda d: d.update(kind=["categorical"]), "no 'kind'"),
     (lambda d: d.update(format=99), "format 99.*upgrade"),
+    (lambda d: d.update(format=1), "format 1, this rlopt reads 2; resume its run"),
     (lambda d: d.update(format="1"), "does not describe a policy"),
     (lambda d: d.pop("options"), "no 'options'"),
     (lambda d: d.pop("spec"), "no 'spec'"),
@@ -123,6 +127,7 @@ def test_endless_nesting_is_refused(saved: Path) -> None:
 def test_a_description_cannot_name_other_files(saved: Path) -> None:
     data = json.loads((saved / "policy.json").read_text())
     data["files"]["../../other"] = {"bytes": 0, "sha256": ""}
+    data["checksum"] = checksum(data)
     (saved / "policy.json").write_text(json.dumps(data))
     refused(saved, "it names the file '../../other'")
 
@@ -182,5 +187,106 @@ def test_damage_and_loss_are_noticed(saved: Path) -> None:
 
 def test_an_absurd_description_is_not_read(saved: Path) -> None:
     with open(saved / "policy.json", "ab") as file:
-        file.truncate(policy_folder.MAX_DESCRIPTION_BYTES + 1)
-    refused(saved, "larger than")
+        file.truncate(MAX_JSON_BYTES + 1)
+    refused(saved, f"more than the {MAX_JSON_BYTES} that are read")
+
+
+def test_a_number_changed_by_hand_is_noticed(saved: Path) -> None:
+    """Loaded, this one would move every action."""
+    text = (saved / "policy.json").read_text()
+    assert text.count("2.0") > 0
+    (saved / "policy.json").write_text(text.replace("2.0", "6.0", 1))
+    refused(saved, r"the checksum of policy\.json does not agree")
+
+
+def test_a_flipped_bit_changes_nothing_or_is_noticed(saved: Path) -> None:
+    """Every 23rd bit of the JSON files, and bits all over the weights (experiments/faults.py flips every one)."""
+    observations = torch.linspace(-1, 1, 30).reshape(10, 3)
+    good = load_policy(saved)
+    noticed = 0
+    for name, every in (("policy.json", 23), ("state.json", 23), ("tensors.safetensors", 331)):
+        sound = (saved / name).read_bytes()
+        for bit in range(0, 8 * len(sound), every):
+            changed = bytearray(sound)
+            changed[bit // 8] ^= 1 << bit % 8
+            (saved / name).write_bytes(changed)
+            try:
+                found = load_policy(saved)
+            except RloptError as e:
+                assert "\n" not in str(e)
+                noticed += 1
+                continue
+            assert torch.equal(found(observations), good(observations))
+            assert (found.spec, found.meta) == (good.spec, good.meta)
+        (saved / name).write_bytes(sound)
+    assert noticed > 300
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_forged_weights_that_are_not_finite_are_refused(saved: Path, value: float) -> None:
+    state = load_state(saved)
+    next(iter(state["actor"].values())).view(-1)[0] = value
+    save_state(saved, state)
+    rewrite(saved, lambda d: None)
+    refused(saved, "holds numbers that are not finite")
+
+
+@pytest.mark.parametrize(("name", "value"), [("epsilon", float("nan")), ("epsilon", -1.0), ("clip", float("nan"))])
+def test_forged_statistics_that_make_no_number_are_refused(saved: Path, name: str, value: float) -> None:
+    moments = {"mean": torch.zeros(3).double(), "square": torch.zeros(3).double(), "count": torch.zeros(()).double()}
+    normalizer = {"clip": 10.0, "epsilon": 1e-8, "moments": {"": moments}, name: value}
+    save_state(saved, {"actor": policy().actor.state_dict(), "normalizer": normalizer})
+    rewrite(saved, lambda d: None)
+    refused(saved, "its statistics have clip=")
+
+
+def test_a_policy_is_never_damaged_while_its_run_exports_it(tmp_path: Path) -> None:
+    """A reader meets every moment of the replacement: each of its steps reads the policy once."""
+    save_policy(policy(), tmp_path / "p", {"edition": 0})
+    stop, found = threading.Event(), []
+
+    def export() -> None:
+        edition = 0
+        while not stop.is_set():
+            edition += 1
+            save_policy(policy(), tmp_path / "p", {"edition": edition})
+
+    writer = threading.Thread(target=export)
+    writer.start()
+    try:
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            found.append(load_policy(tmp_path / "p").meta["edition"])
+    finally:
+        stop.set()
+        writer.join()
+    assert found == sorted(found) and found[-1] > found[0]
+
+
+def test_a_policy_read_in_the_middle_of_its_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The description is the old one's, the rest is the new one's, and once no folder has the name."""
+    save_policy(policy(), tmp_path / "p", {"edition": 0})
+    read, editions = policy_folder._read_description, []
+
+    def replaced_meanwhile(folder: Path) -> Any:
+        data = read(folder)
+        if len(editions) < 3:
+            editions.append(data["meta"]["edition"])
+            if len(editions) == 2:
+                os.replace(tmp_path / "p", tmp_path / ".p.old")
+            other = policy()
+            with torch.no_grad():
+                next(other.actor.parameters()).add_(len(editions))
+            save_policy(other, tmp_path / "p", {"edition": len(editions)})
+        return data
+
+    monkeypatch.setattr(policy_folder, "_read_description", replaced_meanwhile)
+    assert load_policy(tmp_path / "p").meta == {"edition": 3}
+    assert editions == [0, 1, 2]
+
+
+def test_damage_is_told_at_once_although_replacements_are_waited_for(saved: Path) -> None:
+    (saved / "state.json").write_text("{}")
+    begin = time.monotonic()
+    refused(saved, "is not the file that was saved")
+    assert time.monotonic() - begin < 0.5

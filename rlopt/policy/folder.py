@@ -1,8 +1,9 @@
 """Exported policies: the network that acts, the statistics it sees through, and nothing that only training needs.
 
-A policy folder holds ``policy.json`` (what it is, how it was trained, the checksums of the rest) and a state tree of
-``rlopt.state`` (weights and frozen statistics). Loading one runs none of its code: the kind of network is a word of the
-closed registry ``rlopt.nn.make_actor``, and sizes are compared with the weights present before anything is allocated.
+A policy folder holds ``policy.json`` (what it is, how it was trained, the checksums of the rest and its own) and a
+state tree of ``rlopt.state`` (weights and frozen statistics). Loading one runs none of its code: the kind of network is
+a word of the closed registry ``rlopt.nn.make_actor``, and sizes are compared with the weights present before anything
+is allocated.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from rlopt.policy.exported import Policy
 from rlopt.policy.specification import spec_from_json, spec_to_json
 from rlopt.policy.statistics import check_tensors, frozen_statistics, load_statistics
 from rlopt.registry import load_extensions
-from rlopt.state import CorruptCheckpoint, load_state, read_json, save_state, tag_floats, untag_floats
+from rlopt.state import CorruptCheckpoint, checksum, load_state, read_json, save_state, tag_floats, untag_floats
 from rlopt.types import RloptError, State, resolve_device
 from rlopt.version import __version__
 
-FORMAT = 1
-"""Version of the folder's layout; newer ones are refused."""
+FORMAT = 2
+"""Version of the folder's layout; others are refused (1 had no checksum of its own)."""
 DESCRIPTION = "policy.json"
-MAX_DESCRIPTION_BYTES = 1 << 25
+_TRIES = 50
+"""How often a policy is read that is replaced each time before all of it is read."""
 MAX_OPTION_ITEMS = 256
 """Entries of a list or mapping among a network's options."""
 
@@ -65,6 +67,7 @@ def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None
     try:
         digests = save_state(fresh_folder(staged), state)
         description["files"] = {name: {"bytes": d.bytes, "sha256": d.sha256} for name, d in digests.items()}
+        description["checksum"] = checksum(description)
         text = json.dumps(description, indent=1, allow_nan=False)
         write_file(staged / DESCRIPTION, [text.encode()])
         replace_folder(staged, path)
@@ -86,17 +89,37 @@ def load_policy(path: Path | str, device: str | torch.device = "cpu") -> Policy:
     Raises:
         RloptError: there is none, or it is damaged, hostile, or written by a newer rlopt.
     """
-    folder = find_policy(path)
     target = resolve_device(device)
+    for _ in range(_TRIES):
+        folder = find_policy(path)
+        before = _edition(folder)
+        try:
+            return _read(folder, target)
+        except RloptError as e:
+            if before is not None and _edition(folder) == before:
+                raise
+            failed = e  # its run has exported another one meanwhile
+    raise failed
+
+
+def _edition(folder: Path) -> tuple[int, ...] | None:
+    """What differs between a policy and the one that replaces it."""
     try:
-        policy = _load(folder, target)
+        found = (folder / DESCRIPTION).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _read(folder: Path, device: torch.device) -> Policy:
+    try:
+        return _load(folder, device)
     except CorruptCheckpoint:
         raise
     except RloptError as e:
         raise RloptError(f"{folder}: {e}") from e
     except _REFUSED as e:
         raise _damaged(folder, e) from e
-    return policy
 
 
 def find_policy(path: Path | str) -> Path:
@@ -129,8 +152,9 @@ def run_policies(path: Path | str) -> list[Path]:
 def _described(folder: Path) -> Path | None:
     """The policy in ``folder``. A crash in the middle of an overwrite leaves the old one under the name that
     ``replace_folder`` gives it."""
-    both = (folder, folder.with_name(f".{folder.name}.old"))
-    return next((candidate for candidate in both if (candidate / DESCRIPTION).is_file()), None)
+    # Whoever looks for the old one after the new one has got its name finds neither, and so looks again.
+    candidates = (folder, folder.with_name(f".{folder.name}.old"), folder)
+    return next((candidate for candidate in candidates if (candidate / DESCRIPTION).is_file()), None)
 
 
 def _load(folder: Path, device: torch.device) -> Policy:
@@ -166,14 +190,18 @@ def _load(folder: Path, device: torch.device) -> Policy:
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    if (folder / DESCRIPTION).stat().st_size > MAX_DESCRIPTION_BYTES:
-        raise ValueError(f"{DESCRIPTION} is larger than {MAX_DESCRIPTION_BYTES} bytes")
     data = read_json(folder / DESCRIPTION)
     wanted = {"format": int, "kind": str, "options": dict, "spec": dict, "meta": dict, "files": dict}
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
         raise ValueError(f"{DESCRIPTION} does not describe a policy")
     if data["format"] > FORMAT:
-        raise RloptError(f"this policy has format {data['format']}, this rlopt reads up to {FORMAT}; upgrade rlopt")
+        raise RloptError(f"this policy has format {data['format']}, this rlopt reads {FORMAT}; upgrade rlopt")
+    if data["format"] < FORMAT:
+        raise RloptError(
+            f"this policy has format {data['format']}, this rlopt reads {FORMAT}; resume its run, which exports it anew"
+        )
+    if data.get("checksum") != checksum(data):
+        raise ValueError(f"the checksum of {DESCRIPTION} does not agree")
     for key, kind in wanted.items():
         if not isinstance(data.get(key), kind):
             raise ValueError(f"{DESCRIPTION} has no {key!r}")

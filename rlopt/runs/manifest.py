@@ -6,7 +6,6 @@ still cannot name a file outside the checkpoints' folder, nor make reading run c
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlopt.files import Digest, digest_file, write_file
-from rlopt.state import STRUCTURE, TENSORS, CorruptCheckpoint, read_json
+from rlopt.state import STRUCTURE, TENSORS, CorruptCheckpoint, checksum, read_json
 from rlopt.types import RloptError, State
 from rlopt.version import __version__
 
@@ -165,9 +164,3 @@ def verify_file(path: Path, expected: Digest) -> None:
             raise CorruptCheckpoint(f"{path} is damaged: its checksum does not agree")
     except OSError as e:
         raise CorruptCheckpoint(f"{path} cannot be read: {e}") from None
-
-
-def checksum(content: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content but ``checksum`` itself. The rule holds for every format to come."""
-    body = {key: value for key, value in content.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
