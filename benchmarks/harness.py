@@ -64,7 +64,7 @@ class Windows:
 
 def make_sac(config: Mapping[str, Any], warmup: int) -> Any:
     """rlopt's loop for SAC with ``config`` on top of the benchmark's settings."""
-    from rlopt.loops.configuration import train_config
+    from rlopt.training import train_config
     from rlopt.training.setup import make_loop
 
     agent = {"name": "sac", "warmup_steps": warmup, **config.get("agent", {})}

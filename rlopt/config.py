@@ -278,7 +278,7 @@ def _convert_scalar(value: Any, kind: Any) -> tuple[Any, bool]:
         return number, isinstance(number, int)
     if kind is str:
         # A run folder or name such as `7` reads as a number.
-        return str(value), isinstance(value, (str, int))
+        return str(value), isinstance(value, (str, int, Path))
     if kind is Path:
         return Path(str(value)), isinstance(value, (str, Path))
     return value, isinstance(kind, type) and isinstance(value, kind)

@@ -10,7 +10,7 @@ from pathlib import Path
 import rlopt
 from rlopt import registry
 from rlopt.cli.arguments import KINDS
-from rlopt.cli.paths import config_dirs, group_files, head_comment
+from rlopt.training.config_files import config_dirs, group_files, head_comment
 
 Lines = dict[str, str]
 

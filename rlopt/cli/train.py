@@ -21,7 +21,7 @@ import rlopt
 from rlopt.cli.compose import compose, resume_request, split
 from rlopt.cli.options import print_options
 from rlopt.config import to_dict
-from rlopt.loops.configuration import TrainConfig, schedule_end, train_config
+from rlopt.loops.configuration import TrainConfig, build_config, schedule_end
 from rlopt.runs.display import Display
 from rlopt.runs.run_folder import RunFolder
 from rlopt.training.evaluate import Evaluation
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = compose(arguments.overrides, arguments.config_dir)
     else:
         folder, changes = request
-        config = train_config({**RunFolder(folder).config(), **changes})
+        config = build_config({**RunFolder(folder).config(), **changes})
     if arguments.options:
         print_options(config)
         return 0

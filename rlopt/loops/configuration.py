@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -113,9 +114,9 @@ RESUMABLE = ("total_steps", "device", "on_nonfinite", "log")
 """What may be changed when a run is resumed; ``log`` stands for every ``log.…`` option."""
 
 
-def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
-    """Return the checked, complete configuration of a run from a mapping such as a composed or a saved
-    ``config.yaml``.
+def build_config(mapping: Mapping[str, Any]) -> TrainConfig:
+    """Return the checked, complete configuration of a run from a mapping such as a saved ``config.yaml``, in which no
+    preset is looked up (see ``rlopt.training.train_config``).
 
     Raises RloptError in one line that names the option: unknown, of a wrong type, out of range, or not registered.
     """
@@ -129,7 +130,8 @@ def train_config(mapping: Mapping[str, Any]) -> TrainConfig:
             inner += [n for n in option_names(TrainConfig) if "." in n]
             refuse(str(name), str(name), [*words, "resume"], "", inner)
     env = _with_own_arguments(mapping.get("env", {}))
-    return build(TrainConfig, {**mapping, "agent": agent, "buffer": buffer, "env": env}, where="")
+    config = build(TrainConfig, {**mapping, "agent": agent, "buffer": buffer, "env": env}, where="")
+    return config if config.run_dir is None else replace(config, run_dir=os.path.expanduser(config.run_dir))
 
 
 def agent_config(options: Any) -> AgentConfig:

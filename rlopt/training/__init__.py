@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlopt.loops.configuration import TrainConfig, train_config
+    from rlopt.loops.configuration import TrainConfig
+    from rlopt.training.presets import train_config
     from rlopt.training.setup import resume, train
     from rlopt.training.trainer import Callback, Result, Trainer
 
@@ -19,7 +20,7 @@ _HOMES = {
     "Trainer": "rlopt.training.trainer",
     "resume": "rlopt.training.setup",
     "train": "rlopt.training.setup",
-    "train_config": "rlopt.loops.configuration",
+    "train_config": "rlopt.training.presets",
 }
 
 

@@ -14,7 +14,7 @@ import torch
 
 from rlopt.config import join, to_dict
 from rlopt.loops.base import Loop
-from rlopt.loops.configuration import RESUMABLE, TrainConfig, schedule_end, train_config
+from rlopt.loops.configuration import RESUMABLE, TrainConfig, build_config, schedule_end
 from rlopt.registry import get_agent, get_loop, load_extensions
 from rlopt.runs.checkpoint import estimate_bytes, saved_config
 from rlopt.runs.run_folder import RunFolder, default_run_dir, parse_config
@@ -57,7 +57,7 @@ def resume(
     """
     folder = RunFolder.open(Path(run))
     try:
-        config = settle(train_config({**folder.config(), **changes}))
+        config = settle(build_config({**folder.config(), **changes}))
         _refuse_edits(folder)
         _refuse_dead_rate(folder, config)
         loop = make_loop(config)
@@ -91,7 +91,7 @@ def _refuse_edits(folder: RunFolder) -> None:
     if (saved := saved_config(folder.checkpoints)) is None:
         return
     # Both are completed first: a newer rlopt may have options that the older file lacks.
-    before, now = (_flat(to_dict(train_config(mapping)), "") for mapping in (parse_config(*saved), folder.config()))
+    before, now = (_flat(to_dict(build_config(mapping)), "") for mapping in (parse_config(*saved), folder.config()))
     for name in [*before, *(name for name in now if name not in before)]:
         old, new = before.get(name), now.get(name)
         if old != new and name.split(".")[0] not in (*RESUMABLE, "run_dir"):

@@ -13,7 +13,6 @@ from rlopt.agents.drpg import DRPG, PartialPolicyIteration
 from rlopt.cli.compose import compose
 from rlopt.config import build
 from rlopt.envs import make_env
-from rlopt.loops.configuration import train_config
 from rlopt.loops.solver import SolverLoop
 from rlopt.policy import load_policy, save_policy
 from rlopt.registry import get_agent
@@ -22,6 +21,7 @@ from rlopt.robust.bellman import objective, policy_value, worst_case
 from rlopt.robust.problems.domains import machine_replacement
 from rlopt.robust.problems.garnet import garnet
 from rlopt.state import load_state, save_state, states_equal
+from rlopt.training import train_config
 from rlopt.training.setup import make_loop, resume, train
 from rlopt.types import RloptError
 
@@ -107,7 +107,7 @@ def test_a_toy_text_model_is_made_robust_and_its_policy_acts(tmp_path):
     policy = load_policy(tmp_path / "policy")
     env = make_env("FrozenLake-v1", autoreset=False)
     obs = env.reset(seeds=[0])
-    assert env.step(policy.actor.act(obs, deterministic=True)).obs.shape == (1,)
+    assert env.step(policy.act(obs).action).obs.shape == (1,)
 
 
 @pytest.mark.parametrize("ambiguity", ["l1", "state_l1", "linf", "kl", "chi2", "contamination"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlopt.agents.td import huber, make_td_loss, pal, squared
-from rlopt.loops.configuration import train_config
+from rlopt.training import train_config
 from rlopt.training.setup import settle
 from tests.agents.cases import every_learner
 

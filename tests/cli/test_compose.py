@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from rlopt.cli.compose import compose, resume_request, split
-from rlopt.cli.paths import config_dirs, group_files
 from rlopt.config import to_dict
-from rlopt.loops.configuration import TrainConfig, train_config
+from rlopt.loops.configuration import TrainConfig
 from rlopt.registry import agent_names, sampler_names
+from rlopt.training import train_config
+from rlopt.training.config_files import config_dirs, group_files
 from rlopt.training.setup import settle
 from rlopt.types import RloptError
 

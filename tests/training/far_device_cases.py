@@ -18,9 +18,9 @@ import tests.training.screen_env  # noqa: F401 (registers its environment)
 from rlopt.buffers import ReplayBuffer
 from rlopt.loops import captured
 from rlopt.loops import replay as replay_loop
-from rlopt.loops.configuration import train_config
 from rlopt.policy import load_policy
 from rlopt.registry import agent_names, get_agent
+from rlopt.training import train_config
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.grid_evaluation import evaluate_grid
 from rlopt.training.setup import make_loop, resume, settle, train

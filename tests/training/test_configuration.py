@@ -14,7 +14,8 @@ from rlopt.agents import Agent, AgentConfig, DiscreteSACConfig
 from rlopt.agents.sac import SACConfig
 from rlopt.cli.compose import compose
 from rlopt.loops.base import MODES, Loop, Progress
-from rlopt.loops.configuration import BufferConfig, TrainConfig, train_config
+from rlopt.loops.configuration import BufferConfig, TrainConfig
+from rlopt.training import train_config
 from rlopt.training.setup import make_loop, settle
 from rlopt.types import EnvSpec, RloptError, State
 

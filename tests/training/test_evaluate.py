@@ -22,13 +22,12 @@ from torch import Tensor
 
 from rlopt.envs import Normalizer, VectorEnv, make_env
 from rlopt.loops import evaluation as evaluation_module
-from rlopt.loops.configuration import train_config
 from rlopt.loops.evaluation import MAX_SLOTS, Evaluator, run_episodes
 from rlopt.nn import CategoricalActor, NetworkConfig, SquashedGaussianActor, build_seeded, make_actor, network_options
 from rlopt.policy import Policy, save_policy
 from rlopt.random import derive_seed
 from rlopt.training import evaluate as evaluate_module
-from rlopt.training import video
+from rlopt.training import train_config, video
 from rlopt.training.evaluate import Evaluation, describe, evaluate_path
 from rlopt.training.setup import train
 from rlopt.types import Act, Carry, EnvSpec, Episode, Obs, RloptError, Step

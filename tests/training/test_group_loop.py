@@ -21,11 +21,11 @@ from rlopt.agents.reinforce import (
 )
 from rlopt.envs import make_env
 from rlopt.envs.normalize import Normalizer
-from rlopt.loops.configuration import train_config
 from rlopt.loops.group import GroupLoop
 from rlopt.nn import NetworkConfig
 from rlopt.random import derive_seed
 from rlopt.state import load_state, save_state, states_equal
+from rlopt.training import train_config
 from rlopt.training.setup import make_loop
 from rlopt.types import Episode, RloptError
 

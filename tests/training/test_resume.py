@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import tests.training.screen_env  # noqa: F401 (registers its environment)
-from rlopt.loops.configuration import train_config
 from rlopt.registry import AGENTS, get_agent
 from rlopt.runs.checkpoint import Checkpoints
 from rlopt.state import states_equal
+from rlopt.training import train_config
 from rlopt.training.setup import make_loop, train
 
 TIMES = {"steps_per_second", "env_seconds", "learn_seconds"}

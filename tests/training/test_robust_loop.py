@@ -17,7 +17,6 @@ from rlopt.agents.sac import SACConfig
 from rlopt.analysis.parameter_grid import draw_parameter_grid
 from rlopt.buffers import ReplayBuffer
 from rlopt.envs.torch_env import TorchEnv
-from rlopt.loops.configuration import train_config
 from rlopt.loops.parameter_box import ParameterBox, Simulator
 from rlopt.loops.replay import ReplayLoop
 from rlopt.loops.robust import RobustLoop
@@ -25,6 +24,7 @@ from rlopt.nn import NetworkConfig
 from rlopt.policy import Policy
 from rlopt.runs.checkpoint import Checkpoints
 from rlopt.state import states_equal
+from rlopt.training import train_config
 from rlopt.training.grid_evaluation import GridCallback, evaluate_grid
 from rlopt.training.setup import make_loop, resume, train
 from rlopt.training.trainer import Callback

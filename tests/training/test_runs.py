@@ -13,9 +13,9 @@ import torch
 
 import rlopt
 from rlopt.cli import main
-from rlopt.loops.configuration import train_config
 from rlopt.policy import load_policy
 from rlopt.runs.display import Display
+from rlopt.training import train_config
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.setup import make_loop, settle, train
 from rlopt.types import RloptError

@@ -11,13 +11,13 @@ import torch
 from rlopt.agents.value_iteration import ValueIteration, ValueIterationConfig
 from rlopt.config import build
 from rlopt.envs import make_env
-from rlopt.loops.configuration import train_config
 from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.solver import SolverLoop
 from rlopt.policy import load_policy, save_policy
 from rlopt.robust import TabularMDP, from_toy_text, policy_value
 from rlopt.runs.display import Display
 from rlopt.state import load_state, save_state, states_equal
+from rlopt.training import train_config
 from rlopt.training.setup import make_loop, train
 from rlopt.types import RloptError
 

@@ -12,7 +12,7 @@ pytest.importorskip("mujoco")
 
 import gymnasium
 
-from rlopt.loops.configuration import train_config
+from rlopt.training import train_config
 from rlopt.training.setup import train
 
 

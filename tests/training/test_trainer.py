@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from rlopt.loops.base import Loop
-from rlopt.loops.configuration import train_config
 from rlopt.loops.episodes import EpisodeCounter
 from rlopt.runs import checkpoint as checkpoint_module
 from rlopt.runs import csv_table
 from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints
 from rlopt.runs.run_folder import RunFolder
 from rlopt.state import states_equal
+from rlopt.training import train_config
 from rlopt.training import trainer as trainer_module
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.setup import make_loop, resume, train
