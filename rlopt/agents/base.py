@@ -28,6 +28,7 @@ from rlopt.policy import Policy
 from rlopt.random import derive_seed, generator_state, set_generator_state, torch_generator
 from rlopt.types import Act, Carry, Clock, EnvSpec, Obs, RloptError, Space, State, Update, option, resolve_device
 
+X = TypeVar("X")
 T = TypeVar("T", Net, Optimiser, Guard, Tensor, torch.Generator)
 
 
@@ -187,12 +188,12 @@ class Agent:
         drawn = [torch.randn(shape, generator=g, device=self.device) for g in self.update_generators]
         return torch.stack(drawn) if self.runs > 1 else drawn[0]
 
-    def per_run(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+    def per_run(self, loss: Callable[..., X]) -> Callable[..., X]:
         """A loss written for one run, in this agent's precision; of several runs mapped over the leading axis of all
         its (positional) arguments."""
         mapped = torch.vmap(loss) if self.runs > 1 else loss
 
-        def evaluated(*args: Any) -> Any:
+        def evaluated(*args: Any) -> X:
             with hidden_products(PRECISIONS[self.precision]):
                 return mapped(*args)
 
@@ -211,15 +212,17 @@ class Agent:
         self._persistent[name] = thing
         return thing
 
-    def begin_update(self, **inputs: Obs | Tensor) -> None:
-        """Open an update whose inputs, by what they are called (``_`` for a space), must be finite."""
+    def open_update(self, **inputs: Obs | Tensor) -> None:
+        """Open the guard of an update whose inputs, by what they are called (``_`` for a space), must be finite."""
         self.guard.begin()
         for name, value in inputs.items():
             self.guard.passes(name.replace("_", " "), value)
 
-    def descend(
-        self, name: str, optimiser: Optimiser, loss: Tensor, leaves: Sequence[Tensor] | None, factor: float = 1.0
-    ) -> None:
+    def rate(self) -> float | Tensor:
+        """Return the present factor on every learning rate."""
+        return 1.0
+
+    def descend(self, name: str, optimiser: Optimiser, loss: Tensor, leaves: Sequence[Tensor] | None) -> None:
         """Take one optimiser step down the loss called ``name``, () or (R,); it is skipped on the device where this
         update met anything non-finite.
 
@@ -229,7 +232,11 @@ class Agent:
         if leaves is not None:
             optimiser.gather(torch.autograd.grad(loss.sum(), leaves))  # a run's loss knows only its own leaves
         norm = optimiser.norm()
-        optimiser.step(norm, self.guard.passes(f"{name} gradient", norm), factor)
+        optimiser.step(norm, self.guard.passes(f"{name} gradient", norm), self.rate())
+
+    def end_update(self) -> None:
+        """Move what an update moves on the host: the clock."""
+        self.clock.updates += 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """An agent that goes on alone from where this one stands; nothing is shared but the configuration."""

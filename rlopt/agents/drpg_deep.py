@@ -22,7 +22,7 @@ from typing import ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from rlopt.agents.replay_agent import OffPolicyActorCritic
+from rlopt.agents.replay_agent import ReplayAgent
 from rlopt.agents.sac import SAC, SACConfig
 from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
 from rlopt.random import torch_generator
@@ -194,7 +194,7 @@ class Adversary:
         self.counts[1] = len(kept)
 
 
-class RobustLearner(OffPolicyActorCritic):
+class RobustLearner(ReplayAgent):
     """An off-policy agent with an adversary; ``RobustLoop`` drives it."""
 
     loop: ClassVar[str] = "robust"

@@ -139,7 +139,7 @@ class Reinforce(Agent):
     def update(self, batch: Rollout) -> Update:
         """One gradient step on one rollout."""
         c = self.config
-        self.begin_update(observation=batch.obs, reward=batch.reward)
+        self.open_update(observation=batch.obs, reward=batch.reward)
         advantage, used = advantages(batch, c.gamma, c.credit, c.groups)
         advantage = normalise(advantage, used)
         obs = map_obs(lambda x: x.flatten(0, 1), batch.obs)
@@ -153,6 +153,6 @@ class Reinforce(Agent):
             log_prob, entropy = squashed_terms(self.actor, params, obs, sample, noise)
         loss, metrics = policy_loss(log_prob, entropy, advantage.flatten(), used.flatten(), c.entropy_coefficient)
         self.descend("policy", self.optimiser, loss, self.actor.leaves)
-        self.clock.updates += 1
+        self.end_update()
         metrics["policy_loss"] = loss.detach()
         return Update(metrics)

@@ -127,7 +127,7 @@ class RobustAgent(SolverAgent):
             step = step | {"value": -step["value"], "lower": -step["upper"], "upper": -step["lower"]}
         best = self.solver.state["best_policy"]
         self.table.probabilities.copy_(best.reshape(-1, best.shape[-1])[: len(self.table.probabilities)])
-        self.clock.updates += 1
+        self.end_update()
         metrics: dict[str, Tensor] = {name: x.mean() for name, x in step.items()}
         for percent in (5, 95):
             metrics[f"gap_{percent}"] = torch.quantile(step["gap"], percent / 100)

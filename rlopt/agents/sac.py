@@ -15,37 +15,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.agents.base import ReplayAgentConfig
-from rlopt.agents.replay_agent import OffPolicyActorCritic
+from rlopt.agents.actor_critic import ActorCritic, ActorCriticConfig, Nets, Work
 from rlopt.agents.td import TDLoss, squared
+from rlopt.agents.temperature import Temperature, TemperatureConfig
 from rlopt.buffers import Batch
 from rlopt.fast import sac as fast_sac
 from rlopt.fast.lanes import Lanes
-from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, network_options
+from rlopt.nn import Critic, Params, SquashedGaussianActor
 from rlopt.nn.distributions import squashed_gaussian
 from rlopt.types import Metrics, Obs, Update, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class SACConfig(ReplayAgentConfig):
+class SACConfig(TemperatureConfig, ActorCriticConfig):
     """Options of SAC; the defaults are the paper's (table 1), with target entropy -dim(A)."""
 
-    actor_learning_rate: float | None = option(None, "of the actor (null: learning_rate)", above=0.0)
-    temperature_learning_rate: float | None = option(None, "of the temperature (null: learning_rate)", above=0.0)
-    tau: float = option(0.005, "step of the target critics towards the critics", above=0.0, high=1.0)
-    temperature: float | None = option(None, "a fixed temperature α (null: learned)", above=0.0)
-    initial_temperature: float = option(1.0, "where the learned temperature begins", above=0.0)
     target_entropy: float | None = option(None, "entropy the learned temperature aims at, in nats (null: -dim A)")
     policy_delay: int = option(1, "critic updates per update of actor and temperature", low=1)
     fused: bool = option(True, "use the hand-written gradients where they apply (ReLU networks on the CPU)")
-
-
-@dataclass(frozen=True)
-class Nets:
-    """The functions the losses are made of."""
-
-    actor: Net
-    critic: Net
 
 
 def critic_loss(
@@ -91,83 +78,60 @@ def actor_loss(
     return loss, {"log_prob": log_prob.detach()}
 
 
-class SAC(OffPolicyActorCritic):
+class SAC(ActorCritic):
     """Soft actor-critic for bounded Box action spaces."""
 
     name: ClassVar[str] = "sac"
     config_class = SACConfig
     config: SACConfig
     actor_module: SquashedGaussianActor
+    temperature: Temperature
 
     def build(self) -> None:
-        c, spec = self.config, self.spec
-        options = network_options(c.network)
-        self.actor = self.net(
-            "actor", lambda: SquashedGaussianActor(spec.observation_space, spec.action_space, options)
-        )
-        assert isinstance(self.actor.module, SquashedGaussianActor)
-        self.actor_module = self.actor.module
-        self.action_features = self.actor_module.action_features
-        self.critic = self.net("critic", lambda: Critic(spec.observation_space, c.network, self.action_features))
-        self.target = self.persist("target", self.critic.target())
+        c, space = self.config, self.spec.observation_space
+        self.actor_module = self.build_actor(SquashedGaussianActor)
+        features = self.actor_module.action_features
+        self.build_critic(lambda: Critic(space, c.network, features))
+        self.build_target(self.critic)
         self.nets = Nets(self.actor, self.critic)
-        actor_lr = c.actor_learning_rate or c.learning_rate
-        self.actor_optimiser = self.add_optimiser("actor_optimiser", self.actor.flat, actor_lr)
-        self.critic_optimiser = self.add_optimiser("critic_optimiser", self.critic.flat, c.learning_rate)
-        self.add_temperature(c.temperature, c.initial_temperature, c.temperature_learning_rate or c.learning_rate)
-        self.target_entropy = -float(self.action_features) if c.target_entropy is None else c.target_entropy
-        self.schedule = c.schedule()
-        self.td = c.critic_td_loss()
+        self.temperature = Temperature(self, -float(features) if c.target_entropy is None else c.target_entropy)
         self.fused: fast_sac.FusedUpdate | fast_sac.FusedRuns | None = None
-        if (
-            c.fused
-            and c.td_loss != "pal"
-            and fast_sac.applies(spec.observation_space, c.network, c.optimiser, self.device)
-        ):
+        if c.fused and c.td_loss != "pal" and fast_sac.applies(space, c.network, c.optimiser, self.device):
             one = self.runs == 1
             # No phase of an update has more than two tasks.
             lanes = Lanes(min(2, torch.get_num_threads()))
             self.fused = fast_sac.FusedUpdate(self, None, lanes) if one else fast_sac.FusedRuns(self)
             self.quick_act = fast_sac.FusedActor(self)
 
-    def update(self, batch: Batch) -> Update:
-        """One step of the critics and targets, and of actor and temperature every ``policy_delay`` updates."""
-        c = self.config
-        factor = self.schedule.factor(self.clock)
+    def prepare(self, batch: Batch) -> Work:
         batch = self.by_run(batch._replace(action=self.actor_module.normalise(batch.action)))
-        rows = batch.reward.shape[-1]
-        next_noise, noise = self.noise(rows, self.action_features), self.noise(rows, self.action_features)
-        act = self.clock.updates % c.policy_delay == 0
-        if self.fused is not None and rows == c.batch_size:
-            metrics, priority = self.fused(batch, next_noise, noise, factor, act)
-        else:
-            metrics, priority = self._update(batch, next_noise, noise, factor, act)
-            if self.fused is not None:  # which reads the code alone
-                self.guard.settle()
-        self.clock.updates += 1
-        return Update(metrics, priority)
+        shape = batch.action.shape[-2:]
+        return Work(batch, (self.noise(*shape), self.noise(*shape)))
 
-    def _update(
-        self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool
-    ) -> tuple[Metrics, Tensor]:
-        """The update in torch's own words."""
-        temperature = self.temperature
-        self.begin_update(observation=batch.obs, next_observation=batch.next_obs, reward=batch.reward)
-        nets, actor, critic, target = self.nets, self.actor.params, self.critic.params, self.target.params
+    def stages(self) -> tuple[str, ...]:
+        acts = self.clock.updates % self.config.policy_delay == 0
+        return ("critic", "actor", "target") if acts else ("critic", "target")
 
-        pure = self.per_run(partial(critic_loss, nets, td=self.td))
-        loss, metrics = pure(critic, actor, target, temperature, batch, next_noise)
-        self.descend("critic", self.critic_optimiser, loss, self.critic.leaves, factor)
-        priority = metrics.pop("td").flatten()
-        metrics["critic_loss"] = loss.detach()
+    def critic_objective(self, work: Work) -> tuple[Tensor, Metrics]:
+        pure, temperature = partial(critic_loss, self.nets, td=self.td), self.temperature.value
+        actor, critic, target = self.actor.params, self.critic.params, self.target.params
+        loss, metrics = self.per_run(pure)(critic, actor, target, temperature, work.batch, work.noise[0])
+        return loss, metrics | {"temperature": temperature}
 
-        if act:
-            loss, aux = self.per_run(partial(actor_loss, nets))(actor, critic, temperature, batch.obs, noise)
-            self.descend("actor", self.actor_optimiser, loss, self.actor.leaves, factor)
-            metrics["actor_loss"] = loss.detach()
-            metrics["entropy"] = -aux["log_prob"].mean(-1)
-            self.descend_temperature(aux["log_prob"], self.target_entropy, factor)
-        metrics["temperature"] = temperature
+    def actor_objective(self, work: Work) -> tuple[Tensor, Metrics]:
+        actor, critic, temperature = self.actor.params, self.critic.params, self.temperature.value
+        pure = partial(actor_loss, self.nets)
+        return self.per_run(pure)(actor, critic, temperature, work.batch.obs, work.noise[1])
 
-        self.target.follow(self.critic, self.config.tau)
-        return metrics, priority
+    def update(self, batch: Batch) -> Update:
+        """Do one step of the critics and targets, and of actor and temperature every ``policy_delay`` updates."""
+        if self.fused is None:
+            return super().update(batch)
+        if len(batch.reward) != self.config.batch_size * self.runs:
+            done = super().update(batch)
+            self.guard.settle()  # of the guard, the compiled update reads the code alone
+            return done
+        batch, (next_noise, noise) = self.prepare(batch)
+        done = self.fused(batch, next_noise, noise, self.schedule.factor(self.clock), "actor" in self.stages())
+        self.end_update()
+        return done

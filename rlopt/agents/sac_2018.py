@@ -19,17 +19,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.agents.base import ReplayAgentConfig
-from rlopt.agents.replay_agent import OffPolicyActorCritic
+from rlopt.agents.actor_critic import ActorCritic, ActorCriticConfig, Nets, Work
 from rlopt.agents.td import TDLoss, squared
 from rlopt.buffers import Batch
-from rlopt.nn import Critic, Net, Params, SquashedGaussianActor, network_options
+from rlopt.nn import Critic, Net, Params, SquashedGaussianActor
 from rlopt.nn.distributions import squashed_gaussian
 from rlopt.types import Metrics, Obs, Update, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAC2018Config(ReplayAgentConfig):
+class SAC2018Config(ActorCriticConfig):
     """Options of the first SAC; the defaults are the paper's (appendix D, tables 1 and 2)."""
 
     warmup_steps: int = option(
@@ -41,20 +40,17 @@ class SAC2018Config(ReplayAgentConfig):
         above=0.0,
     )
     policy_regulariser: float = option(1e-3, "on the squares of the policy's mean and log std (released code)", low=0.0)
-    tau: float = option(0.005, "step of the target value network towards the value network", above=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
-class Nets:
-    """The functions the losses are made of."""
+class ValueNets(Nets):
+    """With a state value."""
 
-    actor: Net
-    critic: Net
     value: Net
 
 
 def value_loss(
-    nets: Nets, params: Params, actor: Params, critic: Params, obs: Obs, noise: Tensor
+    nets: ValueNets, params: Params, actor: Params, critic: Params, obs: Obs, noise: Tensor
 ) -> tuple[Tensor, Metrics]:
     """Squared residual of the state value (eq. 5), with a = f(noise; s):
 
@@ -69,7 +65,7 @@ def value_loss(
 
 
 def critic_loss(
-    nets: Nets, params: Params, target: Params, batch: Batch, reward_scale: float, td: TDLoss = squared
+    nets: ValueNets, params: Params, target: Params, batch: Batch, reward_scale: float, td: TDLoss = squared
 ) -> tuple[Tensor, Metrics]:
     """Soft Bellman residual of both critics (eq. 7), with the target of eq. 8.
 
@@ -86,7 +82,7 @@ def critic_loss(
 
 
 def actor_loss(
-    nets: Nets, params: Params, critic: Params, obs: Obs, noise: Tensor, regulariser: float
+    nets: ValueNets, params: Params, critic: Params, obs: Obs, noise: Tensor, regulariser: float
 ) -> tuple[Tensor, Metrics]:
     """Reparameterised policy objective (eq. 12): J = mean (log π(a|s) - minᵢ Qᵢ(s, a)),  a = f(noise; s).
 
@@ -99,54 +95,48 @@ def actor_loss(
     return (log_prob - q).mean() + regulariser * size, {"log_prob": log_prob.detach()}
 
 
-class SAC2018(OffPolicyActorCritic):
-    """The first soft actor-critic, for bounded Box action spaces."""
+class SAC2018(ActorCritic):
+    """The first soft actor-critic, for bounded Box action spaces.
+
+    Before the critics' stage comes that of the state value, which the target follows (algorithm 1).
+    """
 
     name: ClassVar[str] = "sac_2018"
     config_class = SAC2018Config
     config: SAC2018Config
     actor_module: SquashedGaussianActor
+    nets: ValueNets
 
     def build(self) -> None:
         c, space = self.config, self.spec.observation_space
-        options = network_options(c.network)
-        self.actor = self.net("actor", lambda: SquashedGaussianActor(space, self.spec.action_space, options))
-        assert isinstance(self.actor.module, SquashedGaussianActor)
-        self.actor_module = self.actor.module
+        self.actor_module = self.build_actor(SquashedGaussianActor)
         features = self.actor_module.action_features
-        self.critic = self.net("critic", lambda: Critic(space, c.network, features))
+        self.build_critic(lambda: Critic(space, c.network, features))
         self.value = self.net("value", lambda: Critic(space, c.network, ensemble=1))
-        self.target = self.persist("target", self.value.target())
-        self.nets = Nets(self.actor, self.critic, self.value)
-        self.actor_optimiser = self.add_optimiser("actor_optimiser", self.actor.flat, c.learning_rate)
-        self.critic_optimiser = self.add_optimiser("critic_optimiser", self.critic.flat, c.learning_rate)
         self.value_optimiser = self.add_optimiser("value_optimiser", self.value.flat, c.learning_rate)
-        self.schedule, self.td = c.schedule(), c.critic_td_loss()
+        self.build_target(self.value)
+        self.nets = ValueNets(self.actor, self.critic, self.value)
 
-    def update(self, batch: Batch) -> Update:
-        """One gradient step of the value network, the critics and the actor, and of the target, as in algorithm 1."""
-        c = self.config
-        factor = self.schedule.factor(self.clock)
+    def prepare(self, batch: Batch) -> Work:
         batch = self.by_run(batch._replace(action=self.actor_module.normalise(batch.action)))
-        value_noise, noise = self.noise(*batch.action.shape[-2:]), self.noise(*batch.action.shape[-2:])
-        nets, actor, critic, value = self.nets, self.actor.params, self.critic.params, self.value.params
-        self.begin_update(observation=batch.obs, next_observation=batch.next_obs, reward=batch.reward)
+        shape = batch.action.shape[-2:]
+        return Work(batch, (self.noise(*shape), self.noise(*shape)))
 
-        loss, metrics = self.per_run(partial(value_loss, nets))(value, actor, critic, batch.obs, value_noise)
-        self.descend("value", self.value_optimiser, loss, self.value.leaves, factor)
-        metrics["value_loss"] = loss.detach()
+    def stages(self) -> tuple[str, ...]:
+        return "value", *super().stages()
 
-        pure = partial(critic_loss, nets, reward_scale=c.reward_scale, td=self.td)
-        loss, aux = self.per_run(pure)(critic, self.target.params, batch)
-        self.descend("critic", self.critic_optimiser, loss, self.critic.leaves, factor)
-        priority = aux["td"].flatten()
-        metrics.update(q=aux["q"], critic_loss=loss.detach())
+    def value_stage(self, work: Work) -> Update:
+        actor, critic, value = self.actor.params, self.critic.params, self.value.params
+        pure = partial(value_loss, self.nets)
+        loss, metrics = self.per_run(pure)(value, actor, critic, work.batch.obs, work.noise[0])
+        self.descend("value", self.value_optimiser, loss, self.value.leaves)
+        return Update(metrics | {"value_loss": loss.detach()})
 
-        pure = partial(actor_loss, nets, regulariser=c.policy_regulariser)
-        loss, aux = self.per_run(pure)(actor, critic, batch.obs, noise)
-        self.descend("actor", self.actor_optimiser, loss, self.actor.leaves, factor)
-        metrics.update(actor_loss=loss.detach(), entropy=-aux["log_prob"].mean(-1))
+    def critic_objective(self, work: Work) -> tuple[Tensor, Metrics]:
+        pure = partial(critic_loss, self.nets, reward_scale=self.config.reward_scale, td=self.td)
+        return self.per_run(pure)(self.critic.params, self.target.params, work.batch)
 
-        self.target.follow(self.value, c.tau)
-        self.clock.updates += 1
-        return Update(metrics, priority)
+    def actor_objective(self, work: Work) -> tuple[Tensor, Metrics]:
+        pure = partial(actor_loss, self.nets, regulariser=self.config.policy_regulariser)
+        actor, critic = self.actor.params, self.critic.params
+        return self.per_run(pure)(actor, critic, work.batch.obs, work.noise[1])

@@ -16,36 +16,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.agents.base import ReplayAgentConfig
-from rlopt.agents.replay_agent import OffPolicyActorCritic
+from rlopt.agents.actor_critic import ActorCritic, ActorCriticConfig, Nets, Work
 from rlopt.agents.td import TDLoss, squared
+from rlopt.agents.temperature import Temperature, TemperatureConfig
 from rlopt.buffers import Batch
-from rlopt.nn import CategoricalActor, Critic, Net, Params, network_options
-from rlopt.types import Metrics, Obs, Update, option
+from rlopt.nn import CategoricalActor, Critic, Params
+from rlopt.types import Metrics, Obs, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscreteSACConfig(ReplayAgentConfig):
+class DiscreteSACConfig(TemperatureConfig, ActorCriticConfig):
     """Options of discrete SAC."""
 
-    actor_learning_rate: float | None = option(None, "of the actor (null: learning_rate)", above=0.0)
-    temperature_learning_rate: float | None = option(None, "of the temperature (null: learning_rate)", above=0.0)
-    tau: float = option(0.005, "step of the target critics towards the critics", above=0.0, high=1.0)
-    temperature: float | None = option(None, "a fixed temperature α (null: learned)", above=0.0)
-    initial_temperature: float = option(1.0, "where the learned temperature begins", above=0.0)
     target_entropy_ratio: float = option(
         0.98, "entropy aimed at, as a fraction of log|A| (0.98: paper; few actions want 0.2 to 0.5)", low=0.0, high=1.0
     )
     average_critics: bool = option(False, "the mean of the two critics in place of their minimum (SD-SAC)")
     critic_entropy: bool = option(True, "whether the critics' target counts the entropy of later steps")
-
-
-@dataclass(frozen=True)
-class Nets:
-    """The functions the losses are made of."""
-
-    actor: Net
-    critic: Net
 
 
 def critic_loss(
@@ -98,54 +85,35 @@ def pessimistic(q: Tensor, average: bool) -> Tensor:
     return q.mean(0) if average else q.amin(0)
 
 
-class DiscreteSAC(OffPolicyActorCritic):
+class DiscreteSAC(ActorCritic):
     """Soft actor-critic for Discrete action spaces."""
 
     name: ClassVar[str] = "sac_discrete"
     config_class = DiscreteSACConfig
     config: DiscreteSACConfig
     actor_module: CategoricalActor
+    temperature: Temperature
 
     def build(self) -> None:
         c, space = self.config, self.spec.observation_space
-        options = network_options(c.network)
-        self.actor = self.net("actor", lambda: CategoricalActor(space, self.spec.action_space, options))
-        assert isinstance(self.actor.module, CategoricalActor)
-        self.actor_module = self.actor.module
+        self.actor_module = self.build_actor(CategoricalActor)
         actions = self.actor_module.actions
-        self.critic = self.net("critic", lambda: Critic(space, c.network, outputs=actions))
-        self.target = self.persist("target", self.critic.target())
+        self.build_critic(lambda: Critic(space, c.network, outputs=actions))
+        self.build_target(self.critic)
         self.nets = Nets(self.actor, self.critic)
-        actor_lr = c.actor_learning_rate or c.learning_rate
-        self.actor_optimiser = self.add_optimiser("actor_optimiser", self.actor.flat, actor_lr)
-        self.critic_optimiser = self.add_optimiser("critic_optimiser", self.critic.flat, c.learning_rate)
-        self.add_temperature(c.temperature, c.initial_temperature, c.temperature_learning_rate or c.learning_rate)
-        self.target_entropy = c.target_entropy_ratio * math.log(actions)
-        self.schedule, self.td = c.schedule(), c.critic_td_loss()
+        self.temperature = Temperature(self, c.target_entropy_ratio * math.log(actions))
 
-    def update(self, batch: Batch) -> Update:
-        """One gradient step of the critics, the actor, the temperature (eq. 11), and of the targets."""
-        c = self.config
-        factor = self.schedule.factor(self.clock)
-        batch = self.by_run(batch._replace(action=batch.action - self.actor_module.start))
-        temperature = self.temperature
-        nets, actor, critic, target = self.nets, self.actor.params, self.critic.params, self.target.params
-        self.begin_update(observation=batch.obs, next_observation=batch.next_obs, reward=batch.reward)
+    def prepare(self, batch: Batch) -> Work:
+        return Work(self.by_run(batch._replace(action=batch.action - self.actor_module.start)))
 
-        pure = partial(critic_loss, nets, average=c.average_critics, entropy=c.critic_entropy, td=self.td)
-        loss, metrics = self.per_run(pure)(critic, actor, target, temperature, batch)
-        self.descend("critic", self.critic_optimiser, loss, self.critic.leaves, factor)
-        priority = metrics.pop("td").flatten()
-        metrics["critic_loss"] = loss.detach()
+    def critic_objective(self, work: Work) -> tuple[Tensor, Metrics]:
+        c, temperature = self.config, self.temperature.value
+        pure = partial(critic_loss, self.nets, average=c.average_critics, entropy=c.critic_entropy, td=self.td)
+        actor, critic, target = self.actor.params, self.critic.params, self.target.params
+        loss, metrics = self.per_run(pure)(critic, actor, target, temperature, work.batch)
+        return loss, metrics | {"temperature": temperature}
 
-        pure = partial(actor_loss, nets, average=c.average_critics)
-        loss, aux = self.per_run(pure)(actor, critic, temperature, batch.obs)
-        self.descend("actor", self.actor_optimiser, loss, self.actor.leaves, factor)
-        metrics["actor_loss"] = loss.detach()
-        metrics["entropy"] = -aux["log_prob"].mean(-1)
-        self.descend_temperature(aux["log_prob"], self.target_entropy, factor)
-        metrics["temperature"] = temperature
-
-        self.target.follow(self.critic, c.tau)
-        self.clock.updates += 1
-        return Update(metrics, priority)
+    def actor_objective(self, work: Work) -> tuple[Tensor, Metrics]:
+        actor, critic, temperature = self.actor.params, self.critic.params, self.temperature.value
+        pure = partial(actor_loss, self.nets, average=self.config.average_critics)
+        return self.per_run(pure)(actor, critic, temperature, work.batch.obs)

@@ -77,7 +77,7 @@ class ValueIteration(SolverAgent):
         self.lower.copy_(lower)
         self.upper.copy_(upper)
         self.table.probabilities.copy_(greedy(q)[: len(self.table.probabilities)])
-        self.clock.updates += 1
+        self.end_update()
         metrics = {
             "residual": residual,
             "gap": (upper - lower).amax(),

@@ -40,7 +40,7 @@ from rlopt.fast.sac_update import (
 )  # fmt: skip
 from rlopt.jit import compiles
 from rlopt.nn import PRECISIONS, Net, NetworkConfig, Optimiser, OptimiserConfig
-from rlopt.types import Metrics, Space
+from rlopt.types import Metrics, Space, Update
 
 if TYPE_CHECKING:
     from rlopt.agents.sac import SAC
@@ -125,11 +125,8 @@ class FusedUpdate:
         def numbers(*shape: int) -> Array:
             return np.zeros(shape, np.float32)
 
-        last = (
-            agent.temperature_optimiser
-            if agent.learns_temperature
-            else Optimiser(agent.log_temperature, 1.0, c.optimiser)
-        )
+        temperature = agent.temperature
+        last = temperature.optimiser or Optimiser(temperature.log, 1.0, c.optimiser)
         self.agent, self.optimisers = agent, (agent.critic_optimiser, agent.actor_optimiser, last)
         descents = [describe(optimiser, run) for optimiser in self.optimisers]
         code, target_flat = (t if run is None else t[run] for t in (agent.guard.code, agent.target.flat))
@@ -148,13 +145,11 @@ class FusedUpdate:
     def __getstate__(self) -> Any:
         raise TypeError("an agent's compiled update holds addresses in memory: save agent.state_dict() instead")
 
-    def __call__(
-        self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool
-    ) -> tuple[Metrics, Tensor]:
-        """One update; actor and temperature only where ``act``. Returns metrics and the priorities (B,)."""
+    def __call__(self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool) -> Update:
+        """Make one update; of actor and temperature only where ``act``. The priorities are (B,)."""
         _tell_compiling()
         report, priority = self.report(batch, next_noise, noise, factor, act)
-        return _named(report, act), priority
+        return Update(_named(report, act), priority)
 
     def report(
         self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool
@@ -166,7 +161,9 @@ class FusedUpdate:
         for descent, optimiser in zip((m.critic_step, m.actor_step, m.temperature_step), self.optimisers, strict=True):
             refresh(descent, optimiser)
         c = agent.config
-        constants = Constants(c.tau, np.float32(c.huber), float(agent.target_entropy), agent.learns_temperature)
+        constants = Constants(
+            c.tau, np.float32(c.huber), float(agent.temperature.target_entropy), agent.temperature.optimiser is not None
+        )
         data = Data(
             plain(obs), plain(batch.action), plain(next_obs), plain(batch.reward), plain(batch.terminated),
             plain(batch.discount), self.ones if batch.weight is None else plain(batch.weight),
@@ -192,9 +189,7 @@ class FusedRuns:
             like = self.runs[r - self.lanes.count] if r >= self.lanes.count else None
             self.runs.append(FusedUpdate(agent, r, alone, like))
 
-    def __call__(
-        self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool
-    ) -> tuple[Metrics, Tensor]:
+    def __call__(self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool) -> Update:
         """As ``FusedUpdate``, with a leading run axis on everything; the priorities are (R·B,)."""
 
         def one(r: int) -> tuple[Tensor, Tensor]:
@@ -202,7 +197,7 @@ class FusedRuns:
 
         _tell_compiling()
         reports, priorities = zip(*self.lanes.run([partial(one, r) for r in range(len(self.runs))]), strict=True)
-        return _named(torch.stack(reports, -1), act), torch.cat(priorities)
+        return Update(_named(torch.stack(reports, -1), act), torch.cat(priorities))
 
 
 def _tell_compiling() -> None:

@@ -81,7 +81,7 @@ class Optimiser:
         norm: Tensor = torch.linalg.vector_norm(self.grad, dim=-1)
         return norm
 
-    def step(self, norm: Tensor, ok: Tensor, factor: float = 1.0) -> None:
+    def step(self, norm: Tensor, ok: Tensor, factor: float | Tensor = 1.0) -> None:
         """Apply the gathered gradient, clipped to ``max_grad_norm``, where ``ok``; ``factor`` scales the learning
         rate. ``norm`` and ``ok`` are () or (R,)."""
         if self.max_grad_norm is not None:
@@ -100,14 +100,21 @@ class Optimiser:
         else:
             self._stacked_adam(ok.unsqueeze(-1), lr)
 
-    def _sgd(self, ok: Tensor, lr: float) -> None:
+    def _sgd(self, ok: Tensor, lr: float | Tensor) -> None:
         decayed = self.grad + self.config.weight_decay * self.flat
         velocity = self.config.beta1 * self.first + decayed
         torch.where(ok, velocity, self.first, out=self.first)
         torch.where(ok, self.flat - lr * self.first, self.flat, out=self.flat)
 
     def _fused_adam(
-        self, flat: Tensor, grad: Tensor, first: Tensor, second: Tensor, count: Tensor, skipped: Tensor, lr: float
+        self,
+        flat: Tensor,
+        grad: Tensor,
+        first: Tensor,
+        second: Tensor,
+        count: Tensor,
+        skipped: Tensor,
+        lr: float | Tensor,
     ) -> None:
         """One run: one pass over memory."""
         c = self.config
@@ -118,7 +125,7 @@ class Optimiser:
             found_inf=skipped,
         )  # fmt: skip
 
-    def _stacked_adam(self, ok: Tensor, lr: float) -> None:
+    def _stacked_adam(self, ok: Tensor, lr: float | Tensor) -> None:
         """All runs at once on a device where every call costs a launch; the fused kernel knows one skip flag only."""
         c = self.config
         grad = self.grad if c.name == "adamw" else self.grad + c.weight_decay * self.flat

@@ -93,7 +93,7 @@ def test_twenty_updates_are_theirs(temperature: float | None, fused: bool, monke
             torch.testing.assert_close(float(metrics[name]), logged[f"train/{name}"], rtol=1e-4, atol=1e-4)
         if temperature is None:
             ent_coef = float(theirs.log_ent_coef.detach().exp())
-            torch.testing.assert_close(float(ours.temperature), ent_coef, rtol=1e-4, atol=0.0)
+            torch.testing.assert_close(float(ours.temperature.value), ent_coef, rtol=1e-4, atol=0.0)
 
     check = SAC(OBS, ACTION, config, seed=4)
     copy_networks(theirs, check)

@@ -36,7 +36,7 @@ def test_one_update_equals_the_readable_one(hidden: tuple[int, ...], weighted: b
     torch.testing.assert_close(a.metrics, b.metrics)
     torch.testing.assert_close(a.priority, b.priority)
     for name in ("critic_optimiser", "actor_optimiser", "temperature_optimiser"):
-        ours, theirs = getattr(fused, name), getattr(plain, name)
+        ours, theirs = fused._persistent[name], plain._persistent[name]
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(fused.target.flat, plain.target.flat, rtol=1e-5, atol=1e-7)
@@ -99,12 +99,12 @@ def test_nothing_that_is_not_finite_reaches_the_weights(what, value, make_agent,
     fused, plain = (make_agent("sac", fused=f) for f in (True, False))
     for agent in (fused, plain):
         agent.update(make_batch(agent, 0))
-        before = [agent.actor.flat.clone(), agent.critic.flat.clone(), agent.log_temperature.clone()]
+        before = [agent.actor.flat.clone(), agent.critic.flat.clone(), agent.temperature.log.clone()]
         moments = agent.critic_optimiser.state_dict()
         batch = make_batch(agent, 1)
         getattr(batch, what)[3] = value
         agent.update(batch)
-        after = [agent.actor.flat, agent.critic.flat, agent.log_temperature]
+        after = [agent.actor.flat, agent.critic.flat, agent.temperature.log]
         assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
         torch.testing.assert_close(agent.critic_optimiser.state_dict(), moments, rtol=0, atol=0)
         assert (
@@ -218,12 +218,12 @@ def test_a_learning_rate_or_target_entropy_set_by_hand_is_obeyed(make_agent, mak
         agent.update(make_batch(agent, 0))
         agent.critic_optimiser.learning_rate = 0.0
         agent.actor_optimiser.max_grad_norm = 1e-3
-        agent.target_entropy = 50.0
+        agent.temperature.target_entropy = 50.0
     critic = fused.critic.flat.clone()
     for i in (1, 2):
         for agent in (fused, plain):
             agent.update(make_batch(agent, i))
     assert torch.equal(fused.critic.flat, critic)
-    assert fused.temperature > 1.0  # it was sinking before
-    torch.testing.assert_close(fused.temperature, plain.temperature)
+    assert fused.temperature.value > 1.0  # it was sinking before
+    torch.testing.assert_close(fused.temperature.value, plain.temperature.value)
     torch.testing.assert_close(fused.actor.flat, plain.actor.flat, rtol=1e-4, atol=1e-6)

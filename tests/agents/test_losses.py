@@ -11,7 +11,8 @@ from gymnasium import spaces
 from torch import Tensor, distributions
 
 from rlopt.agents import sac, sac_2018, sac_discrete
-from rlopt.agents.replay_agent import temperature_loss
+from rlopt.agents.actor_critic import Nets
+from rlopt.agents.temperature import temperature_loss
 from rlopt.buffers import Batch
 from rlopt.nn import Params
 from rlopt.nn.distributions import squashed_gaussian
@@ -76,7 +77,7 @@ def test_the_constants_above_are_the_numbers_in_the_comment() -> None:
 
 
 def test_sac_critic_loss() -> None:
-    nets = sac.Nets(gaussian, critic)
+    nets = Nets(gaussian, critic)
     loss, metrics = sac.critic_loss(nets, CRITIC, ACTOR, TARGET, ALPHA, three_rows(), torch.zeros(3, 1, dtype=D))
     # ½·(0.1710007 + 9 + 17.1355119)/3 + ½·(0.1710007 + 0 + 9.8564994)/3 = 4.3844188 + 1.6712500
     assert loss.item() == pytest.approx(6.0556688, abs=1e-6)
@@ -86,7 +87,7 @@ def test_sac_critic_loss() -> None:
 
 
 def test_sac_critic_loss_with_importance_weights() -> None:
-    nets = sac.Nets(gaussian, critic)
+    nets = Nets(gaussian, critic)
     batch = three_rows(t(1.0, 0.5, 2.0))
     loss, _ = sac.critic_loss(nets, CRITIC, ACTOR, TARGET, ALPHA, batch, torch.zeros(3, 1, dtype=D))
     # ½·(0.1710007 + 4.5 + 34.2710239)/3 + ½·(0.1710007 + 0 + 19.7129988)/3 = 6.4903374 + 3.3139999
@@ -94,7 +95,7 @@ def test_sac_critic_loss_with_importance_weights() -> None:
 
 
 def test_sac_critic_gradient_reaches_the_critics_alone() -> None:
-    nets = sac.Nets(gaussian, critic)
+    nets = Nets(gaussian, critic)
     trees = [{k: v.clone().requires_grad_() for k, v in tree.items()} for tree in (CRITIC, ACTOR, TARGET)]
     loss, _ = sac.critic_loss(nets, *trees, ALPHA, three_rows(), torch.zeros(3, 1, dtype=D))
     loss.backward()
@@ -107,7 +108,7 @@ def test_sac_critic_gradient_reaches_the_critics_alone() -> None:
 
 def test_sac_target_reads_terminated_and_not_truncated() -> None:
     """Only ``terminated`` cuts the bootstrap: the third row ended by truncation and still bootstraps with γ³."""
-    nets = sac.Nets(gaussian, critic)
+    nets = Nets(gaussian, critic)
     noise = torch.zeros(3, 1, dtype=D)
     cut = three_rows()._replace(terminated=t(1.0, 1.0, 1.0))
     _, going = sac.critic_loss(nets, CRITIC, ACTOR, TARGET, ALPHA, three_rows(), noise)
@@ -118,7 +119,7 @@ def test_sac_target_reads_terminated_and_not_truncated() -> None:
 
 
 def test_sac_actor_loss_and_its_gradient() -> None:
-    nets = sac.Nets(gaussian, critic)
+    nets = Nets(gaussian, critic)
     params = {"m": t(1.0).requires_grad_(), "l": t(math.log(0.5)).requires_grad_()}
     obs, noise = t(0.5, 0.0)[:, None], t(0.0, 1.0)[:, None]
     loss, metrics = sac.actor_loss(nets, params, {"w": t(1.0, 2.0), "v": t(1.0, 1.0)}, ALPHA, obs, noise)
@@ -139,7 +140,7 @@ def test_sac_actor_loss_and_its_gradient() -> None:
 
 
 def test_sac_actor_loss_takes_the_smaller_critic_row_by_row() -> None:
-    nets = sac.Nets(gaussian, critic)
+    nets = Nets(gaussian, critic)
     obs, noise = t(1.0, -1.0)[:, None], torch.zeros(2, 1, dtype=D)
     # Q = (s, 2s): 1 for s = 1 and -2 for s = -1; α = 0.
     loss, _ = sac.actor_loss(nets, ACTOR, {"w": t(1.0, 2.0), "v": t(0.0, 0.0)}, t(0.0)[0], obs, noise)
@@ -196,7 +197,7 @@ def test_log_prob_does_not_depend_on_the_bounds_of_the_action_space(name: str, m
         torch.testing.assert_close(a.metrics[key], b.metrics[key], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(wide.actor.flat, narrow.actor.flat, rtol=1e-4, atol=1e-6)
     if name == "sac":
-        assert wide.target_entropy == narrow.target_entropy == -2.0
+        assert wide.temperature.target_entropy == narrow.temperature.target_entropy == -2.0
 
 
 def test_asymmetric_bounds_map_both_ways(make_agent) -> None:
@@ -215,7 +216,7 @@ def state_value(params: Params, obs: Tensor) -> Tensor:
     return (params["c"] * obs[:, 0] + params["d"])[None]
 
 
-FIRST = sac_2018.Nets(gaussian, critic, state_value)
+FIRST = sac_2018.ValueNets(gaussian, critic, state_value)
 
 
 def test_sac_2018_value_loss() -> None:
@@ -272,7 +273,7 @@ def vector_critic(params: Params, obs: Tensor) -> Tensor:
 
 
 LOG3 = math.log(3.0)
-DISCRETE = sac_discrete.Nets(logits, vector_critic)
+DISCRETE = Nets(logits, vector_critic)
 POLICY: Params = {"k": t(LOG3)}  # s = 1: π = (¾, ¼); s = 0: π = (½, ½)
 VALUES: Params = {"q": torch.tensor([[1.0, 2.0], [3.0, 0.0]], dtype=D)}  # minimum (1, 0), mean (2, 1)
 ENTROPY = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))  # 0.5623351
@@ -333,5 +334,7 @@ def test_discrete_actor_loss_and_its_gradient(average: bool, q: tuple[float, flo
 
 
 def test_discrete_target_entropy_is_a_fraction_of_log_of_the_actions(make_agent) -> None:
-    assert make_agent("sac_discrete").target_entropy == pytest.approx(0.98 * math.log(3))
-    assert make_agent("sac_discrete", target_entropy_ratio=0.5).target_entropy == pytest.approx(0.5 * math.log(3))
+    assert make_agent("sac_discrete").temperature.target_entropy == pytest.approx(0.98 * math.log(3))
+    assert make_agent("sac_discrete", target_entropy_ratio=0.5).temperature.target_entropy == pytest.approx(
+        0.5 * math.log(3)
+    )

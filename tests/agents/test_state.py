@@ -43,9 +43,9 @@ def test_the_walk_notices_what_was_forgotten(forgotten: str, make_agent, make_ba
             if forgotten == "nested":
                 self.stash = [{"deep": (torch.tensor([1.0 + self.seed]),)}]
             if forgotten == "optimiser":
-                self.more = Optimiser(self.log_temperature.detach(), 1e-3, OptimiserConfig())
+                self.more = Optimiser(self.temperature.log.detach(), 1e-3, OptimiserConfig())
             if forgotten == "torch_optimiser":
-                self.more = torch.optim.Adam([self.log_temperature])
+                self.more = torch.optim.Adam([self.temperature.log])
             if forgotten == "generator":
                 self.more = torch.Generator()
             if forgotten != "tensor":
@@ -211,9 +211,9 @@ def test_policy_delay_spaces_actor_and_temperature(make_agent, make_batch) -> No
     agent = make_agent("sac", policy_delay=3)
     moved = []
     for i in range(7):
-        before = [agent.critic.flat.clone(), agent.actor.flat.clone(), agent.log_temperature.detach().clone()]
+        before = [agent.critic.flat.clone(), agent.actor.flat.clone(), agent.temperature.log.detach().clone()]
         agent.update(make_batch(agent, i))
-        after = [agent.critic.flat, agent.actor.flat, agent.log_temperature]
+        after = [agent.critic.flat, agent.actor.flat, agent.temperature.log]
         moved.append([not torch.equal(a, b) for a, b in zip(before, after, strict=True)])
     assert moved == [[True, i % 3 == 0, i % 3 == 0] for i in range(7)]
 
@@ -267,7 +267,7 @@ def test_every_learning_rate_follows_the_schedule(name: str, make_agent, make_ba
 def test_separate_learning_rates(make_agent) -> None:
     for name in ("sac", "sac_discrete"):
         agent = make_agent(name, learning_rate=1e-3, actor_learning_rate=1e-4, temperature_learning_rate=1e-5)
-        rates = [getattr(agent, f"{part}_optimiser").learning_rate for part in ("critic", "actor", "temperature")]
+        rates = [agent._persistent[f"{part}_optimiser"].learning_rate for part in ("critic", "actor", "temperature")]
         assert rates == [1e-3, 1e-4, 1e-5]
 
 

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import nn
 
 from rlopt.agents import SAC, SAC2018, Agent, DiscreteSAC, sac, sac_2018, sac_discrete
-from rlopt.agents.replay_agent import temperature_loss
+from rlopt.agents.temperature import temperature_loss
 from rlopt.buffers import Batch
 from rlopt.nn import Critic, Net, NetworkConfig, Params, build_seeded
 
