@@ -125,7 +125,8 @@ class EnvSpec:
 
 class Step(NamedTuple):
     """What one vector step returns. Three different facts are three different flags: ``terminated`` cuts the bootstrap,
-    ``ended`` says that an episode ended, ``valid`` that the row is a transition at all."""
+    ``ended`` says that the episode is over, ``valid`` that the row is a transition at all. The table of what they mean
+    together is that of ``rlopt.envs.vector.VectorEnv``."""
 
     obs: Obs
     """(N, …) act on this next."""
@@ -134,13 +135,13 @@ class Step(NamedTuple):
     reward: Tensor
     """(N,) float32, raw."""
     terminated: Tensor
-    """(N,) bool: the bootstrap is cut here."""
+    """(N,) bool: the bootstrap is cut here (also by a lost life, where a protocol says so)."""
     truncated: Tensor
     """(N,) bool: a limit ended the episode; the bootstrap goes on."""
     ended: Tensor
-    """(N,) bool: ``obs`` is the first of a new episode."""
+    """(N,) bool: the episode's last row, with and without autoreset."""
     valid: Tensor
-    """(N,) bool: False where the row is no transition (a replaced worker, a surplus row)."""
+    """(N,) bool: False where the row is no transition (an episode that was lost, a surplus row)."""
     info: dict[str, Tensor]
 
 

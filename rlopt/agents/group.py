@@ -27,7 +27,7 @@ class Rollout(NamedTuple):
     """N whole episodes, padded to the longest: what a ``GroupLoop`` hands to ``agent.update``.
 
     Row n is an episode: its transitions are the first ones of its column, ``valid`` where they are real. Padding
-    repeats the last observation, with reward 0.
+    has reward 0 and some observation of the episode.
     """
 
     obs: Obs
@@ -37,9 +37,9 @@ class Rollout(NamedTuple):
     reward: Tensor
     """(T, N) float32."""
     terminated: Tensor
-    """(T, N) bool: the episode ended for good with this transition."""
+    """(T, N) bool: the bootstrap is cut here: the episode ended for good, or a life was lost."""
     truncated: Tensor
-    """(T, N) bool: a limit, or the loop's horizon, ended it."""
+    """(T, N) bool: a limit, or the loop's horizon, ended the episode."""
     valid: Tensor
     """(T, N) bool: a transition."""
     complete: Tensor
@@ -51,11 +51,13 @@ class Rollout(NamedTuple):
     """(T, N, …) what the agent declared in ``extra_fields``."""
 
 
-def returns_to_go(reward: Tensor, gamma: float) -> Tensor:
-    """G_t = r_t + γ G_{t+1}, with 0 beyond the end: (T, N) from rewards (T, N) that are 0 where nothing is valid."""
+def returns_to_go(reward: Tensor, gamma: float, terminated: Tensor | None = None) -> Tensor:
+    """G_t = r_t + γ G_{t+1}, with 0 beyond the end and, given ``terminated`` (T, N), beyond each lost life: (T, N) from
+    rewards (T, N) that are 0 where nothing is valid."""
     out = reward.clone()
     for t in range(len(out) - 2, -1, -1):
-        out[t].add_(out[t + 1], alpha=gamma)
+        later = out[t + 1] if terminated is None else out[t + 1] * ~terminated[t]
+        out[t].add_(later, alpha=gamma)
     return out
 
 

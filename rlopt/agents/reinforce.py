@@ -72,7 +72,7 @@ def advantages(rollout: Rollout, gamma: float, credit: str, groups: int) -> tupl
     that did not come to their end take no part. A truncated episode is taken as ended: nothing is bootstrapped.
     """
     used = rollout.valid & rollout.complete
-    score = returns_to_go(rollout.reward * used, gamma)
+    score = returns_to_go(rollout.reward * used, gamma, None if credit == "episode" else rollout.terminated)
     counted = used
     if credit == "episode":
         score, counted = score[:1].expand_as(score), rollout.complete.expand_as(used)

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
-from rlopt.envs.sync import RESET, VALID, StepBuilder, ordinary_flags, reset_rows, reset_seeds, spec_of
+from rlopt.envs.sync import VALID, StepBuilder, ordinary_flags, reset_rows, reset_seeds, spec_of
 from rlopt.random import derive_seed
 from rlopt.types import Obs, RloptError, State, Step
 
@@ -41,9 +41,8 @@ class VectorAdapter:
       ``_final_obs``.
     - DISABLED: ended rows are reset at once through ``reset_mask``.
     - NEXT_STEP: the first observation of an episode comes only with the call after the end. The row that ended has
-      ``ended`` true and its last observation also in ``obs``, as a stand-in; the next row ignores its action and has
-      ``valid`` false, ``ended`` true, reward 0 and the first observation in ``obs`` and ``next_obs``. So no phantom
-      transition is ever valid, and ``ended & valid`` counts each episode once.
+      its last observation also in ``obs``, as a stand-in; the next row ignores its action and is a surplus row with
+      the first observation in ``obs`` and ``next_obs``.
 
     With ``autoreset=False`` ended rows are frozen here, whatever happens underneath, until they are reset.
     Its state cannot be saved: ``state_dict`` returns None. ALE's ``life_loss_info`` ends no episode and cannot be
@@ -125,10 +124,9 @@ class VectorAdapter:
         phantom = self._over if self.mode == AutoresetMode.NEXT_STEP else np.zeros(n, np.bool_)
         live = ~(phantom | self._ended)
         flags = ordinary_flags(n)
-        flags[:RESET] = terminated, truncated
-        flags[:RESET, ~live] = False
+        flags[:VALID] = terminated, truncated, done
+        flags[:VALID, ~live] = False
         flags[VALID] = live
-        flags[RESET] = (done & live | phantom & ~self._ended) if self.autoreset else False
         rewards = np.zeros((n, *self.spec.reward_shape), np.float32)
         rewards[live] = reward[live]
         self._over = done.astype(np.bool_)

@@ -36,8 +36,8 @@ class RunningMoments:
 
     @property
     def variance(self) -> Tensor:
-        """Population variance; 1 before anything was seen."""
-        return torch.where(self.count > 0, self.square / self.count.clamp(min=1.0), torch.ones_like(self.square))
+        """Population variance; 1 before two values were seen."""
+        return torch.where(self.count > 1, self.square / self.count.clamp(min=1.0), torch.ones_like(self.square))
 
     def state_dict(self) -> State:
         return {"mean": self.mean.clone(), "square": self.square.clone(), "count": self.count.clone()}
@@ -59,7 +59,7 @@ class Normalizer:
     Statistics grow only through ``observe``, which training calls once per vector step; not calling it freezes them.
     Floating leaves are treated; images (uint8) and indices pass through. Normalised values are clipped to
     [-clip, clip].
-    The reward is scaled, not centred, by the return R_t = r_t + gamma·R_{t-1} of each environment, cut at resets (as
+    The reward is scaled, not centred, by the return R_t = r_t + gamma·R_{t-1} of each environment, cut at ends (as
     in OpenAI Baselines' VecNormalize).
 
     Args:
@@ -106,20 +106,18 @@ class Normalizer:
         found.load_state_dict(state)
         return found
 
-    def observe(self, step: Step, gamma: float | None = None) -> None:
+    def observe(self, obs: Obs, step: Step, gamma: float | None = None) -> None:
         """Add one vector step to the statistics; training only.
 
-        Counts the observations that will be acted on next (``step.obs``), and the rewards. Rows that are neither valid
-        nor new are left out, and so is what is not finite: statistics never recover from a single NaN. ``gamma``
-        replaces the constructor's from here on.
+        Counts the transitions, rows that are ``valid``: the observations ``obs`` (N, …) that were acted on, and the
+        rewards. So the statistics are the same in every mode of a backend. What is not finite is left out: statistics
+        never recover from a single NaN. ``gamma`` replaces the constructor's from here on.
         """
         self.gamma = self.gamma if gamma is None else gamma
         valid, ended = (on_device(x, self.device) for x in (step.valid, step.ended))
         for key, moments in self.moments.items():
-            leaf = step.obs[key] if isinstance(step.obs, dict) else step.obs
-            leaf = on_device(leaf, self.device)
-            finite = leaf.reshape(len(leaf), -1).isfinite().all(1)
-            moments.update(leaf, (valid | ended) & finite)
+            leaf = on_device(obs[key] if isinstance(obs, dict) else obs, self.device)
+            moments.update(leaf, valid & leaf.reshape(len(leaf), -1).isfinite().all(1))
         if self.returns is not None:
             reward = on_device(step.reward, self.device).to(torch.float64)
             valid = valid & reward.isfinite()

@@ -84,11 +84,11 @@ def reset_rows(mask: Tensor | None, n: int) -> list[int]:
     return [int(i) for i in mask.nonzero()]
 
 
-_TERMINATED, _TRUNCATED, RESET, VALID = range(4)
+_TERMINATED, _TRUNCATED, ENDED, VALID = range(4)
 
 
 def ordinary_flags(n: int) -> Array:
-    """Flags (4, n) of a step in which nothing ends: rows TERMINATED, TRUNCATED, RESET and VALID."""
+    """Flags (4, n) of a step in which nothing ends: rows TERMINATED, TRUNCATED, ENDED and VALID."""
     flags = np.zeros((4, n), np.bool_)
     flags[VALID] = True
     return flags
@@ -217,12 +217,11 @@ class SyncVectorEnv:
                 write(current, i, obs)
                 if terminated or truncated:
                     flags = ordinary_flags(n) if flags is None else flags
-                    flags[:RESET, i] = terminated, truncated
-                    flags[RESET, i] = self.autoreset
+                    flags[:VALID, i] = terminated, truncated, True
                     ended[i] = not self.autoreset
         next_obs = observed = codec.tensors(current, self.device)
-        if flags is not None and flags[RESET].any():
-            for i in flags[RESET].nonzero()[0]:
+        if flags is not None and self.autoreset:
+            for i in flags[ENDED].nonzero()[0]:
                 write(current, i, self.envs[i].reset()[0])
             observed = codec.tensors(current, self.device)
         return self._steps.build(observed, next_obs, reward, flags)

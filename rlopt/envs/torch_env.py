@@ -203,17 +203,17 @@ class TorchEnv:
         reward = torch.where(valid, outcome.reward, 0.0).to(torch.float32)
 
         self._write(outcome.state if self.autoreset else _select(live, outcome.state, self.state))
+        closed = ended if broken is None else ended | broken
         if not self.autoreset:
             self._ended.logical_or_(ended)
             if broken is not None:
                 self._begin(broken, self.initial(self._streams))
             obs = self._observe()
-            return Step(obs, obs, reward, terminated, truncated, torch.zeros_like(ended), valid, {})
+            return Step(obs, obs, reward, terminated, truncated, closed, valid, {})
         first = self.initial(self._streams)
         if broken is not None:  # the row's new episode is all that there is to see
             self._write(_select(broken, first, self.state))
         next_obs = self._observe()
-        closed = ended if broken is None else ended | broken
         self._begin(closed, first)
         return Step(self._observe(), next_obs, reward, terminated, truncated, closed, valid, {})
 

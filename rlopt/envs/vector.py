@@ -15,10 +15,30 @@ from rlopt.types import EnvSpec, Obs, State, Step
 class VectorEnv(Protocol):
     """N copies of one environment, stepped together.
 
+    What the flags of a ``Step`` mean together, row by row, for whoever reads them:
+
+    ==================  ====  =====  =====  =====  ==========================  =======================================
+    case                term  trunc  ended  valid  windows, GAE, slices        return, carry
+    ==================  ====  =====  =====  =====  ==========================  =======================================
+    ordinary step       0     0      0      1      go on                       count, go on
+    end for good        1     0      1      1      cut, no bootstrap           counted, episode closed, begins anew
+    time limit          0     1      1      1      cut, bootstrap, next_obs    the same
+    both at once        1     1      1      1      cut, no bootstrap           the same
+    lost life           1     0      0      1      cut, no bootstrap           the episode goes on, the carry stays
+    surplus row         0     0      0      0      not stored                  stand still
+    episode lost        0     0      1      0      cut before it               not counted, carry begins anew
+    ==================  ====  =====  =====  =====  ==========================  =======================================
+
+    ``ended`` is true on exactly one row of every episode, its last, with and without ``autoreset``. A surplus row is no
+    transition and ends nothing: the reset row of Gymnasium's NEXT_STEP mode, a hidden FIRE, a row that waits for its
+    reset. (Where only some rows of a vector step are surplus they take a slot of a buffer, which is never drawn, and
+    a window that meets one ends before it.) An episode is lost where a worker was replaced, a simulation broke or a
+    value was not finite; the row begins a new episode at once, with and without ``autoreset``.
+
     With ``autoreset`` (training) a row whose episode ended is reset inside ``step``: ``Step.obs`` is then the first
-    observation of the next episode, ``Step.next_obs`` the last of the ended one and ``Step.ended`` true. Without it
-    (evaluation, group rollouts) an ended row keeps its last observation in both, ``ended`` stays false, further steps
-    of that row return ``valid`` false with reward 0, and the caller resets rows with ``reset(mask=…)``.
+    observation of the next episode and ``Step.next_obs`` the last of the ended one. Without it (evaluation, group
+    rollouts) both are the last observation, the following steps of that row are surplus rows with reward 0, and the
+    caller resets rows with ``reset(mask=…)``.
     Tensors live on ``device``. Floating observations are float32, images uint8, indices int64.
     """
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from rlopt.envs.snapshot import restore, snapshot
 from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
 from rlopt.envs.sync import (
-    RESET,
+    ENDED,
     VALID,
     StepBuilder,
     check_reward,
@@ -312,8 +312,7 @@ class AsyncVectorEnv:
             self._lost_in_a_row[i] = 0
             terminated, truncated, again = _HEAD.unpack_from(answer)
             reward[i] = np.frombuffer(answer, np.float64, reward[i].size, _HEAD.size).reshape(reward.shape[1:])
-            flags[:RESET, i] = terminated, truncated
-            flags[RESET, i] = again
+            flags[:VALID, i] = terminated, truncated, terminated or truncated
             end = self._unpack(i, answer, _HEAD.size + 8 * reward[i].size)
             if again:
                 firsts.append((i, answer, end))
@@ -321,7 +320,7 @@ class AsyncVectorEnv:
                 self._ended[i] = True
         for i in [i for i, answer in answers.items() if answer is None]:
             self._replace(i)
-            flags[RESET, i] = True
+            flags[ENDED, i] = True
         next_obs = observed = self._observations.tensors(self._current, self.device)
         if firsts:
             for i, answer, offset in firsts:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from rlopt.envs import VectorEnv
+from rlopt.loops.episodes import EpisodeCounter
 from rlopt.policy import Policy
 from rlopt.random import derive_seed, torch_generator
-from rlopt.types import EnvSpec, Episode, Obs, RloptError, State, map_obs, next_carry, obs_leaves, on_device, on_host
+from rlopt.types import EnvSpec, Episode, Obs, RloptError, State, map_obs, next_carry, obs_leaves, on_device
 
 log = logging.getLogger(__name__)
 
@@ -73,38 +74,34 @@ def _wave(
     alive = slots < len(wave)
     # Slots beyond the last episode are left as the wave before ended them, so that nothing steps them.
     obs = env.reset(seeds=row_seeds, mask=alive.to(env.device) if wave.start else None)
-    returns = torch.zeros(n, dtype=torch.float64)
-    lengths, lost = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
+    counter, done = EpisodeCounter(n, len(policies)), dict[int, Episode]()
     begun = [policy.initial_carry(each) for policy in policies]
     carry = list(begun)
     while bool(alive.any()):
-        actions, acted = [], []
-        for r, (policy, part) in enumerate(zip(policies, parts, strict=True)):
-            act = policy.act(_rows(obs, part), carry[r], deterministic=generator is None, generator=generator)
-            acted.append(act.carry)
-            actions.append(act.action)
-        step = env.step(torch.cat(actions).to(env.device))
+        acts = [
+            policy.act(_rows(obs, part), carry[r], deterministic=generator is None, generator=generator)
+            for r, (policy, part) in enumerate(zip(policies, parts, strict=True))
+        ]
+        step = env.step(torch.cat([act.action for act in acts]).to(env.device))
         obs = step.obs
-        for r, part in enumerate(parts):
-            if acted[r] is not None:
-                ended, moved = (on_device(x[part], policies[r].device) for x in (step.ended, step.valid))
-                carry[r] = next_carry(carry[r], acted[r], begun[r], ended, moved)
-        valid, reward, ended = on_host(step.valid, step.reward, step.terminated | step.truncated)
-        returns += torch.where(valid & alive, reward.double(), 0.0)
-        lengths += valid & alive
-        gone = alive & ~valid  # a worker was replaced in the middle of an episode, which begins anew
-        if bool(gone.any()):
-            returns[gone], lengths[gone] = 0.0, 0
-            lost += gone
-            if int(lost.max()) > MAX_LOST:
-                raise RloptError(
-                    f"{env.spec.id}: an evaluation environment died {MAX_LOST} times; raise env.timeout or mend it"
-                )
-        alive &= ~(valid & ended)
-        if env.spec.episode_limit is None and bool((alive & (lengths >= MAX_LENGTH)).any()):
-            log.warning("%s: an evaluation episode was cut off after %d steps", env.spec.id, MAX_LENGTH)
-            alive &= lengths < MAX_LENGTH
-    return [Episode(float(returns[i]), int(lengths[i]), i // each) for i in range(n) if int(slots[i]) < len(wave)]
+        for r, (act, part) in enumerate(zip(acts, parts, strict=True)):
+            if act.carry is not None:
+                ended, valid = (on_device(x[part], policies[r].device) for x in (step.ended, step.valid))
+                carry[r] = next_carry(carry[r], act.carry, begun[r], ended, valid)
+        over = {i: episode for i, episode in counter.count(step).items() if alive[i]}
+        if env.spec.episode_limit is None:
+            late = (alive & (counter.lengths >= MAX_LENGTH)).nonzero().flatten().tolist()
+            if late:
+                log.warning("%s: an evaluation episode was cut off after %d steps", env.spec.id, MAX_LENGTH)
+            over |= {i: counter.episode(i) for i in late}
+        if int(counter.lost.max()) > MAX_LOST:
+            raise RloptError(
+                f"{env.spec.id}: an evaluation environment died {MAX_LOST} times; raise env.timeout or mend it"
+            )
+        if over:
+            done |= over
+            alive[list(over)] = False
+    return [done[i] for i in sorted(done)]
 
 
 def _rows(obs: Obs, part: slice) -> Obs:

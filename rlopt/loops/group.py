@@ -14,6 +14,7 @@ from rlopt.envs import Normalizer, VectorEnv
 from rlopt.loops import construction
 from rlopt.loops.base import Loop, Progress, finite_rows, normalizer_state
 from rlopt.loops.configuration import TrainConfig
+from rlopt.loops.episodes import EpisodeCounter
 from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.random import derive_seed
@@ -95,7 +96,8 @@ class GroupLoop(Loop):
         n, device = self.env.num_envs, self.env.device
         obs, alive = self._reset()
         complete = torch.zeros(n, dtype=torch.bool, device=device)
-        returns, lengths = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.int64)
+        taken = torch.zeros(n, dtype=torch.int64, device=device)
+        counter, finished = EpisodeCounter(n), dict[int, Episode]()
         steps: list[dict[str, Tensor]] = []
         seen: list[Obs] = []
         carry = begun = self.agent.initial_carry(n)
@@ -103,33 +105,31 @@ class GroupLoop(Loop):
         while self.step < self.total_steps and bool(going.any()):
             seen.append(obs if self.normalizer is None else self.normalizer.normalize_obs(obs))
             act = self.agent.act(seen[-1], carry)
-            step = self.env.step(act.action)
-            carry = next_carry(carry, act.carry, begun, step.ended, step.valid)
-            intact, obs = self._judge(step, alive)
-            remaining = self.total_steps - self.step
-            valid = intact & (intact.cumsum(0) <= remaining)
-            terminated = step.terminated & valid
-            truncated = (step.truncated | (len(seen) == self.config.horizon)) & valid & ~terminated
-            reward = torch.where(valid, step.reward, 0.0)
-            running, alive = alive, intact & ~(terminated | truncated)
-            complete |= terminated | truncated
-            flags = {"terminated": terminated, "truncated": truncated, "valid": valid}
+            step = self._judge(self.env.step(act.action), alive, taken)
+            flags = {"terminated": step.terminated, "truncated": step.truncated, "valid": step.valid}
             extras = {name: act.extras[name] for name in self.agent.extra_fields}
-            steps.append({"action": act.action, "reward": reward, **flags, **extras})
+            steps.append({"action": act.action, "reward": step.reward, **flags, **extras})
             if self.normalizer is not None:
-                over = running & ~alive
-                self.normalizer.observe(step._replace(reward=reward, valid=valid, ended=over))
-            reward, valid, going = on_host(reward, valid, alive)
-            returns += reward.double()
-            lengths += valid
+                self.normalizer.observe(obs, step)
+            obs, carry = step.obs, next_carry(carry, act.carry, begun, step.ended, step.valid)
+            complete |= step.ended & step.valid
+            alive = alive & ~step.ended
+            taken += step.valid
+            finished.update(counter.count(step))
+            valid, going = on_host(step.valid, alive)
             self.step += int(valid.sum())
         self.agent.clock.env_steps = self.step
-        episodes = [Episode(float(returns[i]), int(lengths[i])) for i in complete.nonzero().flatten().tolist()]
+        episodes = [finished[row] for row in sorted(finished)]
         if bool(alive.any()) or not bool(complete.any()):
             return None, episodes
         stacked = {name: torch.stack([s[name] for s in steps]) for name in steps[0]}
+        observed, valid = _stack(seen), stacked["valid"]
+        if bool((valid[1:] & ~valid[:-1]).any()):  # a surplus row between transitions: they move up
+            order = valid.byte().argsort(stable=True, dim=0, descending=True)
+            stacked = {name: _in_order(x, order) for name, x in stacked.items()}
+            observed = map_obs(lambda x: _in_order(x, order), observed)
         extras = {name: stacked.pop(name) for name in self.agent.extra_fields}
-        rollout = Rollout(obs=_stack(seen), **stacked, complete=complete, group=self.group, extras=extras)
+        rollout = Rollout(obs=observed, **stacked, complete=complete, group=self.group, extras=extras)
         if self.normalizer is not None:
             rollout = rollout._replace(reward=self.normalizer.normalize_reward(rollout.reward))
         return rollout, episodes
@@ -145,19 +145,25 @@ class GroupLoop(Loop):
             obs = _without_nonfinite(obs)
         return obs, finite
 
-    def _judge(self, step: Step, alive: Tensor) -> tuple[Tensor, Obs]:
-        """Which rows (N,) made a real, finite transition, and what the policy sees next.
+    def _judge(self, step: Step, alive: Tensor, taken: Tensor) -> Step:
+        """Return ``step`` as the running rows made it, after ``taken`` (N,) transitions of their episodes: what is
+        beyond the horizon, the last of ``total_steps`` or what is finite is not in it.
 
-        A running row that did not has lost its episode and stays out for the rest of the rollout.
+        A row that lost its episode stays out for the rest of the rollout.
         """
-        valid, obs = step.valid & alive, step.obs
+        valid, lost, obs = step.valid & alive, ~step.valid & step.ended & alive, step.obs
         finite = finite_rows(step.next_obs) & step.reward.isfinite()
         if not bool(finite.all()):
             if bool((valid & ~finite).any()):
                 bad_reward = bool((valid & ~step.reward.isfinite()).any())
                 self._bad = self._bad or ("reward" if bad_reward else "observation")
-            valid, obs = valid & finite, _without_nonfinite(obs)
-        return valid, obs
+            valid, lost, obs = valid & finite, lost | (alive & ~finite), _without_nonfinite(obs)
+        valid = valid & (valid.cumsum(0) <= self.total_steps - self.step)
+        over = step.ended if self.config.horizon is None else step.ended | (taken + 1 >= self.config.horizon)
+        terminated, over = step.terminated & valid, over & valid
+        truncated = over & ~terminated
+        reward = torch.where(valid, step.reward, 0.0)
+        return Step(obs, step.next_obs, reward, terminated, truncated, over | lost, valid, step.info)
 
     def state_dict(self) -> State:
         return {
@@ -178,6 +184,11 @@ class GroupLoop(Loop):
 def _without_nonfinite(obs: Obs) -> Obs:
     """What a row that was given up goes on showing the policy must not poison the others' update."""
     return map_obs(lambda x: x.nan_to_num(0.0, 0.0, 0.0) if x.is_floating_point() else x, obs)
+
+
+def _in_order(x: Tensor, order: Tensor) -> Tensor:
+    """Return ``x`` (T, N, …) with the rows of each column in ``order`` (T, N)."""
+    return x.gather(0, order.view(*order.shape, *[1] * (x.ndim - 2)).expand_as(x))
 
 
 def _stack(steps: list[Obs]) -> Obs:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from rlopt.envs import VectorEnv
+from rlopt.loops.episodes import EpisodeCounter
 from rlopt.loops.evaluation import MAX_LENGTH
 from rlopt.policy import Policy
 from rlopt.random import derive_seed
-from rlopt.types import RloptError, on_host
+from rlopt.types import RloptError, next_carry, on_device
 
 MAX_ROWS = 1024
 """Episodes that ``evaluate_grid`` simulates side by side."""
@@ -125,19 +126,23 @@ class Simulator:
             env.load_state_dict(self._beginning)
         env.set_parameters(**self.box.values(rows))
         obs = env.reset(seeds=[*seeds] * self.width + [seeds[-1]] * spare)
-        returns = torch.zeros(env.num_envs, dtype=torch.float64)
+        counter = EpisodeCounter(env.num_envs)
+        returns = torch.full((env.num_envs,), torch.nan, dtype=torch.float64)
         alive = torch.ones(env.num_envs, dtype=torch.bool)
-        carry = policy.initial_carry(env.num_envs)
+        carry = begun = policy.initial_carry(env.num_envs)
         for _ in range(env.spec.episode_limit or MAX_LENGTH):
             act = policy.act(obs, carry)
             step = env.step(act.action.to(env.device))
-            obs, carry = step.obs, act.carry
-            reward, ended = on_host(step.reward, step.terminated | step.truncated)
-            returns += torch.where(alive, reward.double(), 0.0)
+            if act.carry is not None:
+                ended, valid = (on_device(x, policy.device) for x in (step.ended, step.valid))
+                carry = next_carry(carry, act.carry, begun, ended, valid)
+            obs = step.obs
             self.steps += int(alive.sum())
-            alive &= ~ended
+            for row, episode in counter.count(step).items():
+                returns[row], alive[row] = episode.total_reward, False
             if not bool(alive.any()):
                 break
+        returns = torch.where(alive, counter.returns, returns)  # what the limit has cut, as it stands
         return returns[: env.num_envs - spare].view(self.width, self.episodes)
 
     def close(self) -> None:

@@ -154,21 +154,22 @@ class ReplayLoop(Loop):
             step = stepping.result()
         moved = step.valid  # a row that is one too many to be stored has moved too
         step, valid, count = self._accept(step)
-        with torch.no_grad():
-            self.buffer.add(
-                self.obs,
-                action,
-                step.reward,
-                step.next_obs,
-                step.terminated,
-                step.truncated,
-                step.ended,
-                valid,
-                **act.extras,
-            )
+        if count or bool(step.ended.any()):  # not where every row is surplus
+            with torch.no_grad():
+                self.buffer.add(
+                    self.obs,
+                    action,
+                    step.reward,
+                    step.next_obs,
+                    step.terminated,
+                    step.truncated,
+                    step.ended,
+                    valid,
+                    **act.extras,
+                )
         if self.normalizer is not None:
-            self.normalizer.observe(step)
-        episodes = self.counter.count(step)
+            self.normalizer.observe(self.obs, step)
+        episodes = list(self.counter.count(step).values())
         self.obs = step.obs
         if act.carry is not None:
             begun = self.agent.initial_carry(self.env.num_envs)
@@ -221,12 +222,18 @@ class ReplayLoop(Loop):
             valid = valid & finite
             # Even where the run stops here: resumed, it must not begin with what stopped it.
             obs = self.env.reset(mask=~finite)
-            step = step._replace(obs=obs, ended=step.ended | ~finite)
+            step = step._replace(
+                obs=obs,
+                terminated=step.terminated & finite,
+                truncated=step.truncated & finite,
+                ended=step.ended | ~finite,
+            )
         by_run = valid.view(self.runs, self.each)
         count = int(by_run.sum(1).max())
         if count > remaining:
-            valid = (by_run & (by_run.cumsum(1) <= remaining)).flatten()
-            count = remaining
+            kept = (by_run & (by_run.cumsum(1) <= remaining)).flatten()
+            self.counter.drop(valid & ~kept)
+            valid, count = kept, remaining
         return step._replace(valid=valid), None if bool(valid.all()) else valid, count
 
     def state_dict(self) -> State:

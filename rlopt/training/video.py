@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlopt.envs.sync import Env, SyncVectorEnv
+from rlopt.loops.episodes import EpisodeCounter
 from rlopt.policy import Policy
 from rlopt.random import derive_seed, torch_generator
 from rlopt.types import Episode, RloptError
@@ -65,18 +66,17 @@ def _film(
 ) -> Episode:
     generator = None if deterministic else torch_generator(seed, "evaluation", "noise", device=policy.device)
     obs = env.reset(seeds=[derive_seed(seed, "evaluation", 0)])
-    total, length, carry = 0.0, 0, policy.initial_carry()
+    counter, carry = EpisodeCounter(1), policy.initial_carry()
     while True:
         writer.append_data(_frame(env))
         act = policy.act(obs, carry, deterministic=deterministic, generator=generator)
         step = env.step(act.action)
         obs, carry = step.obs, act.carry
-        total += float(step.reward)
-        length += 1
-        cut = env.spec.episode_limit is None and length == max_length
-        if cut or bool(step.terminated | step.truncated):
+        found = counter.count(step)
+        cut = env.spec.episode_limit is None and int(counter.lengths) == max_length
+        if cut or found:
             writer.append_data(_frame(env))
-            return Episode(total, length)
+            return found[0] if found else counter.episode(0)
 
 
 def _frame(env: SyncVectorEnv) -> Any:

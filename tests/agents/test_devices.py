@@ -50,7 +50,7 @@ def test_off_policy_agents(space: Any, name: str) -> None:
         uniform = agent.act(obs).action
         agent.clock.env_steps = 1
         action = agent.act(obs).action
-        normalizer.observe(Step(obs, obs, ones, ~yes, ~yes, ~yes, yes, {}))
+        normalizer.observe(obs, Step(obs, obs, ones, ~yes, ~yes, ~yes, yes, {}))
         batch = normalizer.normalize_batch(Batch(obs, action, ones, obs, 0 * ones, 0.9 * ones, ones, yes))
         priority = agent.update(batch).priority
         agent.load_state_dict(agent.state_dict())

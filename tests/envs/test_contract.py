@@ -25,7 +25,7 @@ SLOTS: list[dict[str, Any]] = [
     {"length": (1, 4), "end": ("both", "truncate")},
 ]
 
-# Per slot the first five transitions: (count, episode) acted on and led to, reward, terminated, truncated, reset.
+# Per slot the first five transitions: (count, episode) acted on and led to, reward, terminated, truncated, ended.
 NO, YES = False, True
 EXPECTED = [
     [
@@ -181,6 +181,7 @@ def _collect(env: VectorEnv, obs: Any, count: int) -> list[list[Any]]:
                 assert float(step.reward[i]) == 0.0
                 assert not step.terminated[i]
                 assert not step.truncated[i]
+                assert not step.ended[i]
         obs = step.obs
     return [row[:count] for row in rows]
 
@@ -212,7 +213,7 @@ def test_returns_lengths_and_step_count_are_exact(build: Any) -> None:
         for i in range(3):
             totals[i] += float(step.reward[i])
             lengths[i] += int(step.valid[i])
-            if step.ended[i] and step.valid[i]:
+            if step.ended[i]:
                 finished[i].append((totals[i], lengths[i]))
                 totals[i], lengths[i] = 0.0, 0
     assert [f[:2] for f in finished] == [[(6.0, 3), (6.0, 3)], [(3.0, 2), (3.0, 2)], [(1.0, 1), (10.0, 4)]]
@@ -227,11 +228,12 @@ def test_without_autoreset_ended_rows_wait_for_their_reset(build: Any) -> None:
     assert [s.terminated.tolist() for s in seen] == [[NO, NO, YES], [NO, NO, NO], [YES, NO, NO]]
     assert [s.truncated.tolist() for s in seen] == [[NO, NO, YES], [NO, YES, NO], [NO, NO, NO]]
     assert [s.reward.tolist() for s in seen] == [[1, 1, 1], [2, 2, 0], [3, 0, 0]]
-    assert not any(s.ended.any() for s in seen)
+    assert [s.ended.tolist() for s in seen] == [[NO, NO, YES], [NO, YES, NO], [YES, NO, NO]]
     assert _pairs(seen[2].obs) == _pairs(seen[2].next_obs) == [(3, 0), (2, 0), (1, 0)]
     idle = env.step(ACTION)
     assert idle.valid.tolist() == [NO, NO, NO]
     assert idle.reward.tolist() == [0, 0, 0]
+    assert not any(flag.any() for flag in (idle.terminated, idle.truncated, idle.ended))
     assert _pairs(idle.obs) == [(3, 0), (2, 0), (1, 0)]
 
     counts = [c for c, _ in _pairs(env.reset(mask=torch.tensor([NO, YES, NO])))]
@@ -336,7 +338,7 @@ def test_a_vector_environment_that_resets_all_rows_refuses_a_mask() -> None:
         assert torch.equal(~step.valid, ended)  # the row after an end, and no other, is no transition
         assert (step.obs[ended].abs() <= 0.05).all()
         ended = step.terminated | step.truncated
-        assert torch.equal(step.ended, ended | ~step.valid)
+        assert torch.equal(step.ended, ended)
         obs = step.obs
     assert obs.shape == (3, 4)
 

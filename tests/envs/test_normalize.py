@@ -11,16 +11,19 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.envs import Normalizer
-from rlopt.types import EnvSpec, RloptError, Step
+from rlopt.types import EnvSpec, RloptError, Step, map_obs
 
 
 def _spec(space: Any) -> EnvSpec:
     return EnvSpec("test", space, spaces.Discrete(2))
 
 
-def _step(obs: Any, reward: list[float], reset: list[int], valid: list[int]) -> Step:
+def _observe(n: Normalizer, obs: Any, reward: list[float], ended: list[int], valid: list[int]) -> None:
+    """``obs`` is what was acted on; what comes after it must not matter."""
+    after = map_obs(lambda x: torch.full_like(x, 77), obs)
     no = torch.zeros(len(reward), dtype=torch.bool)
-    return Step(obs, obs, torch.tensor(reward), no, no, torch.tensor(reset).bool(), torch.tensor(valid).bool(), {})
+    flags = (torch.tensor(ended).bool(), torch.tensor(valid).bool())
+    n.observe(obs, Step(after, after, torch.tensor(reward), no, no, *flags, {}))
 
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -35,9 +38,9 @@ class Batch(NamedTuple):
 
 def test_mean_and_variance_of_all_that_was_observed() -> None:
     n = Normalizer(_spec(BOX), epsilon=0.0)
-    n.observe(_step(torch.tensor([[1.0, 10.0], [3.0, 10.0]]), [0, 0], [0, 0], [1, 1]))
-    n.observe(_step(torch.tensor([[8.0, 40.0], [99.0, 99.0]]), [0, 0], [0, 0], [1, 0]))  # an invalid row is no data
-    n.observe(_step(torch.tensor([[float("nan"), 0.0], [0.0, 20.0]]), [0, 0], [0, 1], [0, 0]))  # but a new episode is
+    _observe(n, torch.tensor([[1.0, 10.0], [3.0, 10.0]]), [0, 0], [0, 0], [1, 1])
+    _observe(n, torch.tensor([[8.0, 40.0], [99.0, 99.0]]), [0, 0], [1, 0], [1, 0])  # a surplus row is no data
+    _observe(n, torch.tensor([[99.0, 0.0], [0.0, 20.0]]), [0, 0], [1, 0], [0, 1])  # nor is an episode that was lost
     # first column 1, 3, 8, 0: mean 3, variance (4 + 0 + 25 + 9)/4 = 9.5; second 10, 10, 40, 20: mean 20, variance 150
     found = n.normalize_obs(torch.tensor([[3.0 + 9.5**0.5, 20.0 - 2 * 150**0.5]]))
     assert isinstance(found, Tensor)
@@ -48,7 +51,7 @@ def test_mean_and_variance_of_all_that_was_observed() -> None:
 def test_large_offsets_lose_no_precision() -> None:
     n = Normalizer(_spec(spaces.Box(-np.inf, np.inf, (1,), np.float32)), epsilon=0.0)
     for k in range(100):
-        n.observe(_step(torch.tensor([[4096.0 + k % 2]]), [0], [0], [1]))
+        _observe(n, torch.tensor([[4096.0 + k % 2]]), [0], [0], [1])
     assert float(n.moments[""].variance) == pytest.approx(0.25, rel=1e-12)
 
 
@@ -57,12 +60,12 @@ def test_values_are_clipped_and_nothing_seen_means_no_change() -> None:
     assert n.normalize_obs(torch.tensor([[2.0, 100.0]])).tolist() == [[2.0, 5.0]]
 
 
-def test_rewards_are_scaled_by_the_discounted_returns_spread_cut_at_resets() -> None:
+def test_rewards_are_scaled_by_the_discounted_returns_spread_cut_at_ends() -> None:
     n = Normalizer(_spec(BOX), obs=False, reward=True, gamma=0.5, epsilon=0.0)
     obs = torch.zeros(2, 2)
-    n.observe(_step(obs, [2.0, 1.0], [0, 0], [1, 1]))  # returns 2, 1
-    n.observe(_step(obs, [4.0, 9.0], [1, 0], [1, 0]))  # 4 + 0.5·2 = 5, then cut; the second row is no transition
-    n.observe(_step(obs, [1.0, 3.5], [0, 0], [1, 1]))  # 1, and 3.5 + 0.5·1 = 4
+    _observe(n, obs, [2.0, 1.0], [0, 0], [1, 1])  # returns 2, 1
+    _observe(n, obs, [4.0, 9.0], [1, 0], [1, 0])  # 4 + 0.5·2 = 5, then cut; the second row is no transition
+    _observe(n, obs, [1.0, 3.5], [0, 0], [1, 1])  # 1, and 3.5 + 0.5·1 = 4
     # returns 2, 1, 5, 1, 4: mean 2.6, variance (0.36 + 2.56 + 5.76 + 2.56 + 1.96)/5 = 2.64
     scaled = n.normalize_reward(torch.tensor([1.0, -3.0]))
     assert scaled.tolist() == pytest.approx([1 / 2.64**0.5, -3 / 2.64**0.5], rel=1e-6)
@@ -73,7 +76,7 @@ def test_a_batch_is_treated_in_obs_next_obs_and_reward_and_only_floats_are() -> 
     n = Normalizer(_spec(space), reward=True, gamma=0.0, epsilon=0.0)
     image, index = torch.full((2, 1, 2, 2), 7, dtype=torch.uint8), torch.tensor([1, 2])
     obs = {"x": torch.tensor([[0.0, 0.0], [2.0, 4.0]]), "image": image, "index": index}
-    n.observe(_step(obs, [0.0, 4.0], [0, 0], [1, 1]))  # means 1, 2; deviations 1, 2; rewards' deviation 2
+    _observe(n, obs, [0.0, 4.0], [0, 0], [1, 1])  # means 1, 2; deviations 1, 2; rewards' deviation 2
     batch = n.normalize_batch(Batch(obs, torch.tensor([0, 1]), {**obs, "x": obs["x"] + 1}, torch.tensor([1.0, 2.0])))
     assert batch.obs["x"].tolist() == [[-1.0, -1.0], [1.0, 1.0]]
     assert batch.next_obs["x"].tolist() == [[0.0, -0.5], [2.0, 1.5]]
@@ -85,16 +88,16 @@ def test_a_batch_is_treated_in_obs_next_obs_and_reward_and_only_floats_are() -> 
 
 def test_saved_statistics_continue_exactly_and_reading_never_changes_them() -> None:
     torch.manual_seed(0)
-    data = [_step(torch.randn(3, 2), torch.randn(3).tolist(), [0, 0, 1], [1, 1, 1]) for _ in range(6)]
+    data = [(torch.randn(3, 2), torch.randn(3).tolist(), [0, 0, 1], [1, 1, 1]) for _ in range(6)]
     straight, broken = (Normalizer(_spec(BOX), reward=True) for _ in range(2))
     for step in data:
-        straight.observe(step)
+        _observe(straight, *step)
     for step in data[:3]:
-        broken.observe(step)
+        _observe(broken, *step)
     broken.normalize_obs(torch.randn(5, 2))
     resumed = Normalizer.from_state(_spec(BOX), broken.state_dict())
     for step in data[3:]:
-        resumed.observe(step)
+        _observe(resumed, *step)
     probe = torch.randn(4, 2)
     assert torch.equal(straight.normalize_obs(probe), resumed.normalize_obs(probe))
     assert torch.equal(straight.normalize_reward(probe[:, 0]), resumed.normalize_reward(probe[:, 0]))
@@ -113,8 +116,8 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_what_is_not_finite_never_reaches_the_statistics() -> None:
     n = Normalizer(_spec(BOX), obs=True, reward=True, gamma=0.5)
     nan, inf = float("nan"), float("inf")
-    n.observe(_step(torch.tensor([[1.0, 2.0], [nan, 0.0]]), [1.0, inf], [0, 1], [1, 1]))
-    n.observe(_step(torch.tensor([[3.0, 4.0], [0.0, -inf]]), [1.0, nan], [0, 0], [1, 0]))
+    _observe(n, torch.tensor([[1.0, 2.0], [nan, 0.0]]), [1.0, inf], [0, 1], [1, 1])
+    _observe(n, torch.tensor([[3.0, 4.0], [0.0, -inf]]), [1.0, nan], [0, 0], [1, 0])
     assert n.moments[""].mean.tolist() == [2.0, 3.0] and float(n.moments[""].count) == 2
     assert n.returns is not None
     assert float(n.returns.mean) == 1.25 and float(n.returns.count) == 2  # returns 1 and 1 + 0.5 of the first row
@@ -122,5 +125,5 @@ def test_what_is_not_finite_never_reaches_the_statistics() -> None:
 
 def test_scalar_observations_are_normalised() -> None:
     n = Normalizer(_spec(spaces.Box(-np.inf, np.inf, (), np.float32)), epsilon=0.0)
-    n.observe(_step(torch.tensor([1.0, 3.0]), [0, 0], [0, 0], [1, 1]))
+    _observe(n, torch.tensor([1.0, 3.0]), [0, 0], [0, 0], [1, 1])
     assert n.normalize_obs(torch.tensor([4.0])).tolist() == [2.0]

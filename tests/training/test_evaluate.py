@@ -193,7 +193,7 @@ class Lossy:
         over = torch.tensor([c == 4 for c in self.counts])
         no = torch.zeros(2, dtype=torch.bool)
         valid = torch.tensor([self.counts[0] <= 4, not bool(lost[1])])
-        return Step(torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2), over, no, no, valid, {})
+        return Step(torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2), over, no, over | lost, valid, {})
 
     def state_dict(self) -> None:
         return None

@@ -258,7 +258,8 @@ def test_an_episode_whose_worker_died_is_left_out(monkeypatch):
     def step(action):
         found = step_of(action)
         calls.append(1)
-        return found._replace(valid=found.valid & (torch.arange(6) != 4)) if len(calls) == 2 else found
+        lost = torch.arange(6) == 4
+        return found._replace(valid=found.valid & ~lost, ended=found.ended | lost) if len(calls) == 2 else found
 
     monkeypatch.setattr(loop.env, "step", step)
     progress = loop.advance()

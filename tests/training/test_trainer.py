@@ -310,11 +310,12 @@ def test_a_part_of_an_episode_is_no_episode():
     counter = EpisodeCounter(2)
     no, yes = torch.zeros(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
     obs, reward = torch.zeros(2, 1), torch.tensor([1.0, 2.0])
-    assert counter.count(Step(obs, obs, reward, no, no, no, torch.tensor([True, False]), {})) == []
+    counter.drop(torch.tensor([False, True]))
+    assert counter.count(Step(obs, obs, reward, no, no, no, torch.tensor([True, False]), {})) == {}
     resumed = EpisodeCounter(2)
     resumed.load_state_dict(counter.state_dict())
-    assert resumed.count(Step(obs, obs, reward, no, yes, yes, yes, {})) == [Episode(2.0, 2)]
-    assert resumed.count(Step(obs, obs, reward, no, yes, yes, yes, {})) == [Episode(1.0, 1), Episode(2.0, 1)]
+    assert resumed.count(Step(obs, obs, reward, no, yes, yes, yes, {})) == {0: Episode(2.0, 2)}
+    assert resumed.count(Step(obs, obs, reward, no, yes, yes, yes, {})) == {0: Episode(1.0, 1), 1: Episode(2.0, 1)}
 
 
 def test_a_run_that_stopped_for_a_non_finite_value_says_so_once_and_can_go_on(tmp_path, caplog):

@@ -17,7 +17,7 @@ from rlopt.envs.arrays import Array
 from rlopt.envs.native.physics import BatchPhysics, Physics, SinglePhysics, ThreadedPhysics, pool_size
 from rlopt.envs.native.tasks import Task
 from rlopt.envs.spaces import ActionCodec, ObservationCodec
-from rlopt.envs.sync import RESET, VALID, Env, StepBuilder, ordinary_flags, reset_rows, reset_seeds, spec_of
+from rlopt.envs.sync import ENDED, VALID, Env, StepBuilder, ordinary_flags, reset_rows, reset_seeds, spec_of
 from rlopt.random import derive_seed, numpy_state, set_numpy_state
 from rlopt.types import Obs, RloptError, State, Step
 
@@ -150,14 +150,13 @@ class NativeVectorEnv:
         if timed_out:
             flags[1] = self._clock - self._begun >= self._limit
         if self._frozen:
-            flags[:RESET, self._ended] = False
+            flags[:ENDED, self._ended] = False
             flags[VALID] = ~self._ended
-        done = flags[0] | flags[1]
+        done = flags[ENDED] = flags[0] | flags[1]
         if not self.autoreset:
             self._ended |= done
             self._look_ahead()
             return self._steps.build(next_obs, next_obs, rewards, flags)
-        flags[RESET] = done
         over = np.flatnonzero(done)
         if over.size:
             self._begin(over)
