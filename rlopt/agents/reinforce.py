@@ -19,6 +19,7 @@ from rlopt.agents.base import Agent
 from rlopt.agents.group import GroupAgentConfig, Rollout, leave_one_out, returns_to_go
 from rlopt.nn import (
     CategoricalActor,
+    MultiCategoricalActor,
     Net,
     NetworkConfig,
     Optimiser,
@@ -100,8 +101,16 @@ def normalise(advantage: Tensor, used: Tensor) -> Tensor:
     return advantage / (square.sqrt() + 1e-8)
 
 
+KINDS: dict[type, type[CategoricalActor | MultiCategoricalActor | SquashedGaussianActor]] = {
+    spaces.Discrete: CategoricalActor,
+    spaces.MultiDiscrete: MultiCategoricalActor,
+    spaces.MultiBinary: MultiCategoricalActor,
+}
+"""Kinds of policy by action space; in any other space a squashed Gaussian."""
+
+
 class Reinforce(Agent):
-    """REINFORCE for Discrete and bounded Box action spaces."""
+    """REINFORCE for Discrete, MultiDiscrete, MultiBinary and bounded Box action spaces."""
 
     name: ClassVar[str] = "reinforce"
     loop: ClassVar[str] = "group"
@@ -110,11 +119,11 @@ class Reinforce(Agent):
 
     def build(self) -> None:
         c, spec = self.config, self.spec
-        kind = CategoricalActor if isinstance(spec.action_space, spaces.Discrete) else SquashedGaussianActor
+        kind = KINDS.get(type(spec.action_space), SquashedGaussianActor)
         options = network_options(c.network)
         self.actor = self.net("actor", lambda: kind(spec.observation_space, spec.action_space, options))
-        assert isinstance(self.actor.module, CategoricalActor | SquashedGaussianActor)
-        self.actor_module: CategoricalActor | SquashedGaussianActor = self.actor.module
+        assert isinstance(self.actor.module, CategoricalActor | MultiCategoricalActor | SquashedGaussianActor)
+        self.actor_module: CategoricalActor | MultiCategoricalActor | SquashedGaussianActor = self.actor.module
         if isinstance(self.actor_module, SquashedGaussianActor):
             self.extra_fields = {"before_tanh": ((self.actor_module.action_features,), torch.float32)}
         self.optimiser = self.persist(
@@ -129,7 +138,7 @@ class Reinforce(Agent):
     def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
         """Actions (N, …) in environment units. Stores a Gaussian sample before its tanh, which has no exact inverse."""
         module = self.actor_module
-        if deterministic or isinstance(module, CategoricalActor):
+        if deterministic or not isinstance(module, SquashedGaussianActor):
             return Act(*module.act(obs, carry, deterministic, self.act_generator))
         mean, log_std = module(obs)
         noise = torch.randn(mean.shape, generator=self.act_generator, device=self.device)
@@ -147,6 +156,8 @@ class Reinforce(Agent):
         if isinstance(self.actor_module, CategoricalActor):
             sample = (batch.action - self.actor_module.start).flatten()
             log_prob, entropy = categorical_terms(self.actor, params, obs, sample)
+        elif isinstance(self.actor_module, MultiCategoricalActor):
+            log_prob, entropy = self.actor_module.log_prob(self.actor(params, obs), batch.action.flatten(0, 1))
         else:
             sample = batch.extras["before_tanh"].flatten(0, 1)
             noise = torch.randn(sample.shape, generator=self.update_generator, device=self.device)

@@ -80,10 +80,20 @@ class CountSpacesEnv(CountEnv):
     Observation: a Dict of ``image`` (uint8, 4 x 4 x 1, filled with the count), ``parts`` (a Tuple of a Discrete
     that starts at 5 and a MultiDiscrete, both showing the count modulo 4) and ``deep/flags`` (a MultiBinary of the
     count's two lowest bits).
-    Action: Discrete(3, start=-1); the action that arrived is added to the reward.
+    The action that arrived (the sum of its components) is added to the reward.
+
+    Args:
+        length: as of ``CountEnv``; so is end.
+        actions: ``discrete``: Discrete(3, start=-1); ``multi_discrete``: MultiDiscrete([3, 2], start=[-1, 0]);
+            ``multi_binary``: MultiBinary(3).
     """
 
-    def __init__(self, length: int | tuple[int, ...] = 3, end: str | tuple[str, ...] = "terminate") -> None:
+    def __init__(
+        self,
+        length: int | tuple[int, ...] = 3,
+        end: str | tuple[str, ...] = "terminate",
+        actions: str = "discrete",
+    ) -> None:
         super().__init__(length, end)
         self.observation_space = spaces.Dict(
             {
@@ -92,7 +102,11 @@ class CountSpacesEnv(CountEnv):
                 "deep": spaces.Dict({"flags": spaces.MultiBinary(2)}),
             }
         )
-        self.action_space = spaces.Discrete(3, start=-1)
+        self.action_space = {
+            "discrete": spaces.Discrete(3, start=-1),
+            "multi_discrete": spaces.MultiDiscrete([3, 2], start=[-1, 0]),
+            "multi_binary": spaces.MultiBinary(3),
+        }[actions]
 
     def _observation(self) -> Any:
         count = self.count % 4
@@ -104,7 +118,7 @@ class CountSpacesEnv(CountEnv):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = super().step(action)
-        return obs, reward + float(action), terminated, truncated, info
+        return obs, reward + float(np.sum(action)), terminated, truncated, info
 
 
 gymnasium.register("rlopt/Count-v0", entry_point="rlopt.envs.counting:CountEnv")

@@ -8,18 +8,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlopt.config import build
-from rlopt.nn.distributions import LOG_STD_MAX, LOG_STD_MIN, categorical
+from rlopt.nn.distributions import IMPOSSIBLE, LOG_STD_MAX, LOG_STD_MIN, categorical, possible
 from rlopt.nn.encoders import encoder_of
 from rlopt.nn.memory import make_memory
 from rlopt.nn.networks import MLP, NetworkConfig
-from rlopt.types import Carry, Obs, RloptError, Space, one_line
+from rlopt.types import Carry, Obs, RloptError, Space, is_mask, obs_leaves, one_line, shape_of
 
 Array = np.ndarray[Any, Any]
 Options = dict[str, Any]
+MAX_HEADS = 1 << 22
+"""Logits of a ``MultiCategoricalActor`` with the padding of its heads."""
 
 
 class Actor(nn.Module):
@@ -64,8 +67,9 @@ class Actor(nn.Module):
         """Actions (N, …) from what the network gave for N observations; without noise the most likely ones."""
         raise NotImplementedError
 
-    def uniform(self, rows: int, generator: torch.Generator) -> Tensor:
-        """Uniformly random actions (rows, …), for an off-policy agent's warm-up."""
+    def uniform(self, rows: int, generator: torch.Generator, obs: Obs | None = None) -> Tensor:
+        """Return uniformly random actions (rows, …), for an off-policy agent's warm-up; of those that are possible at
+        ``obs``, where that has a leaf ``action_mask``."""
         raise NotImplementedError
 
 
@@ -95,12 +99,12 @@ class NetworkActor(Actor):
         Of sequences (B, L, …), which are told by ``ended`` (B, L), everything is (B, L, …): see ``GRU.unroll``.
         """
         if self.memory is None:
-            return self.head(self.body(self.encoder(obs)))
+            return self.head(self.body(self.encoder(obs)), obs)
         x, carry = self.memory.read(self.encoder, obs, carry, ended, valid)
-        return self.head(self.body(x)), carry
+        return self.head(self.body(x), obs), carry
 
-    def head(self, x: Tensor) -> Any:
-        """Return what the outputs (…, F) of the last layer mean."""
+    def head(self, x: Tensor, obs: Obs) -> Any:
+        """Return what the outputs (…, F) of the last layer mean at observations (…,)."""
         return x
 
     def read(self, obs: Obs, carry: Carry) -> tuple[Any, Carry]:
@@ -142,7 +146,7 @@ class BoundedActor(NetworkActor):
     def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
         return torch.randn((rows, self.action_features), generator=generator, device=self.centre.device)
 
-    def uniform(self, rows: int, generator: torch.Generator) -> Tensor:
+    def uniform(self, rows: int, generator: torch.Generator, obs: Obs | None = None) -> Tensor:
         draw = torch.rand((rows, self.action_features), generator=generator, device=self.centre.device)
         return self.to_env(2.0 * draw - 1.0)
 
@@ -155,7 +159,7 @@ class SquashedGaussianActor(BoundedActor):
     def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
         super().__init__(observation_space, action_space, options, outputs=2)
 
-    def head(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def head(self, x: Tensor, obs: Obs) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation, (B, A) each."""
         mean, log_std = x.chunk(2, -1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
@@ -178,7 +182,7 @@ class DeterministicActor(BoundedActor):
         super().__init__(observation_space, action_space, options, outputs=1)
         self.exploration = float(self.own["exploration"])
 
-    def head(self, x: Tensor) -> Tensor:
+    def head(self, x: Tensor, obs: Obs) -> Tensor:
         """Actions (B, A) in [-1, 1]."""
         return torch.tanh(x)
 
@@ -221,7 +225,7 @@ class GaussianActor(NetworkActor):
         for name, value in (("low", low), ("high", high), ("centre", centre), ("half_range", half_range)):
             self.register_buffer(name, torch.as_tensor(value), persistent=False)
 
-    def head(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def head(self, x: Tensor, obs: Obs) -> tuple[Tensor, Tensor]:
         """Mean (B, A) and log standard deviation (B, A), which is the same in every row."""
         return x, self.log_std.expand_as(x)
 
@@ -242,7 +246,24 @@ class GaussianActor(NetworkActor):
         return self.to_env(self.sample(outputs, noise))
 
 
-class CategoricalActor(NetworkActor):
+class DiscreteActor(NetworkActor):
+    """An actor with a logit for each action. Those of actions that a leaf ``action_mask`` leaves out are
+    ``IMPOSSIBLE``."""
+
+    def __init__(self, observation_space: Space, actions: int, options: Options) -> None:
+        super().__init__(observation_space, actions, options)
+        self.actions = actions
+        self.masked = has_action_mask(observation_space, actions)
+
+    def head(self, x: Tensor, obs: Obs) -> Tensor:
+        """Logits (B, K)."""
+        if not self.masked:
+            return x
+        assert isinstance(obs, dict)
+        return possible(x, obs["action_mask"])
+
+
+class CategoricalActor(DiscreteActor):
     """A categorical distribution over a Discrete action space. Calling it gives logits (B, K)."""
 
     kind = "categorical"
@@ -254,7 +275,7 @@ class CategoricalActor(NetworkActor):
                 f"a categorical policy acts in Discrete action spaces, not in {one_line(action_space)}; {fix}"
             )
         super().__init__(observation_space, int(action_space.n), options)
-        self.start, self.actions = int(action_space.start), int(action_space.n)
+        self.start = int(action_space.start)
 
     def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
         return torch.rand((rows,), generator=generator, device=next(self.body.parameters()).device)
@@ -262,8 +283,73 @@ class CategoricalActor(NetworkActor):
     def choose(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
         return (outputs.argmax(-1) if noise is None else categorical(outputs, noise)) + self.start
 
-    def uniform(self, rows: int, generator: torch.Generator) -> Tensor:
+    def uniform(self, rows: int, generator: torch.Generator, obs: Obs | None = None) -> Tensor:
+        if self.masked and obs is not None:
+            level = torch.zeros((rows, self.actions), device=generator.device)
+            return self.choose(self.head(level, obs), self.noise(rows, generator))
         return torch.randint(self.actions, (rows,), generator=generator, device=generator.device) + self.start
+
+
+class MultiCategoricalActor(DiscreteActor):
+    """Independent categorical distributions, one for each component (head) of a MultiDiscrete action space. MultiBinary
+    is one of two actions per bit: the difference of two logits is a Bernoulli's.
+
+    Calling it gives logits (B, heads, K): heads may differ in size, and all are padded to the largest one's K with
+    actions that are ``IMPOSSIBLE``. An ``action_mask`` holds the heads' actions side by side.
+    """
+
+    kind = "multi_categorical"
+    start: Tensor
+    place: Tensor
+
+    def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
+        if not isinstance(action_space, spaces.MultiDiscrete | spaces.MultiBinary):
+            raise RloptError(
+                f"this policy acts in MultiDiscrete and MultiBinary spaces, not in {one_line(action_space)}"
+            )
+        shape = shape_of(action_space)
+        nvec = getattr(action_space, "nvec", np.full(shape, 2))
+        start = getattr(action_space, "start", np.zeros(shape))
+        widest = int(nvec.max())
+        if nvec.size * widest > MAX_HEADS:
+            raise RloptError(f"actions in {nvec.size} components of up to {widest} are too many for one policy")
+        super().__init__(observation_space, int(nvec.sum()), options)
+        self.action_shape, self.heads = shape, nvec.size
+        self.register_buffer("start", torch.as_tensor(start.ravel(), dtype=torch.int64), persistent=False)
+        # Where each of the (heads, K) padded logits lies among the network's outputs; padding lies behind the last.
+        sizes = torch.as_tensor(nvec.ravel(), dtype=torch.int64)
+        number, first = torch.arange(widest), sizes.cumsum(0) - sizes
+        place = torch.where(number < sizes[:, None], first[:, None] + number, self.actions)
+        self.register_buffer("place", place.flatten(), persistent=False)
+
+    def head(self, x: Tensor, obs: Obs) -> Tensor:
+        """Logits (B, heads, K)."""
+        return self._padded(super().head(x, obs))
+
+    def _padded(self, logits: Tensor) -> Tensor:
+        """Logits (…, heads, K) from those of all heads side by side, (…, actions)."""
+        padded = F.pad(logits, (0, 1), value=IMPOSSIBLE).index_select(-1, self.place)
+        return padded.view(*logits.shape[:-1], self.heads, -1)
+
+    def log_prob(self, outputs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log π(a|s) (B,) of the actions (B, …) and the entropy (B,), sums over the heads, from logits
+        (B, heads, K)."""
+        log_pi = outputs.log_softmax(-1)
+        index = action.flatten(1) - self.start
+        chosen = log_pi.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        return chosen.sum(-1), -(log_pi.exp() * log_pi).sum((-2, -1))
+
+    def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
+        return torch.rand((rows, self.heads), generator=generator, device=self.start.device)
+
+    def choose(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
+        index = outputs.argmax(-1) if noise is None else categorical(outputs, noise)
+        return (index + self.start).view(-1, *self.action_shape)
+
+    def uniform(self, rows: int, generator: torch.Generator, obs: Obs | None = None) -> Tensor:
+        level = torch.zeros((rows, self.actions), device=self.start.device)
+        logits = self._padded(level) if obs is None else self.head(level, obs)
+        return self.choose(logits, self.noise(rows, generator))
 
 
 class TabularActor(Actor):
@@ -294,7 +380,15 @@ class TabularActor(Actor):
 
 
 ACTORS: dict[str, Callable[[Space, Space, Options], Actor]] = {
-    cls.kind: cls for cls in (SquashedGaussianActor, GaussianActor, DeterministicActor, CategoricalActor, TabularActor)
+    cls.kind: cls
+    for cls in (
+        SquashedGaussianActor,
+        GaussianActor,
+        DeterministicActor,
+        CategoricalActor,
+        MultiCategoricalActor,
+        TabularActor,
+    )
 }
 
 
@@ -312,6 +406,20 @@ def make_actor(kind: str, observation_space: Space, action_space: Space, options
             f"unknown kind of policy {kind!r}; known are {', '.join(ACTORS)} (see rlopt.nn.register_actor)"
         )
     return ACTORS[kind](observation_space, action_space, options)
+
+
+def has_action_mask(observation_space: Space, actions: int) -> bool:
+    """Return whether observations say which of so many actions are possible.
+
+    Raises:
+        RloptError: they say it of another number of actions.
+    """
+    leaf = obs_leaves(observation_space).get("action_mask")
+    if leaf is None or not is_mask("action_mask", leaf):
+        return False
+    if shape_of(leaf) != (actions,):
+        raise RloptError(f"action_mask must have an entry for each of the {actions} actions, not {one_line(leaf)}")
+    return True
 
 
 def bounded_box(space: Space) -> spaces.Box:

@@ -11,6 +11,9 @@ from torch import Tensor
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 """Hard bounds of the log standard deviation (Haarnoja et al. 2018, released code)."""
 
+IMPOSSIBLE = -1e10
+"""The logit of an action that cannot be taken."""
+
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -42,4 +45,12 @@ def gaussian_entropy(log_std: Tensor) -> Tensor:
 def categorical(logits: Tensor, uniform: Tensor) -> Tensor:
     """A sample (…,) int64 of the categorical with ``logits`` (…, K) by inversion, from ``uniform`` (…,) in [0, 1)."""
     cumulative = logits.softmax(-1).cumsum(-1)
-    return (cumulative <= uniform.unsqueeze(-1)).sum(-1).clamp(max=logits.shape[-1] - 1)
+    # Rounding may leave the whole sum below a number that is almost 1: the last action that is possible is meant.
+    last = (cumulative < cumulative[..., -1:]).sum(-1)
+    return torch.minimum((cumulative <= uniform.unsqueeze(-1)).sum(-1), last)
+
+
+def possible(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return ``logits`` (…, K) with those of the actions that ``mask`` (…, K) bool leaves out so low that they have
+    probability 0. They stay finite, so that p log p is 0."""
+    return logits.masked_fill(~mask, IMPOSSIBLE)

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from torch.distributions import Normal
 
 from rlopt.nn import (
+    CategoricalActor,
     Critic,
     DeterministicActor,
     GaussianActor,
+    MultiCategoricalActor,
     Net,
     NetworkConfig,
     SquashedGaussianActor,
@@ -25,7 +27,7 @@ from rlopt.nn import (
     make_actor,
     network_options,
 )
-from rlopt.nn.distributions import gaussian_entropy, gaussian_log_prob
+from rlopt.nn.distributions import categorical, gaussian_entropy, gaussian_log_prob, possible
 from rlopt.policy import Policy, load_policy, save_policy
 from rlopt.types import EnvSpec, RloptError
 
@@ -171,3 +173,74 @@ def test_extreme_bounds(kind: str, low: float, high: float) -> None:
     assert ends.isfinite().all() and all(box.contains(a) for a in ends.numpy())
     if kind != "gaussian":
         assert actor.normalise(ends).isfinite().all()
+
+
+HEADS = [
+    spaces.MultiDiscrete([3, 2, 5], start=[0, 1, -2]),
+    spaces.MultiDiscrete([[2, 2], [2, 2]]),
+    spaces.MultiBinary(4),
+]
+SIZES = dict(zip(map(str, HEADS), [[3, 2, 5], [2] * 4, [2] * 4], strict=True))
+
+
+@pytest.mark.parametrize("space", HEADS, ids=str)
+def test_every_component_of_an_action_has_a_distribution_of_its_own(space: spaces.Space[Any]) -> None:
+    actor = MultiCategoricalActor(VECTOR, space, network_options(SMALL))
+    generator = torch.Generator().manual_seed(0)
+    obs = torch.zeros(4000, 3)
+    outputs = actor(obs)
+    action, _ = actor.act(obs, generator=generator)
+    assert action.dtype == torch.int64
+    assert action.shape == (4000, *space.shape)
+    assert all(space.contains(row.numpy().astype(space.dtype)) for row in action[:50])
+    log_prob, entropy = actor.log_prob(outputs, action)
+    torch.testing.assert_close(-log_prob.mean(), entropy[0], atol=0.05, rtol=0.0)
+    one_by_one = sum(
+        torch.distributions.Categorical(logits=head[:, :size]).log_prob(chosen - start)
+        for head, size, chosen, start in zip(
+            outputs.unbind(1), SIZES[str(space)], action.flatten(1).unbind(1), actor.start.tolist(), strict=True
+        )
+    )
+    torch.testing.assert_close(log_prob, one_by_one)
+    best, _ = actor.act(obs[:1], deterministic=True)
+    assert torch.equal((best - actor.start.view(best.shape)).flatten(), outputs[0].argmax(-1))
+    drawn = actor.uniform(4000, generator)
+    spread = (drawn.flatten(1) - actor.start).double().mean(0)
+    torch.testing.assert_close(spread, (torch.tensor(SIZES[str(space)]) - 1).double() / 2, atol=0.15, rtol=0.0)
+
+
+def test_masked_actions_are_never_taken_and_have_no_gradient() -> None:
+    seen = spaces.Dict(obs=VECTOR, action_mask=spaces.MultiBinary(5))
+    one = CategoricalActor(seen, spaces.Discrete(5, start=10), network_options(SMALL))
+    many = MultiCategoricalActor(seen, spaces.MultiDiscrete([3, 2]), network_options(SMALL))
+    mask = torch.tensor([[False, True, False, True, False], [True, True, False, False, True]])
+    obs = {"obs": torch.randn(2, 3).repeat(500, 1), "action_mask": mask.repeat(500, 1)}
+    generator = torch.Generator().manual_seed(1)
+    for action in (
+        one.act(obs, generator=generator)[0],
+        one.uniform(1000, generator, obs),
+        one.act(obs, None, True)[0],
+    ):
+        assert obs["action_mask"].gather(1, action[:, None] - 10).all()
+    for action in (many.act(obs, generator=generator)[0], many.uniform(1000, generator, obs)):
+        assert obs["action_mask"].gather(1, action + torch.tensor([0, 3])).all()
+    log_prob, entropy = many.log_prob(many(obs), action)
+    assert entropy.isfinite().all()
+    (log_prob.sum() + entropy.sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in many.parameters())
+    with pytest.raises(RloptError, match="action_mask must have an entry for each of the 4 actions"):
+        CategoricalActor(seen, spaces.Discrete(4), network_options(SMALL))
+
+
+def test_the_largest_random_number_takes_no_impossible_action() -> None:
+    logits = possible(torch.zeros(1, 4), torch.tensor([[True, True, True, False]]))  # thirds do not sum to 1
+    below_one = torch.tensor([1.0 - 2.0**-24])
+    assert categorical(logits, below_one).tolist() == [2]
+    assert categorical(torch.zeros(1, 3), below_one).tolist() == [2]
+
+
+def test_other_spaces_and_absurd_components_are_refused() -> None:
+    with pytest.raises(RloptError, match="acts in MultiDiscrete and MultiBinary spaces, not in Discrete"):
+        MultiCategoricalActor(VECTOR, spaces.Discrete(4), network_options(SMALL))
+    with pytest.raises(RloptError, match="too many for one policy"):
+        MultiCategoricalActor(VECTOR, spaces.MultiDiscrete([1 << 21, *[1] * 9]), network_options(SMALL))

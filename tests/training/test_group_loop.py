@@ -23,6 +23,7 @@ from rlopt.envs import make_env
 from rlopt.envs.normalize import Normalizer
 from rlopt.loops.group import GroupLoop
 from rlopt.nn import NetworkConfig
+from rlopt.policy import load_policy, save_policy
 from rlopt.random import derive_seed
 from rlopt.state import load_state, save_state, states_equal
 from rlopt.training import train_config
@@ -372,3 +373,20 @@ def test_a_stored_sample_gives_the_action_that_was_taken():
     (rollout,) = loop.agent.rollouts
     assert rollout.extras["before_tanh"].shape == (3, 6, 1)
     torch.testing.assert_close(rollout.action, 2.0 * rollout.extras["before_tanh"].tanh())
+
+
+@pytest.mark.parametrize(("actions", "best"), [("multi_discrete", [[1, 1]]), ("multi_binary", [[1, 1, 1]])])
+def test_actions_of_several_components_are_learnt_and_exported(tmp_path, actions, best):
+    kwargs = {"length": 2, "actions": actions}
+    agent = {"name": "reinforce", "groups": 4, "group_size": 4, "network": {"hidden": [8]}, "learning_rate": 0.1}
+    env = {"id": "rlopt.envs.counting:rlopt/CountSpaces-v0", "kwargs": kwargs}
+    loop = make_loop(train_config({"total_steps": 480, "seed": 1, "device": "cpu", "agent": agent, "env": env}))
+    while loop.step < loop.total_steps:
+        loop.advance()
+    save_policy(loop.policy(), tmp_path / "p")
+    policy, obs = load_policy(tmp_path / "p"), loop.env.reset()
+    assert policy.act(obs).action[:1].tolist() == best
+    answer = policy({key: leaf[0].numpy() for key, leaf in obs.items()})
+    assert answer.tolist() == best[0]
+    assert loop.evaluate(2)[0].total_reward == 1.0 + 2.0 + 2 * sum(best[0])
+    loop.close()
