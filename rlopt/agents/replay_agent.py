@@ -58,7 +58,8 @@ class ReplayAgent(Agent):
         rows = next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]
         each = rows // self.runs
         if not deterministic and self.clock.env_steps < self.config.warmup_steps:
-            return Act(_join([module.uniform(each, g) for g in streams]), carry)
+            parts = [map_obs(lambda x, r=r: x[r * each : (r + 1) * each], obs) for r in range(self.runs)]
+            return Act(_join([module.uniform(each, *own) for own in zip(streams, parts, strict=True)]), carry)
         if self.quick_act is not None and isinstance(obs, Tensor) and rows <= FEW:
             return Act(self.quick_act(obs, None if deterministic else self.exploration(each)))
         if self.runs == 1:

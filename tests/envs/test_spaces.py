@@ -14,7 +14,7 @@ from gymnasium import spaces
 from rlopt.envs import VectorAdapter, make_env
 from rlopt.envs.counting import CountSpacesEnv
 from rlopt.envs.spaces import ActionCodec, ObservationCodec, space_from_json, space_to_json
-from rlopt.nn.networks import Flatten
+from rlopt.nn.encoders import Flatten
 from rlopt.types import RloptError, encoded_leaves
 
 
