@@ -58,8 +58,8 @@ class ReplayAgent(Agent):
         rows = next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]
         each = rows // self.runs
         if not deterministic and self.clock.env_steps < self.config.warmup_steps:
-            parts = [map_obs(lambda x, r=r: x[r * each : (r + 1) * each], obs) for r in range(self.runs)]
-            return Act(_join([module.uniform(each, *own) for own in zip(streams, parts, strict=True)]), carry)
+            draws = [module.uniform(each, g, _rows(obs, r * each, each)) for r, g in enumerate(streams)]
+            return Act(_join(draws), carry)
         if self.quick_act is not None and isinstance(obs, Tensor) and rows <= FEW:
             return Act(self.quick_act(obs, None if deterministic else self.exploration(each)))
         if self.runs == 1:
@@ -134,6 +134,10 @@ def join_updates(parts: Sequence[Update]) -> Update:
         metrics |= part.metrics
         priority = priority if part.priority is None else part.priority
     return Update(metrics, priority)
+
+
+def _rows(obs: Obs, first: int, count: int) -> Obs:
+    return map_obs(lambda x: x[first : first + count], obs)
 
 
 def _join(parts: list[Tensor]) -> Tensor:
