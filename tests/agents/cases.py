@@ -111,16 +111,15 @@ def short_run(name: str, run_dir: Path | str | None = None, **options: Any) -> T
     """Return the configuration of an agent's short run. ``options`` replace top-level ones; ``agent`` and ``env`` are
     added to the row's."""
     case = AGENTS[name]
-    steps = options.get("total_steps", case.steps)
     tree = {
         "seed": 3,
-        "total_steps": steps,
+        "total_steps": case.steps,
         "device": "cpu",
         "threads": 1,
         "run_dir": None if run_dir is None else str(run_dir),
-        "eval": {"every": steps // 3, "episodes": 2},
-        "log": {"every": steps // 6, "tensorboard": False},
-        "checkpoint": {"minutes": None, "every_steps": steps * 13 // 30},
+        "eval": {"every": case.steps // 3, "episodes": 2},
+        "log": {"every": case.steps // 6, "tensorboard": False},
+        "checkpoint": {"minutes": None, "every_steps": case.steps * 13 // 30},
         **options,
         "agent": {"name": name, **case.options, **options.get("agent", {})},
         "env": {**case.env, **options.get("env", {})},

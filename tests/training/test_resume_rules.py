@@ -19,7 +19,7 @@ from tests.training.test_resume import config, run_to_end
 def finished(tmp_path_factory):
     """A run of 60 steps."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    run_to_end(train(config("sac-pendulum", run, total_steps=60)))
+    run_to_end(train(config("sac", run, total_steps=60)))
     return run
 
 
@@ -47,7 +47,7 @@ def edit(run, *path, value):
         (("agent", "name"), "sac_2018", "agent.name is sac_2018, but the run was trained with sac"),
         (("env", "kwargs"), {"g": 9.81}, "env.kwargs.g is 9.81, but the run was trained without it"),
         (("seed",), 4, "seed is 4, but the run was trained with 3"),
-        (("eval", "every"), None, "eval.every is None, but the run was trained with 100"),
+        (("eval", "every"), None, "eval.every is None, but the run was trained with 50"),
     ],
 )
 def test_a_configuration_changed_by_hand_is_refused(run, path, value, told):
@@ -71,7 +71,7 @@ def test_what_may_change_may_change_by_hand_too(run):
 def test_a_run_does_not_silently_outlive_its_learning_rate(tmp_path, final, caplog):
     plain = {"name": "sac", "network": {"hidden": [8]}, "warmup_steps": 100, "fused": False}
     run = tmp_path / "run"
-    settings = config("sac-pendulum", run, total_steps=20)
+    settings = config("sac", run, total_steps=20)
     agent = agent_config({**plain, "lr_schedule": "linear", "final_learning_rate": final})
     run_to_end(train(replace(settings, agent=agent)))
     assert resume_to(run, 20) == 20
@@ -118,7 +118,7 @@ def test_an_open_device_is_settled_and_written(run):
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again_and_says_so(tmp_path, caplog):
-    trainer = train(config("sac-pendulum", tmp_path / "run", total_steps=60))
+    trainer = train(config("sac", tmp_path / "run", total_steps=60))
     trainer.loop.advance()
     trainer.close()
     trainer.folder.close()
