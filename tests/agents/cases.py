@@ -26,11 +26,11 @@ OBSERVATION = spaces.Box(-np.inf, np.inf, (4,))
 TORQUE = spaces.Box(-0.4, 0.4, (2,))
 CHOICE = spaces.Discrete(3, start=2)
 
-PENDULUM = {"id": "Pendulum-v1", "backend": "torch"}
+PENDULUM = {"id": "Pendulum-v1", "backend": "torch", "kwargs": {"max_episode_steps": 40}}
 CARTPOLE = {"id": "CartPole-v1", "backend": "torch"}
 GARNET = {"id": "Garnet-v0", "kwargs": {"states": 4, "actions": 2, "branching": 2, "seed": 0}}
-SMALL = {"network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 40}
-SEARCH = {"adversary_every": 60, "search": {"candidates": 3, "episodes": 1, "rounds": 1}}
+SMALL = {"network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 20}
+SEARCH = {"adversary_every": 40, "search": {"candidates": 3, "episodes": 1, "rounds": 1}}
 
 
 class Probe(NamedTuple):
@@ -49,7 +49,7 @@ class Case(NamedTuple):
     """The environment of a short run (``env.…``)."""
     options: dict[str, Any]
     """What makes that run small (``agent.…``)."""
-    steps: int = 300
+    steps: int = 150
     """How long it is, in the loop's unit; more than a checkpoint and an episode."""
     actions: spaces.Space[Any] | None = None
     """For agents that learn from minibatches of transitions: the space in which ``make_agent`` lets them act."""
@@ -89,7 +89,7 @@ AGENTS: dict[str, Case] = {
         CARTPOLE, {**SMALL, **SEARCH, "box": {"length": [0.4, 0.6]}}, actions=CHOICE,
         always={"box": {"length": (0.4, 0.6)}},
     ),
-    "reinforce": Case(CARTPOLE, {"network": {"hidden": [16]}, "groups": 2, "group_size": 2}),
+    "reinforce": Case(CARTPOLE, {"network": {"hidden": [16]}, "groups": 2, "group_size": 2}, steps=300),
     "value_iteration": Case({"id": "FrozenLake-v1"}, {}),
     "drpg": Case(GARNET, {"tolerance": None}, steps=30),
     "robust_value_iteration": Case(GARNET, {"tolerance": None}, steps=30),

@@ -23,15 +23,15 @@ class Killer:
 
     def __call__(self, case: str, run: Path, at: int) -> None:
         if self._process is None:
+            words = [sys.executable, "-m", "tests.training.killed_runs"]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.training.killed_runs"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
+                words, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps([case, str(run), at]), file=self._process.stdin, flush=True)
-        assert self._process.stdout.readline() == f"{-signal.SIGKILL}\n", (run.parent / "killed.log").read_text()[
-            -2000:
-        ]
+        code = self._process.stdout.readline()
+        assert code == f"{-signal.SIGKILL}\n", (run.parent / "killed.log").read_text()[-2000:]
 
     def close(self) -> None:
         if self._process is not None:
@@ -54,6 +54,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    RunFolder.draw_curve = no_curve
     for line in sys.stdin:
         case, run, at = json.loads(line)
         child = os.fork()
