@@ -53,6 +53,10 @@ def train_and_kill(case: str, run: Path, at: int) -> None:
 def main() -> None:
     import torch
 
+    import tests.training.test_resume  # noqa: F401 (so that no child needs to)
+    from rlopt.runs.run_folder import RunFolder
+    from tests.training.conftest import no_curve
+
     torch.set_num_threads(1)
     RunFolder.draw_curve = no_curve
     for line in sys.stdin:

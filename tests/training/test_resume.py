@@ -21,36 +21,36 @@ from tests.agents.cases import AGENTS, short_run
 from tests.buffers.cases import SAMPLERS
 from tests.training.killed_runs import Killer
 
+pytestmark = pytest.mark.usefixtures("without_curves")
 TIMES = {"steps_per_second", "env_seconds", "learn_seconds"}
 
-GYM = {"id": "Pendulum-v1", "backend": "auto"}
+GYM = {"backend": "auto"}
 """Gymnasium's own, stepped one by one."""
-SHORT = {"backend": "auto", "kwargs": {"max_episode_steps": 70}}
 FEATURES = {
     "hand-written-gradients": {"agent": {"fused": True}, "env": GYM},
-    "halfcheetah": {"env": {"id": "HalfCheetah-v4", **SHORT}},
-    "ant-contact-forces": {"env": {"id": "Ant-v5", **SHORT}},
+    "halfcheetah": {"env": {"id": "HalfCheetah-v4", **GYM}},
+    "ant-contact-forces": {"env": {"id": "Ant-v5", **GYM}},
     "three-envs-normalised-n-step": {
         "agent": {"n_step": 3, "update_ratio": [2, 5], "policy_delay": 2},
-        "env": {"id": "Hopper-v4", **SHORT, "normalize_obs": True, "normalize_reward": True},
+        "env": {"id": "Hopper-v4", **GYM, "normalize_obs": True, "normalize_reward": True},
         "num_envs": 3,
     },
-    "ring-overwritten": {"env": GYM, "buffer": {"name": "uniform", "capacity": 70}},
+    "ring-overwritten": {"env": GYM, "buffer": {"name": "uniform", "capacity": 60}},
     "single-frames": {
         "agent": {"n_step": 2}, "num_envs": 2,
         "env": {
-            "id": "rlopt-tests/Screen-v0", "backend": "auto",
+            "id": "rlopt-tests/Screen-v0", **GYM,
             "wrappers": [{"class": "FrameStackObservation", "kwargs": {"stack_size": 3}}],
         },
-        "buffer": {"name": "reshuffled", "capacity": 150, "frame_stack": 3},
+        "buffer": {"name": "reshuffled", "capacity": 90, "frame_stack": 3},
     },
     "three-runs-side-by-side": {
         "agent": {"max_grad_norm": 1.0}, "env": GYM, "num_envs": 2, "num_runs": 3,
-        "buffer": {"name": "prioritized_reshuffled", "capacity": 150},
+        "buffer": {"name": "prioritized_reshuffled", "capacity": 90},
     },
     "overlap-bf16": {"agent": {"fused": True}, "env": GYM, "num_envs": 2, "overlap": True, "precision": "bf16"},
     "torch-environments": {
-        "agent": {"update_ratio": [1, 4]}, "num_envs": 8, "buffer": {"name": "uniform", "capacity": 200},
+        "agent": {"update_ratio": [1, 4]}, "num_envs": 8, "buffer": {"name": "uniform", "capacity": 120},
     },
     "async-workers": {"env": {**GYM, "backend": "async"}, "num_envs": 2},
 }  # fmt: skip
@@ -58,7 +58,7 @@ FEATURES = {
 CASES = {
     **{name: {"agent": {"name": name}} for name in AGENTS},
     **{
-        f"buffer-{name}": {"env": GYM, "num_envs": 3, "buffer": {"name": name, "capacity": 150, **options}}
+        f"buffer-{name}": {"env": GYM, "num_envs": 3, "buffer": {"name": name, "capacity": 90, **options}}
         for name, options in SAMPLERS.items()
     },
     **FEATURES,
@@ -145,9 +145,9 @@ def test_killed_and_resumed_equals_never_stopped(case, tmp_path, killer):
 def test_extending_a_finished_run_equals_a_longer_one(tmp_path):
     from rlopt.training.setup import resume
 
-    run_to_end(train(config("sac", tmp_path / "short", total_steps=200)))
-    run_to_end(resume(tmp_path / "short", {"total_steps": 300}))
-    run_to_end(train(config("sac", tmp_path / "long", total_steps=300)))
+    run_to_end(train(config("sac", tmp_path / "short", total_steps=110)))
+    run_to_end(resume(tmp_path / "short", {"total_steps": 150}))
+    run_to_end(train(config("sac", tmp_path / "long", total_steps=150)))
     _, a, rows_a = final_state(tmp_path / "short", "sac")
     _, b, rows_b = final_state(tmp_path / "long", "sac")
     assert states_equal(a, b) is None
