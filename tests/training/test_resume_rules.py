@@ -45,7 +45,7 @@ def edit(run, *path, value):
         (("agent", "gamma"), 0.9, "agent.gamma is 0.9, but the run was trained with 0.99"),
         (("agent", "network", "hidden"), [16], r"agent.network.hidden is \[16\], but .* with \[16, 16\]"),
         (("agent", "name"), "sac_2018", "agent.name is sac_2018, but the run was trained with sac"),
-        (("env", "kwargs"), {"g": 9.81}, "env.kwargs.g is 9.81, but the run was trained without it"),
+        (("env", "kwargs", "g"), 9.81, "env.kwargs.g is 9.81, but the run was trained without it"),
         (("seed",), 4, "seed is 4, but the run was trained with 3"),
         (("eval", "every"), None, "eval.every is None, but the run was trained with 50"),
     ],
