@@ -95,7 +95,7 @@ CHANGES: list[tuple[Any, str]] = [
     (set_space("observation_space", type="os.system"), "unknown kind of space"),
     (set_space("observation_space", dtype="O"), "dtype object"),
     (set_space("action_space", type="Discrete", n=10**15, start=0), "acts in Box action spaces"),
-    (lambda d: d["spec"].update(observation_space={"type": "Discrete", "n": 10**15, "start": 0}), "the network has"),
+    (lambda d: d["spec"].update(observation_space={"type": "Discrete", "n": 10**15, "start": 0}), "is missing"),
     (lambda d: d["spec"].update(observation_space={"type": "Dict", "spaces": {"a": 3}}), "damaged"),
 ]  # fmt: skip
 

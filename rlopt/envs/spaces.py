@@ -200,9 +200,13 @@ class ActionCodec:
         self.original = space
         self.space: spaces.Space[Any] = space
         self.discrete = isinstance(space, spaces.Discrete)
+        self._ends: list[tuple[Array, Array]] = []
+        """Bounds in float32, and in the environment's own dtype where that is another: 0.1 in float32 lies outside a
+        Box of float64 that ends at 0.1."""
         if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
             if space.dtype != np.float32:
-                self.space = _float_box(space.low, space.high, space.shape)
+                self.space = translated = _float_box(space.low, space.high, space.shape)
+                self._ends = [(translated.low, space.low), (translated.high, space.high)]
         elif isinstance(space, spaces.MultiBinary):
             self.space = spaces.MultiDiscrete(np.full(space.shape, 2))
         elif not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
@@ -225,7 +229,10 @@ class ActionCodec:
                 f"actions have shape {tuple(action.shape)}, but {n} environments of {one_line(self.original)} want "
                 f"{(n, *self.row_shape)}"
             )
-        return array.astype(self.dtype)
+        actions = array.astype(self.dtype)
+        for ours, theirs in self._ends:
+            np.copyto(actions, theirs, where=array == ours)
+        return actions
 
     def rows(self, action: Tensor, n: int) -> Any:
         """n actions, each as one environment wants it: Python integers where the space is Discrete, else arrays."""

@@ -40,6 +40,7 @@ from rlopt.fast.sac_update import (
 )  # fmt: skip
 from rlopt.jit import compiles
 from rlopt.nn import PRECISIONS, Net, NetworkConfig, Optimiser, OptimiserConfig
+from rlopt.nn.encoders import is_bytes
 from rlopt.types import Metrics, Space, Update
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 def applies(observation_space: Space, network: NetworkConfig, optimiser: OptimiserConfig, device: torch.device) -> bool:
     """Whether networks and optimiser are what the formulas below assume."""
     vector = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
+    vector = vector and not is_bytes(observation_space)
     plain = network.activation == "relu" and network.encoder in ("auto", "flatten") and len(network.hidden) > 0
     plain = plain and network.norm == network.memory == "none" and network.critic_hidden is None
     return device.type == "cpu" and vector and plain and optimiser.name != "sgd" and products_available()

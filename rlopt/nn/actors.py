@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rlopt.config import build
 from rlopt.nn.distributions import IMPOSSIBLE, LOG_STD_MAX, LOG_STD_MIN, categorical, possible
-from rlopt.nn.encoders import encoder_of
+from rlopt.nn.encoders import encoder_of, features_of
 from rlopt.nn.memory import make_memory
 from rlopt.nn.networks import MLP, NetworkConfig
 from rlopt.types import Carry, Obs, RloptError, Space, is_mask, obs_leaves, one_line, shape_of
@@ -88,7 +88,7 @@ class NetworkActor(Actor):
         self.own: Options = {name: options.get(name, default) for name, default in self.own_options.items()}
         config = build(NetworkConfig, {k: v for k, v in options.items() if k not in self.own_options}, "network")
         self.encoder = encoder_of(observation_space, config)
-        features = int(self.encoder.out_features)  # type: ignore[arg-type]
+        features = features_of(self.encoder)
         self.memory = make_memory(features, config)
         gain = 0.01 if config.policy_gain is None else config.policy_gain
         self.body = MLP(features if self.memory is None else self.memory.size, outputs, config, gain)
@@ -427,7 +427,7 @@ def bounded_box(space: Space) -> spaces.Box:
     if not isinstance(space, spaces.Box):
         hint = "use agent=sac_discrete" if isinstance(space, spaces.Discrete) else "choose another agent"
         raise RloptError(f"this agent acts in Box action spaces, not in {one_line(space)}; {hint}")
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+    if not np.isfinite(bounds(space)).all():
         raise RloptError(
             f"this agent needs finite bounds on every action, not {one_line(space)}; set them in the environment, "
             "or by env.wrappers=[module:Wrapper] (beyond 3.4e38 they count as infinite)"

@@ -4,83 +4,357 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlopt.nn.networks import NetworkConfig, initialise
-from rlopt.types import Obs, RloptError, Space, encoded_leaves
+from rlopt.nn.networks import NetworkConfig, hidden_dtype, hidden_linear, initialise
+from rlopt.types import Obs, RloptError, Space, encoded_leaves, one_line, shape_of
+
+LARGE, SMALL = 36, 7
+"""Pixels of the shorter side from which on ``auto`` takes ``nature_cnn``, whose filters fit no smaller image, and
+``small_cnn``; what is smaller still is flattened."""
+MAX_ONE_HOT = 1024
+"""Indices of a Discrete space (or of a part of MultiDiscrete) up to which they are one-hot; beyond, embedded."""
+EMBEDDING = 64
+"""Features of each of the two tables of an ``Embedding``."""
+
+
+# Images
+
+
+class Pixels(nn.Module):
+    """Images of a space as (B, C, H, W) and between 0 and 1, by the space's bounds; where it has none, as they are.
+
+    An image is (H, W), (C, H, W) or (H, W, C), or a stack of k such, (k, C, H, W) or (k, H, W, C), whose frames become
+    channels. Which of three axes is the channels' is told by the other two being equal, or else by being the smaller
+    one of first and last.
+    """
+
+    low: Tensor
+    span: Tensor
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        shape = shape_of(space)
+        if len(shape) not in (2, 3, 4):
+            raise RloptError(f"an image has two, three or four axes, not {shape}")
+        frame = (1, *shape) if len(shape) == 2 else shape[-3:]
+        first, middle, last = frame
+        self.grey, self.stacked = len(shape) == 2, len(shape) == 4
+        self.channels_last = len(shape) > 2 and middle != last and (first == middle or last < first)
+        channels, height, width = (last, first, middle) if self.channels_last else frame
+        self.size = (channels * (shape[0] if self.stacked else 1), height, width)
+        low, high = box_bounds(space)
+        self.bytes = is_bytes(space)
+        finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
+        self.scaled = finite and not self.bytes and bool(((low < 0) | (high > 1)).any())
+        if self.scaled:
+            span = np.where(high > low, high.astype(np.float64) - low, 1.0)
+            self.register_buffer("low", torch.as_tensor(low.astype(np.float32)), persistent=False)
+            self.register_buffer("span", torch.as_tensor(span.astype(np.float32)), persistent=False)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Return images (B, …) as (B, C, H, W), of the same numbers."""
+        if self.grey:
+            return x.unsqueeze(1)
+        if self.channels_last:
+            x = x.movedim(-1, -3)
+        return x.flatten(1, 2) if self.stacked else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bytes:
+            return self.arrange(x).float() / 255.0
+        if self.scaled:
+            x = (x.float() - self.low) / self.span
+        return self.arrange(x).float()
+
+
+class Conv(nn.Conv2d):
+    """A convolution that is a hidden product: in bf16 where ``hidden_products`` says so, its bias in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = hidden_dtype()
+        return super().forward(x) if dtype == torch.float32 else self.rounded(x.to(dtype), self.weight.to(dtype))
+
+    def rounded(self, x: Tensor, weight: Tensor) -> Tensor:
+        y = F.conv2d(x, weight, None, self.stride, self.padding)
+        assert self.bias is not None
+        return y.float() + self.bias[:, None, None]
+
+
+class FirstConv(Conv):
+    """The convolution that reads an image. Pixels that are bytes lose nothing in bf16, which holds whole numbers up to
+    256: there the weights are scaled in their place, and channels go last, without which bf16 is slow on a CPU. Of
+    other images the product stays in float32."""
+
+    def __init__(self, space: Space, out_channels: int, *args: Any, **kwargs: Any) -> None:
+        pixels = Pixels(space)
+        super().__init__(pixels.size[0], out_channels, *args, **kwargs)
+        self.pixels = pixels
+
+    def forward(self, obs: Tensor) -> Tensor:
+        dtype = hidden_dtype()
+        if dtype == torch.float32 or not self.pixels.bytes:
+            return nn.Conv2d.forward(self, self.pixels(obs))
+        x = self.pixels.arrange(obs).movedim(1, -1).to(dtype).contiguous().movedim(-1, 1)
+        return self.rounded(x, (self.weight / 255.0).to(dtype))
+
+
+class CNN(nn.Module):
+    """Convolutions, then one layer: images (B, …) to (B, out_features)."""
+
+    smallest: int
+    """Pixels that height and width must have."""
+    name: str
+
+    def __init__(self, space: Space, out_features: int) -> None:
+        super().__init__()
+        _, height, width = Pixels(space).size
+        if min(height, width) < self.smallest:
+            raise RloptError(
+                f"network.encoder={self.name} needs images of at least {self.smallest}x{self.smallest}, not "
+                f"{height}x{width}; use auto or flatten"
+            )
+        self.body = self.convolutions(space)
+        with torch.no_grad():
+            size = self.body(torch.zeros(1, *shape_of(space))).flatten(1).shape[1]
+        self.head = nn.Linear(size, out_features)
+        self.out_features = out_features
+
+    def convolutions(self, space: Space) -> nn.Sequential:
+        """Return the layers before the last."""
+        raise NotImplementedError
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return F.relu(hidden_linear(self.head, self.body(obs).flatten(1)))
+
+
+class NatureCNN(CNN):
+    """The network of Mnih et al. 2015, for images of 84x84."""
+
+    name, smallest = "nature_cnn", LARGE
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(space, 512)
+
+    def convolutions(self, space: Space) -> nn.Sequential:
+        return nn.Sequential(
+            FirstConv(space, 32, 8, 4), nn.ReLU(), Conv(32, 64, 4, 2), nn.ReLU(), Conv(64, 64, 3, 1), nn.ReLU()
+        )
+
+
+class SmallCNN(CNN):
+    """The network of MinAtar (Young and Tian 2019, arXiv 1903.03176), for images of 10x10."""
+
+    name, smallest = "small_cnn", 3
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(space, 128)
+
+    def convolutions(self, space: Space) -> nn.Sequential:
+        return nn.Sequential(FirstConv(space, 16, 3, 1), nn.ReLU())
+
+
+class ImpalaCNN(CNN):
+    """The large network of IMPALA (Espeholt et al. 2018, arXiv 1802.01561), without its LSTM.
+
+    Three sections, each of a convolution, a pooling and two residual blocks.
+    """
+
+    name, smallest = "impala_cnn", 1
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(space, 256)
+
+    def convolutions(self, space: Space) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        before = 0
+        for channels in (16, 32, 32):
+            first = Conv(before, channels, 3, padding=1) if layers else FirstConv(space, channels, 3, padding=1)
+            layers += [first, nn.MaxPool2d(3, 2, 1), Residual(channels), Residual(channels)]
+            before = channels
+        return nn.Sequential(*layers, nn.ReLU())
+
+
+class Residual(nn.Module):
+    """x + two convolutions of it, each after a ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ReLU(), Conv(channels, channels, 3, padding=1), nn.ReLU(), Conv(channels, channels, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)  # type: ignore[no-any-return]
+
+
+def is_image(space: Space) -> bool:
+    """Return whether ``auto`` reads a leaf as an image: bytes of two to four axes, or other numbers with finite bounds
+    of three or four, of at least ``SMALL`` pixels each way. (A bounded matrix is more often a table.)"""
+    if not isinstance(space, spaces.Box | spaces.MultiBinary):
+        return False
+    axes, low_high = len(shape_of(space)), box_bounds(space)
+    if axes not in ((2, 3, 4) if space.dtype == np.uint8 else (3, 4)) or not np.isfinite(low_high).all():
+        return False
+    return min(Pixels(space).size[1:]) >= SMALL
+
+
+def image_cnn(space: Space) -> CNN:
+    """Return the network that ``auto`` takes for an image."""
+    return NatureCNN(space) if min(Pixels(space).size[1:]) >= LARGE else SmallCNN(space)
+
+
+# Everything else
+
+
+class Embedding(nn.Module):
+    """Features (…, 2 · 64) of an index below n, by quotient and remainder (Shi et al. 2019, arXiv 1909.02107).
+
+    Two tables of about √n rows give every index features of its own, where one of n rows would make every step of an
+    optimiser as slow as n.
+    """
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.base = math.isqrt(n - 1) + 1
+        self.quotient, self.remainder = nn.Embedding(-(-n // self.base), EMBEDDING), nn.Embedding(self.base, EMBEDDING)
+
+    def forward(self, index: Tensor) -> Tensor:
+        quotient = self.quotient(index.div(self.base, rounding_mode="floor"))
+        return torch.cat([quotient, self.remainder(index.remainder(self.base))], -1)
 
 
 class Flatten(nn.Module):
-    """Vectors as they are, indices one-hot, all leaves but masks side by side: (B, out_features). No parameters."""
+    """Numbers as they are, bytes divided by 255, indices one-hot or embedded, side by side.
+
+    (B, out_features), of all leaves but masks. Bytes are uint8 from 0 to 255; more indices than ``MAX_ONE_HOT`` are
+    embedded.
+    """
 
     def __init__(self, space: Space) -> None:
         super().__init__()
         self.leaves = encoded_leaves(space)
-        self.out_features = sum(leaf_features(leaf, key) for key, leaf in self.leaves.items())
+        self.parts = nn.ModuleList(leaf_encoder(leaf, key) for key, leaf in self.leaves.items())
+        self.out_features = sum(features_of(part) for part in self.parts)
         only = self.leaves.get("")
-        self.identity = isinstance(only, spaces.Box) and len(only.shape) == 1
+        self.identity = isinstance(only, spaces.Box) and len(only.shape) == 1 and not is_bytes(only)
 
     def forward(self, obs: Obs) -> Tensor:
         if self.identity and isinstance(obs, Tensor):
             return obs.float()
-        parts = [flatten_leaf(leaf, obs[key] if isinstance(obs, dict) else obs) for key, leaf in self.leaves.items()]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-
-
-class NatureCNN(nn.Module):
-    """The three convolutions and one layer of Mnih et al. 2015 over uint8 images (B, C, H, W) or (B, H, W, C)."""
-
-    def __init__(self, space: Space) -> None:
-        super().__init__()
-        if not is_image(space):
-            raise RloptError(
-                f"encoder=nature_cnn reads uint8 images (C, H, W), not {space}; use encoder=auto or flatten"
-            )
-        assert space.shape is not None
-        self.channels_last = space.shape[0] > space.shape[-1]
-        channels, height, width = (space.shape[i] for i in ((2, 0, 1) if self.channels_last else (0, 1, 2)))
-        if min(height, width) < 36:
-            raise RloptError(
-                f"encoder=nature_cnn needs images of at least 36x36, not {height}x{width}; use encoder=flatten"
-            )
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1),
-            nn.ReLU(), nn.Flatten(),
-        )  # fmt: skip
-        with torch.no_grad():
-            size = self.body(torch.zeros(1, channels, height, width)).shape[1]
-        self.head = nn.Linear(size, 512)
-        self.out_features = 512
-
-    def forward(self, obs: Tensor) -> Tensor:
-        x = obs.movedim(-1, 1) if self.channels_last else obs
-        return F.relu(self.head(self.body(x.float() / 255.0)))
+        return side_by_side(self.leaves, self.parts, obs)
 
 
 class PerLeaf(nn.Module):
-    """Images through NatureCNN, everything else flattened, all side by side."""
+    """Images through a network each, everything else flattened, all side by side."""
+
+    def __init__(self, space: Space, cnn: Callable[[Space], nn.Module] = image_cnn) -> None:
+        super().__init__()
+        self.leaves = encoded_leaves(space)
+        # Images first. By their order: a name such as a.b or type cannot be a key of nn.ModuleDict.
+        self.leaves = dict(sorted(self.leaves.items(), key=lambda item: not is_image(item[1])))
+        self.parts = nn.ModuleList(
+            cnn(leaf) if is_image(leaf) else leaf_encoder(leaf, key) for key, leaf in self.leaves.items()
+        )
+        self.out_features = sum(features_of(part) for part in self.parts)
+
+    def forward(self, obs: Obs) -> Tensor:
+        return side_by_side(self.leaves, self.parts, obs)
+
+
+def features_of(encoder: nn.Module) -> int:
+    """Return how many features an encoder gives."""
+    return int(encoder.out_features)  # type: ignore[arg-type]
+
+
+def side_by_side(leaves: dict[str, Space], parts: nn.ModuleList, obs: Obs) -> Tensor:
+    """Return the features (B, F) of all leaves."""
+    found = [part(obs[key] if isinstance(obs, dict) else obs) for key, part in zip(leaves, parts, strict=True)]
+    return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+
+class Numbers(nn.Module):
+    """Numbers (B, …) as features (B, F)."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()
+        self.bytes, self.out_features = is_bytes(space), math.prod(shape_of(space))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(x.shape[0], self.out_features).float()
+        return x / 255.0 if self.bytes else x
+
+
+class Indices(nn.Module):
+    """One index (B,), or several (B, …), each one-hot or embedded: (B, F)."""
+
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
+        super().__init__()
+        sizes = [space.n] if isinstance(space, spaces.Discrete) else space.nvec.ravel()
+        self.sizes, self.starts = [int(n) for n in sizes], [int(start) for start in np.ravel(space.start)]
+        self.embeddings = nn.ModuleList(Embedding(n) for n in self.sizes if n > MAX_ONE_HOT)
+        self.out_features = sum(n if n <= MAX_ONE_HOT else 2 * EMBEDDING for n in self.sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns, embeddings = x.long().reshape(x.shape[0], len(self.sizes)).unbind(-1), iter(self.embeddings)
+        found = []
+        for column, start, n in zip(columns, self.starts, self.sizes, strict=True):
+            found.append(F.one_hot(column - start, n) if n <= MAX_ONE_HOT else next(embeddings)(column - start))
+        return torch.cat(found, -1).float() if len(found) > 1 else found[0].float()
+
+
+def leaf_encoder(space: Space, key: str = "") -> nn.Module:
+    """Return what flattens one leaf."""
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return Indices(space)
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return Numbers(space)
+    raise RloptError(
+        f"observation {key or 'space'} is {space}; supported are Box, Discrete, MultiDiscrete, MultiBinary, Dict"
+    )
+
+
+def is_bytes(space: Space) -> bool:
+    """Return whether a leaf is uint8 from 0 to 255, which networks see divided by 255."""
+    low, high = box_bounds(space)
+    return space.dtype == np.uint8 and bool((low == 0).all() and (high == 255).all())
+
+
+def box_bounds(space: Space) -> tuple[Any, Any]:
+    """Return the bounds of a leaf of numbers."""
+    if isinstance(space, spaces.Box):
+        return space.low, space.high
+    return np.zeros(shape_of(space)), np.ones(shape_of(space))
+
+
+# By name
+
+
+def _of_images(cnn: type[CNN]) -> Callable[[Space], nn.Module]:
+    def make(space: Space) -> nn.Module:
         leaves = encoded_leaves(space)
-        # By their order: a name such as a.b or type cannot be a key of nn.ModuleDict.
-        self.images = nn.ModuleList(NatureCNN(s) for s in leaves.values() if is_image(s))
-        self.rest = {k: s for k, s in leaves.items() if not is_image(s)}
-        self.order = [k for k, s in leaves.items() if is_image(s)]
-        self.out_features = 512 * len(self.order) + sum(leaf_features(s, k) for k, s in self.rest.items())
+        if list(leaves) == [""] and isinstance(leaves[""], spaces.Box) and len(shape_of(leaves[""])) in (2, 3, 4):
+            return cnn(leaves[""])  # type: ignore[call-arg]
+        if not any(is_image(leaf) for leaf in leaves.values()):
+            raise RloptError(
+                f"network.encoder={cnn.name} reads images, and there is none in {one_line(space)}; use auto or flatten"
+            )
+        return PerLeaf(space, cnn)
 
-    def forward(self, obs: Obs) -> Tensor:
-        tree = obs if isinstance(obs, dict) else {"": obs}
-        parts = [image(tree[k]) for k, image in zip(self.order, self.images, strict=True)]
-        parts += [flatten_leaf(s, tree[k]) for k, s in self.rest.items()]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    make.__doc__ = cnn.__doc__
+    return make
 
 
-ENCODERS: dict[str, Callable[[Space], nn.Module]] = {"flatten": Flatten, "nature_cnn": NatureCNN}
+ENCODERS: dict[str, Callable[[Space], nn.Module]] = {
+    "flatten": Flatten,
+    **{cnn.name: _of_images(cnn) for cnn in (NatureCNN, SmallCNN, ImpalaCNN)},
+}
 
 
 def register_encoder(name: str, factory: Callable[[Space], nn.Module]) -> None:
@@ -92,7 +366,8 @@ def register_encoder(name: str, factory: Callable[[Space], nn.Module]) -> None:
 
 
 def make_encoder(space: Space, name: str = "auto") -> nn.Module:
-    """The encoder called ``name``; ``auto`` takes NatureCNN for images and flattens the rest."""
+    """Return the encoder called ``name``; ``auto`` has a network for every image, by its size, and flattens the
+    rest."""
     if name == "auto":
         return PerLeaf(space) if any(is_image(s) for s in encoded_leaves(space).values()) else Flatten(space)
     if name not in ENCODERS:
@@ -105,34 +380,3 @@ def encoder_of(space: Space, config: NetworkConfig) -> nn.Module:
     encoder = make_encoder(space, config.encoder)
     initialise(encoder, config)
     return encoder
-
-
-def is_image(space: Space) -> bool:
-    """Whether a leaf is a uint8 image of three axes, at least 36 pixels wide and high."""
-    if not isinstance(space, spaces.Box) or space.dtype != "uint8" or len(space.shape) != 3:
-        return False
-    return sorted(space.shape)[1] >= 36
-
-
-def leaf_features(space: Space, key: str = "") -> int:
-    """How many features ``flatten_leaf`` makes of a leaf."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    if isinstance(space, spaces.MultiDiscrete):
-        return int(space.nvec.sum())
-    if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return math.prod(space.shape)
-    raise RloptError(
-        f"observation {key or 'space'} is {space}; supported are Box, Discrete, MultiDiscrete, MultiBinary, Dict"
-    )
-
-
-def flatten_leaf(space: Space, x: Tensor) -> Tensor:
-    """One leaf (B, …) as features (B, F): indices one-hot, everything else flattened to float32."""
-    if isinstance(space, spaces.Discrete):
-        return F.one_hot(x.long() - int(space.start), int(space.n)).float()
-    if isinstance(space, spaces.MultiDiscrete):
-        parts = zip(x.flatten(1).unbind(-1), space.start.ravel(), space.nvec.ravel(), strict=True)
-        columns = [F.one_hot(c.long() - int(start), int(n)) for c, start, n in parts]
-        return torch.cat(columns, -1).float()
-    return x.reshape(x.shape[0], math.prod(space.shape or ())).float()

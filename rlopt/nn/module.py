@@ -7,7 +7,7 @@ norm. Losses call a network with the parameters as an argument, so they are pure
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -30,10 +30,11 @@ def build_seeded(factory: Callable[[], M], seed: int) -> M:
 class Net:
     """A module and its parameters, flattened; or R modules of one shape, one per run, and theirs.
 
-    ``flat`` (P,) holds all parameters; ``params`` names the leaves, each a view into ``flat``. Calling the net with
-    its own ``params`` runs the module directly; with any other mapping of the same names it runs
-    ``torch.func.functional_call``. Of several runs ``flat`` is (R, P) and every leaf (R, …); ``torch.vmap`` over the
-    leaves then calls the net once for all runs. Module r always sees run r's parameters.
+    ``flat`` (P,) holds all parameters; ``leaves`` are views into it. ``params`` names them, and the buffers that belong
+    to the module's state. Calling the net with its own ``params`` runs the module directly; with any other mapping of
+    the same names it runs ``torch.func.functional_call``. Of several runs ``flat`` is (R, P) and everything in
+    ``params`` (R, …); ``torch.vmap`` over it then calls the net once for all runs. Module r always sees run r's
+    parameters and buffers.
     """
 
     def __init__(
@@ -48,15 +49,30 @@ class Net:
             offset = 0
             for p in module.parameters():
                 p.data = row[offset : offset + p.numel()].view_as(p)
-                p.requires_grad_(trainable and not self.stacked)
                 offset += p.numel()
-        self.params: Params = dict(self.module.named_parameters())
+        own = dict(self.module.named_parameters())
+        learns = [trainable and p.requires_grad for p in own.values()]
+        for module in self.modules:
+            for p, one in zip(module.parameters(), learns, strict=True):
+                p.requires_grad_(one and not self.stacked)
+        self.leaves: list[Tensor] = list(own.values())
         if self.stacked:
-            self.params = {
-                name: leaf.requires_grad_(trainable)
-                for name, leaf in zip(self.params, self.cut(self.flat), strict=True)
-            }
-        self.leaves: list[Tensor] = list(self.params.values())
+            self.leaves = [leaf.requires_grad_(one) for leaf, one in zip(self.cut(self.flat), learns, strict=True)]
+        self.buffers = self._stack_buffers() if self.stacked else dict(_lasting_buffers(self.module))
+        self.params: Params = {**dict(zip(own, self.leaves, strict=True)), **self.buffers}
+
+    def _stack_buffers(self) -> dict[str, Tensor]:
+        every = [dict(_lasting_buffers(module)) for module in self.modules]
+        stacked = {name: torch.stack([buffers[name] for buffers in every]) for name in every[0]}
+        for name, values in stacked.items():
+            for buffers, value in zip(every, values, strict=True):
+                buffers[name].data = value
+        return stacked
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names of the leaves that no update may move: those whose ``requires_grad`` is off."""
+        return tuple(name for name, leaf in zip(self.params, self.leaves, strict=False) if not leaf.requires_grad)
 
     def cut(self, flat: Tensor) -> list[Tensor]:
         """A tensor like ``flat``, (P,) or (R, P), as views of the shapes of the leaves of one run, or of all."""
@@ -74,8 +90,14 @@ class Net:
         return Net(copy.deepcopy(self.modules), self.flat.device, trainable=False)
 
     def follow(self, source: Net, tau: float) -> None:
-        """Polyak averaging: every parameter moves a fraction ``tau`` of the way to ``source``'s."""
+        """Polyak averaging: every parameter and floating buffer moves a fraction ``tau`` of the way to ``source``'s;
+        buffers of whole numbers become its."""
         self.flat.lerp_(source.flat, tau)
+        for name, mine in self.buffers.items():
+            if mine.is_floating_point():
+                mine.lerp_(source.buffers[name], tau)
+            else:
+                mine.copy_(source.buffers[name])
 
     def state_dict(self) -> State:
         """Every tensor of the module by name; of several runs stacked, (R, …)."""
@@ -88,3 +110,9 @@ class Net:
         """Copy in place; a missing, surplus or misshapen tensor is an error."""
         for r, module in enumerate(self.modules):
             module.load_state_dict({k: v[r] for k, v in state.items()} if self.stacked else state, strict=True)
+
+
+def _lasting_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that are part of the module's state: running statistics, say, and no constants."""
+    lasting = module.state_dict(keep_vars=True)
+    return ((name, buffer) for name, buffer in module.named_buffers() if name in lasting)

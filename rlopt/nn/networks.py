@@ -34,6 +34,20 @@ def hidden_products(dtype: torch.dtype) -> Iterator[None]:
         _hidden_dtype.reset(token)
 
 
+def hidden_dtype() -> torch.dtype:
+    """Return what hidden products are computed in at present."""
+    return _hidden_dtype.get()
+
+
+def hidden_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return ``layer(x)`` of an ``nn.Linear`` between hidden layers."""
+    dtype = hidden_dtype()
+    if dtype == torch.float32:
+        return layer(x)  # type: ignore[no-any-return]
+    assert isinstance(layer, nn.Linear)
+    return F.linear(x.to(dtype), layer.weight.to(dtype)).float() + layer.bias
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
 
 
@@ -41,7 +55,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": to
 class NetworkConfig:
     """The shape of actor and critics, and how their weights begin."""
 
-    encoder: str = option("auto", "how observations are read: auto, flatten, nature_cnn, or a registered name")
+    encoder: str = option("auto", "how observations are read: auto, flatten, a word of `rlopt list networks`")
     hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers", low=1)
     critic_hidden: tuple[int, ...] | None = option(None, "those of critics (null: hidden)", low=1)
     activation: str = option("relu", "non-linearity of the hidden layers", choices=tuple(ACTIVATIONS))
@@ -151,13 +165,7 @@ class MLP(_Perceptron):
     def __init__(self, in_features: int, out_features: int, config: NetworkConfig, gain: float = 1.0) -> None:
         super().__init__((in_features, *config.hidden, out_features), config, gain, nn.Linear, nn.LayerNorm)
 
-    @staticmethod
-    def _hidden(layer: nn.Module, x: Tensor) -> Tensor:
-        dtype = _hidden_dtype.get()
-        if dtype == torch.float32:
-            return layer(x)  # type: ignore[no-any-return]
-        assert isinstance(layer, nn.Linear)
-        return F.linear(x.to(dtype), layer.weight.to(dtype)).float() + layer.bias
+    _hidden = staticmethod(hidden_linear)
 
 
 class EnsembleMLP(_Perceptron):
@@ -175,7 +183,7 @@ class EnsembleMLP(_Perceptron):
 
     @staticmethod
     def _hidden(layer: nn.Module, x: Tensor) -> Tensor:
-        dtype = _hidden_dtype.get()
+        dtype = hidden_dtype()
         if dtype == torch.float32:
             return layer(x)  # type: ignore[no-any-return]
         assert isinstance(layer, EnsembleLinear)

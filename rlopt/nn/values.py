@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlopt.nn.encoders import encoder_of
+from rlopt.nn.encoders import encoder_of, features_of
 from rlopt.nn.memory import make_memory
 from rlopt.nn.networks import EnsembleMLP, NetworkConfig
 from rlopt.types import Carry, Obs, Space
@@ -33,7 +33,7 @@ class Critic(nn.Module):
         shared = next(first.parameters(), None) is None
         rest = [] if shared else [encoder_of(space, config) for _ in range(ensemble - 1)]
         self.encoders = nn.ModuleList([first, *rest])
-        features = int(first.out_features)  # type: ignore[arg-type]
+        features = features_of(first)
         self.memory = make_memory(features, config, ensemble)
         features = features if self.memory is None else self.memory.size
         self.scalar = outputs is None

@@ -94,6 +94,19 @@ def test_actions_reach_the_environment_in_its_own_words() -> None:
         binary.rows(torch.tensor([0, 1]), 1)
 
 
+@pytest.mark.parametrize("ends", [(0.1, 0.1), (-0.1, 0.3), (-1.7, 2.9), (-160.48345947265625, 31.427471160888672)])
+def test_an_action_at_its_bound_is_inside_the_environments_own_box(ends: tuple[float, float]) -> None:
+    """0.1 in float32 is above 0.1 in float64."""
+    space = spaces.Box(*ends, (3,), np.float64)
+    codec = ActionCodec(space)
+    low, high = codec.space.low, codec.space.high
+    rows = codec.batch(torch.as_tensor(np.stack([low, high, low / 2 + high / 2])), 3)
+    assert rows.dtype == np.float64 and all(space.contains(row) for row in rows)
+    assert rows[0].tolist() == [ends[0]] * 3 and rows[1].tolist() == [ends[1]] * 3
+    far = codec.batch(torch.full((1, 3), 500.0), 1)
+    assert far.tolist() == [[500.0] * 3], "what is wrong is not made right in silence"
+
+
 def test_masks_stay_masks_and_other_bits_become_numbers() -> None:
     space = spaces.Dict({
         "action_mask": spaces.Box(0, 1, (3,), np.int8),  # PettingZoo's way

@@ -141,6 +141,13 @@ def test_kinds_say_where_they_act() -> None:
             make_actor(kind, VECTOR, space, OPTIONS)
 
 
+def test_bounds_that_float32_cannot_hold_are_refused_in_the_users_numbers() -> None:
+    wide = spaces.Box(-1e300, 1e300, (1,), np.float64)
+    with pytest.raises(RloptError, match=r"finite bounds on every action, not Box\(-1e\+300, 1e\+300"):
+        SquashedGaussianActor(VECTOR, wide, OPTIONS)
+    assert GaussianActor(VECTOR, wide, {**OPTIONS, "unit_box": True}).to_env(torch.tensor([[9.0]])).tolist() == [[9.0]]
+
+
 # No action leaves its Box by rounding
 
 FLOATS = st.floats(-1e4, 1e4, width=32)

@@ -80,6 +80,73 @@ def test_a_target_is_a_frozen_copy_that_follows() -> None:
     torch.testing.assert_close(target.flat, source.flat)
 
 
+class Counts(nn.Module):
+    """Adds what it has counted (an integer) and a running mean, and moves the mean at each call; a constant aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("constant", torch.tensor(torch.inf), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).squeeze(-1) + self.mean + self.count
+
+
+def test_buffers_follow_and_are_seen_by_whoever_calls_with_them() -> None:
+    source = Net(build_seeded(Counts, 0))
+    target = source.target()
+    assert set(source.buffers) == {"mean", "count"} and set(source.params) == {*source.buffers, *leaf_names(source)}
+    assert len(source.leaves) == 2 and source.flat.numel() == 3
+    source.module.mean.fill_(8.0)
+    source.module.count.fill_(3)
+    target.follow(source, 0.25)
+    assert (target.module.mean, target.module.count) == (2.0, 3)
+    assert target.module.constant == torch.inf
+    x = torch.randn(4, 2)
+    torch.testing.assert_close(source(target.params, x), target.module(x))
+    again = Net(build_seeded(Counts, 1))
+    again.load_state_dict(source.state_dict())
+    assert again.params["mean"] == 8.0 and torch.equal(again(again.params, x), source(source.params, x))
+
+
+def leaf_names(one: Net) -> set[str]:
+    return {name for name, _ in one.module.named_parameters()}
+
+
+def test_stacked_buffers_are_those_of_the_modules() -> None:
+    both = Net([build_seeded(Counts, seed) for seed in range(2)])
+    target = both.target()
+    both.buffers["mean"].copy_(torch.tensor([4.0, 8.0]))
+    both.buffers["count"].copy_(torch.tensor([1, 2]))
+    assert [(m.mean.item(), m.count.item()) for m in both.modules] == [(4.0, 1), (8.0, 2)]
+    x = torch.randn(2, 5, 2)
+    found = torch.vmap(both)(both.params, x)
+    for r, module in enumerate(both.modules):
+        torch.testing.assert_close(found[r], module(x[r]))
+    target.follow(both, 0.5)
+    assert [(m.mean.item(), m.count.item()) for m in target.modules] == [(2.0, 1), (4.0, 2)]
+    again = Net([build_seeded(Counts, 7) for _ in range(2)])
+    again.load_state_dict(both.state_dict())
+    assert again.buffers["mean"].tolist() == [4.0, 8.0] and again.modules[1].count == 2
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_frozen_leaves_are_known_by_name(runs: int) -> None:
+    def factory() -> nn.Module:
+        module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        module[0].requires_grad_(False)  # an encoder that was learnt elsewhere
+        return module
+
+    one = Net([build_seeded(factory, seed) for seed in range(runs)])
+    assert one.frozen == ("0.weight", "0.bias")
+    one.leaves[2].requires_grad_(False)
+    assert one.frozen == ("0.weight", "0.bias", "1.weight")
+    assert len(one.target().frozen) == 4
+    assert net().frozen == ()
+
+
 def test_state_round_trip_and_strictness() -> None:
     one, two = net(0), net(1)
     state = one.state_dict()
