@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rlopt.analysis.parameter_grid import draw_parameter_grid
-from rlopt.training import train, train_config
+from rlopt.training import begin, train_config
 from rlopt.training.grid_evaluation import evaluate_grid
 
 BOX = {"m": (0.5, 1.5), "l": (0.5, 1.5)}
@@ -35,7 +35,7 @@ def main(steps: int = 24_000, adversary: str = "worst", out: str = "runs/robust_
             },
         }
     )
-    trainer = train(config)
+    trainer = begin(config)
     try:
         trainer.run()
         found = evaluate_grid(trainer.loop.policy(), "Pendulum-v1", BOX, count=10, episodes=10)

@@ -28,7 +28,7 @@ from rlopt.analysis.parameter_grid import draw_parameter_grid
 from rlopt.analysis.statistics import probability_of_improvement
 from rlopt.envs import make_env
 from rlopt.loops.parameter_box import parametric
-from rlopt.training import train, train_config
+from rlopt.training import begin, train_config
 from rlopt.training.grid_evaluation import GridCallback, GridEvaluation
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -118,7 +118,7 @@ def run(
     )  # fmt: skip
     options = {k: v for k, v in preset.env.items() if k != "id"}
     grid = GridCallback(preset.env["id"], preset.box, **preset.grid, **options)
-    trainer = train(config, [grid])
+    trainer = begin(config, [grid])
     try:
         trainer.run()
         return grid.evaluations, int(trainer.loop.counters().get("adversary_steps", 0))

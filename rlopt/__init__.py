@@ -14,9 +14,10 @@ from rlopt.version import __version__
 if TYPE_CHECKING:
     from rlopt.envs import make_env
     from rlopt.policy import Policy, load_policy, save_policy
+    from rlopt.training.entry import train
     from rlopt.types import RloptError
 
-__all__ = ["Policy", "RloptError", "__version__", "load_policy", "make_env", "save_policy"]
+__all__ = ["Policy", "RloptError", "__version__", "load_policy", "make_env", "save_policy", "train"]
 
 _HOMES = {
     "Policy": "rlopt.policy",
@@ -24,6 +25,7 @@ _HOMES = {
     "load_policy": "rlopt.policy",
     "make_env": "rlopt.envs",
     "save_policy": "rlopt.policy",
+    "train": "rlopt.training.entry",
 }
 _SUBMODULES = ("agents", "analysis", "buffers", "envs", "loops", "nn", "policy", "robust", "runs", "training")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlopt.types import RloptError
 
@@ -30,6 +31,16 @@ def read_csv(path: Path) -> dict[str, list[Cell]]:
         if len(row) != len(header):
             raise RloptError(f"{path}, line {number}: {len(row)} cells under {len(header)} columns; mend or remove it")
     return {name: [parse_cell(row[i]) for row in rows] for i, name in enumerate(header)}
+
+
+def as_frame(path: Path) -> Any:
+    """Return a table as a pandas DataFrame, or as a list of dicts, one per row, where pandas is not installed."""
+    columns = read_csv(path)
+    try:
+        import pandas
+    except ImportError:
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return pandas.DataFrame(columns)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

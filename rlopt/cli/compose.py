@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
 
-from rlopt.config import nearest, refuse
-from rlopt.loops.configuration import RESUMABLE, TrainConfig
+from rlopt.config import nearest
+from rlopt.loops.configuration import TrainConfig
 from rlopt.registry import load_extensions
-from rlopt.runs.run_folder import RunFolder
 from rlopt.training import presets
 from rlopt.training.presets import parse
+from rlopt.training.setup import KEPT, refuse_changes
 from rlopt.types import RloptError
 
 EXAMPLE = "sac_pendulum"
@@ -53,19 +52,12 @@ def resume_request(overrides: Sequence[str]) -> tuple[Path, dict[str, Any]] | No
         near = nearest(folder.name, [p.parent.name for p in folder.parent.glob("*/config.yaml")])
         advice = f"; did you mean {folder.parent / near}?" if near else ""
         raise RloptError(f"resume={run}: no run lies there (no config.yaml){advice}")
-    changes = OmegaConf.create({"log": RunFolder(folder).config().get("log", {})})
-    for override in parsed:
-        key = override.key_or_group
-        if key == "resume":
-            continue
-        top = key.split(".")[0]
-        if top not in TrainConfig.__dataclass_fields__:
-            refuse(key, top, list(TrainConfig.__dataclass_fields__), "")
-        if top not in RESUMABLE or override.is_delete():
-            may = "total_steps, device, on_nonfinite and log.…"
-            raise RloptError(f"{key}: a resumed run keeps its own; only {may} go with resume=")
-        OmegaConf.update(changes, key, override.value(), force_add=True)
-    return folder, {str(k): v for k, v in OmegaConf.to_container(changes).items()}  # type: ignore[union-attr]
+    changes = {o.key_or_group: o for o in parsed if o.key_or_group != "resume"}
+    refuse_changes(changes)
+    for key, override in changes.items():
+        if override.is_delete():
+            raise RloptError(f"{key}: {KEPT}")
+    return folder, {key: override.value() for key, override in changes.items()}
 
 
 def split(overrides: Sequence[str]) -> list[list[str]]:

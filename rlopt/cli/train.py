@@ -26,7 +26,7 @@ from rlopt.runs.display import Display
 from rlopt.runs.run_folder import RunFolder
 from rlopt.training.evaluate import Evaluation
 from rlopt.training.evaluate import describe as summary
-from rlopt.training.setup import describe, resume, settle, train
+from rlopt.training.setup import begin, changed_config, describe, resume, settle
 from rlopt.training.trainer import FINISHED, INTERRUPTED, NONFINITE, Result
 
 
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = compose(arguments.overrides, arguments.config_dir)
     else:
         folder, changes = request
-        config = build_config({**RunFolder(folder).config(), **changes})
+        config = build_config(changed_config(RunFolder(folder), changes))
     if arguments.options:
         print_options(config)
         return 0
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     display = Display(config.total_steps)
     with _told(display):
         try:
-            trainer = train(config, display=display) if request is None else resume(folder, changes, display=display)
+            trainer = begin(config, display=display) if request is None else resume(folder, changes, display=display)
         except BaseException:
             display.close()
             raise

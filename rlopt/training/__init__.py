@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlopt.loops.configuration import TrainConfig
     from rlopt.training.presets import train_config
-    from rlopt.training.setup import resume, train
+    from rlopt.training.setup import begin, resume
     from rlopt.training.trainer import Callback, Result, Trainer
 
-__all__ = ["Callback", "Result", "TrainConfig", "Trainer", "resume", "train", "train_config"]
+__all__ = ["Callback", "Result", "TrainConfig", "Trainer", "begin", "resume", "train_config"]
 
 _HOMES = {
     "Callback": "rlopt.training.trainer",
@@ -19,7 +19,7 @@ _HOMES = {
     "TrainConfig": "rlopt.loops.configuration",
     "Trainer": "rlopt.training.trainer",
     "resume": "rlopt.training.setup",
-    "train": "rlopt.training.setup",
+    "begin": "rlopt.training.setup",
     "train_config": "rlopt.training.presets",
 }
 

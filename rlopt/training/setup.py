@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlopt.config import join, to_dict
+from rlopt.config import join, refuse, to_dict
 from rlopt.loops.base import Loop
 from rlopt.loops.configuration import RESUMABLE, TrainConfig, build_config, schedule_end
 from rlopt.registry import get_agent, get_loop, load_extensions
@@ -23,8 +23,10 @@ from rlopt.types import RloptError, resolve_device
 
 log = logging.getLogger(__name__)
 
+KEPT = "a resumed run keeps its own; only total_steps, device, on_nonfinite and log.… go with resume="
 
-def train(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any = None) -> Trainer:
+
+def begin(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any = None) -> Trainer:
     """A trainer for a new run in ``config.run_dir``; call ``run`` and then ``close`` on it.
 
     Raises RloptError where the agent cannot act in the environment, the buffer does not fit, or the folder holds a run.
@@ -45,11 +47,12 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any 
 
 
 def resume(
-    run: str | Path, changes: dict[str, Any], callbacks: Sequence[Callback] = (), display: Any = None
+    run: str | Path, changes: Mapping[str, Any], callbacks: Sequence[Callback] = (), display: Any = None
 ) -> Trainer:
-    """A trainer that goes on exactly where the newest sound checkpoint of ``run`` stood.
+    """Return a trainer that goes on exactly where the newest sound checkpoint of ``run`` stood.
 
-    ``changes`` are top-level options that may change: ``total_steps``, ``device``, ``on_nonfinite`` and ``log``.
+    ``changes`` are options that may change, nested or dotted: ``total_steps``, ``device``, ``on_nonfinite`` and those
+    of ``log``.
 
     Raises RloptError where the configuration is not the one that the checkpoints were saved with, where the run would
     outlive its learning rate, where the buffer no longer fits, or where no checkpoint is sound or left. A run that was
@@ -57,7 +60,7 @@ def resume(
     """
     folder = RunFolder.open(Path(run))
     try:
-        config = settle(build_config({**folder.config(), **changes}))
+        config = settle(build_config(changed_config(folder, changes)))
         _refuse_edits(folder)
         _refuse_dead_rate(folder, config)
         loop = make_loop(config)
@@ -84,6 +87,33 @@ def resume(
         folder.close()
         raise
     return trainer
+
+
+def refuse_changes(names: Iterable[str]) -> None:
+    """Raise RloptError where an option is named, dotted or not, that a resumed run keeps."""
+    words = list(TrainConfig.__dataclass_fields__)
+    for name in names:
+        top = name.partition(".")[0]
+        if top not in words:
+            refuse(name, top, words, "")
+        if top not in RESUMABLE:
+            raise RloptError(f"{name}: {KEPT}")
+
+
+def changed_config(folder: RunFolder, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mapping of a run's ``config.yaml`` with ``changes``.
+
+    Raises RloptError where they may not change, or where the file cannot be read.
+    """
+    refuse_changes(changes)
+    config = folder.config()
+    for name, value in changes.items():
+        inner = name.removeprefix("log.")
+        if inner != name:
+            value = {inner: value}
+        nested = name.startswith("log") and isinstance(value, Mapping)
+        config["log" if nested else name] = {**(config.get("log") or {}), **value} if nested else value
+    return config
 
 
 def _refuse_edits(folder: RunFolder) -> None:

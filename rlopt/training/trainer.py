@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import signal
 import threading
 from collections.abc import Sequence
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import safetensors.torch
 
-from rlopt.analysis.tables import read_csv
+from rlopt.analysis.tables import as_frame, read_csv
 from rlopt.files import replace_file
 from rlopt.loops.base import Loop, Progress
 from rlopt.loops.metrics import Sums, load_sums, means, merge, sums_state
@@ -48,6 +47,21 @@ class Result:
     first_bad: str | None = None
     saved: bool = True
     """Whether the last checkpoint was written."""
+
+    @property
+    def evaluations(self) -> Any:
+        """Every evaluation episode of the run: a pandas DataFrame, or a list of dicts where pandas is not installed."""
+        return as_frame(RunFolder(self.folder).evaluations)
+
+    @property
+    def episodes(self) -> Any:
+        """Every training episode of the run, like ``evaluations``."""
+        return as_frame(RunFolder(self.folder).episodes)
+
+    @property
+    def metrics(self) -> Any:
+        """Losses, speed and other numbers over the run's steps, like ``evaluations``."""
+        return as_frame(RunFolder(self.folder).metrics)
 
 
 class Callback:
@@ -177,6 +191,12 @@ class Trainer:
             c.on_end(self, result)
         return result
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Release files, processes, the display, and last the folder's lock. Safe to call twice."""
         try:
@@ -272,8 +292,7 @@ class Trainer:
             return False
         self._first_bad = bad
         if not self.skip_nonfinite:
-            where = shlex.quote(str(self.folder.path))
-            what = f"stopping; what goes on without it is `rlopt train resume={where} on_nonfinite=skip`"
+            what = "stopping; resume with on_nonfinite=skip to go on without it"
         elif hopeless:
             what = f"stopping, as {FRUITLESS:,} steps in a row gave nothing else; look at the environment"
         else:

@@ -22,7 +22,7 @@ from rlopt.robust.problems.domains import machine_replacement
 from rlopt.robust.problems.garnet import garnet
 from rlopt.state import load_state, save_state, states_equal
 from rlopt.training import train_config
-from rlopt.training.setup import make_loop, resume, train
+from rlopt.training.setup import begin, make_loop, resume
 from rlopt.types import RloptError
 
 AGENTS = [
@@ -184,7 +184,7 @@ def test_the_command_of_the_issue_trains_resumes_and_draws(tmp_path):
     assert make_loop(config).agent.robust_model.gamma == 0.95  # the paper's, and the generator's own
     assert compose(["agent=drpg", "env=garnet"]).total_steps == 200
     for folder, steps in (("a", 30), ("b", 12)):
-        trainer = train(compose([*words, f"total_steps={steps}", f"run_dir={tmp_path / folder}"]))
+        trainer = begin(compose([*words, f"total_steps={steps}", f"run_dir={tmp_path / folder}"]))
         trainer.run()
         trainer.close()
     trainer = resume(tmp_path / "b", {"total_steps": 30})

@@ -59,10 +59,10 @@ def test_radius_kernel_and_grid(tmp_path: Path, kept: list[Figure]) -> None:
 
 def test_a_solvers_run_is_drawn_as_its_bounds(tmp_path: Path, kept: list[Figure]) -> None:
     from rlopt.cli.compose import compose
-    from rlopt.training.setup import train
+    from rlopt.training.setup import begin
 
     words = ["agent=drpg", "env=garnet", "env.states=4", "env.instances=3", "total_steps=12", "device=cpu", "threads=1"]
-    trainer = train(compose([*words, "log.tensorboard=false", "eval.episodes=1", f"run_dir={tmp_path / 'run'}"]))
+    trainer = begin(compose([*words, "log.tensorboard=false", "eval.episodes=1", f"run_dir={tmp_path / 'run'}"]))
     trainer.run()
     trainer.close()
     kept.clear()

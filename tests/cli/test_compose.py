@@ -276,7 +276,7 @@ def test_resume_may_change_the_length_the_device_and_logging(run_folder: Path) -
     found = resume_request([f"resume={run_folder}", "total_steps=2e6", "log.tensorboard=false", "device=cpu"])
     assert found == (
         run_folder,
-        {"total_steps": 2e6, "device": "cpu", "log": {"every": 7, "tensorboard": False}},
+        {"total_steps": 2e6, "log.tensorboard": False, "device": "cpu"},
     )
 
 

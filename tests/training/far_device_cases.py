@@ -23,7 +23,7 @@ from rlopt.registry import agent_names, get_agent
 from rlopt.training import train_config
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.grid_evaluation import evaluate_grid
-from rlopt.training.setup import make_loop, resume, settle, train
+from rlopt.training.setup import begin, make_loop, resume, settle
 from rlopt.training.trainer import Callback
 from tests.training.far_device import NAME, FarDevice, FarTensor
 
@@ -338,8 +338,8 @@ def test_a_recorded_update_is_the_eager_one(options, far, monkeypatch) -> None:
 def test_a_far_run_goes_on_anywhere_and_there_to_the_bit(runs, device, far, tmp_path) -> None:
     """Resumed elsewhere too, in the middle of what is logged together: here both devices compute alike."""
     options = {"agent": SAC_DISCRETE, "env": CARTPOLE, "num_runs": runs, "log": {"every": 100, "tensorboard": False}}
-    whole = train(config(NAME, tmp_path / "whole", **options))
-    part = train(config(NAME, tmp_path / "part", **options), [StopAt(14)])
+    whole = begin(config(NAME, tmp_path / "whole", **options))
+    part = begin(config(NAME, tmp_path / "part", **options), [StopAt(14)])
     whole.run()
     part.run()
     part.close()
@@ -369,7 +369,7 @@ class StopAt(Callback):
 
 def test_a_policy_far_away_is_evaluated_in_an_environment_on_the_cpu(far, tmp_path) -> None:
     """The same returns as on the CPU, by ``evaluate_path`` and over a grid of parameters."""
-    run = train(config("cpu", tmp_path / "run", env=INVERTED))
+    run = begin(config("cpu", tmp_path / "run", env=INVERTED))
     run.run()
     run.close()
     bounds = {"mass_pole": (4.0, 6.0)}

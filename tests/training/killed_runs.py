@@ -39,7 +39,7 @@ class Killer:
 
 
 def train_and_kill(case: str, run: Path, at: int) -> None:
-    from rlopt.training import Callback, train
+    from rlopt.training import Callback, begin
     from tests.training.test_resume import config, run_to_end
 
     class Kill(Callback):
@@ -47,7 +47,7 @@ def train_and_kill(case: str, run: Path, at: int) -> None:
             if trainer.loop.step >= at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    run_to_end(train(config(case, run), callbacks=[Kill()]))
+    run_to_end(begin(config(case, run), callbacks=[Kill()]))
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from rlopt.random import derive_seed
 from rlopt.training import evaluate as evaluate_module
 from rlopt.training import train_config, video
 from rlopt.training.evaluate import Evaluation, describe, evaluate_path
-from rlopt.training.setup import train
+from rlopt.training.setup import begin
 from rlopt.types import Act, Carry, EnvSpec, Episode, Obs, RloptError, Step
 
 SMALL = network_options(NetworkConfig(hidden=(16,)))
@@ -309,7 +309,7 @@ def test_the_trainers_last_evaluation_is_repeated_from_the_run_folder(tmp_path: 
         "eval": {"every": 20, "episodes": 3}, "log": {"tensorboard": False},
     })  # fmt: skip
     threads = torch.get_num_threads()
-    trainer = train(config)
+    trainer = begin(config)
     try:
         trainer.run()
     finally:

@@ -16,7 +16,7 @@ from rlopt.runs.checkpoint import Checkpoints
 from rlopt.state import states_equal
 from rlopt.training import TrainConfig
 from rlopt.training.evaluate import evaluate_path
-from rlopt.training.setup import make_loop, train
+from rlopt.training.setup import begin, make_loop
 from tests.agents.cases import AGENTS, short_run
 from tests.buffers.cases import SAMPLERS
 from tests.training.killed_runs import Killer
@@ -122,7 +122,7 @@ def test_killed_and_resumed_equals_never_stopped(case, tmp_path, killer):
     from rlopt.training.setup import resume
 
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    run_to_end(train(config(case, straight)))
+    run_to_end(begin(config(case, straight)))
     total = AGENTS[agent_of(case)].steps
     killer(case, broken, at=total * 22 // 30 + 1)
     trainer = resume(broken, {})
@@ -145,9 +145,9 @@ def test_killed_and_resumed_equals_never_stopped(case, tmp_path, killer):
 def test_extending_a_finished_run_equals_a_longer_one(tmp_path):
     from rlopt.training.setup import resume
 
-    run_to_end(train(config("sac", tmp_path / "short", total_steps=110)))
+    run_to_end(begin(config("sac", tmp_path / "short", total_steps=110)))
     run_to_end(resume(tmp_path / "short", {"total_steps": 150}))
-    run_to_end(train(config("sac", tmp_path / "long", total_steps=150)))
+    run_to_end(begin(config("sac", tmp_path / "long", total_steps=150)))
     _, a, rows_a = final_state(tmp_path / "short", "sac")
     _, b, rows_b = final_state(tmp_path / "long", "sac")
     assert states_equal(a, b) is None
@@ -156,7 +156,7 @@ def test_extending_a_finished_run_equals_a_longer_one(tmp_path):
 
 def test_a_second_run_with_the_same_seed_is_the_same_run(tmp_path):
     for name in ("a", "b"):
-        run_to_end(train(config("sac", tmp_path / name)))
+        run_to_end(begin(config("sac", tmp_path / name)))
     for name in ("metrics.csv", "episodes.csv", "evaluations.csv"):
         assert table(tmp_path / "a" / name) == table(tmp_path / "b" / name)
 
@@ -165,9 +165,9 @@ def test_evaluating_more_often_changes_nothing_in_training(tmp_path):
     from dataclasses import replace
 
     often = config("sac", tmp_path / "often")
-    run_to_end(train(replace(often, eval=replace(often.eval, every=10))))
+    run_to_end(begin(replace(often, eval=replace(often.eval, every=10))))
     rarely = config("sac", tmp_path / "rarely")
-    run_to_end(train(replace(rarely, eval=replace(rarely.eval, every=None))))
+    run_to_end(begin(replace(rarely, eval=replace(rarely.eval, every=None))))
     assert table(tmp_path / "often" / "episodes.csv") == table(tmp_path / "rarely" / "episodes.csv")
     _, a, rows_a = final_state(tmp_path / "often", "sac")
     _, b, rows_b = final_state(tmp_path / "rarely", "sac")
@@ -183,7 +183,7 @@ def test_an_environment_that_cannot_be_saved_follows_the_documented_rule(tmp_pat
     monkeypatch.setattr(SyncVectorEnv, "state_dict", lambda self: None)
     case = "three-envs-normalised-n-step"
     monkeypatch.setitem(FEATURES[case]["env"], "backend", "sync")
-    run_to_end(train(config(case, tmp_path / "run", total_steps=240)))
+    run_to_end(begin(config(case, tmp_path / "run", total_steps=240)))
     trainer = resume(tmp_path / "run", {"total_steps": 300})
     loop = trainer.loop
     assert "cannot be saved" in caplog.text

@@ -10,7 +10,7 @@ import yaml
 from rlopt.loops.configuration import agent_config
 from rlopt.runs.manifest import read_manifest
 from rlopt.runs.run_folder import RunFolder
-from rlopt.training.setup import resume, train
+from rlopt.training.setup import begin, resume
 from rlopt.types import RloptError
 from tests.training.test_resume import config, run_to_end
 
@@ -73,7 +73,7 @@ def test_a_run_does_not_silently_outlive_its_learning_rate(tmp_path, final, capl
     run = tmp_path / "run"
     settings = config("sac", run, total_steps=20)
     agent = agent_config({**plain, "lr_schedule": "linear", "final_learning_rate": final})
-    run_to_end(train(replace(settings, agent=agent)))
+    run_to_end(begin(replace(settings, agent=agent)))
     assert resume_to(run, 20) == 20
     if final == 0.0:
         with pytest.raises(RloptError, match=r"^total_steps=30: this run's learning rate is 0 from step 20 on .*line"):

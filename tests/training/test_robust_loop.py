@@ -26,7 +26,7 @@ from rlopt.runs.checkpoint import Checkpoints
 from rlopt.state import states_equal
 from rlopt.training import train_config
 from rlopt.training.grid_evaluation import GridCallback, evaluate_grid
-from rlopt.training.setup import make_loop, resume, train
+from rlopt.training.setup import make_loop, resume
 from rlopt.training.trainer import Callback
 from rlopt.types import RloptError
 
@@ -215,7 +215,7 @@ def test_a_resumed_run_equals_one_in_a_piece_tables_and_grid_included(tmp_path: 
             "env": {"id": "Pendulum-v1", "backend": "torch", "kwargs": {"max_episode_steps": 30}},
             "eval": {"every": 200, "episodes": 2}, "log": {"every": 100, "tensorboard": False},
         }  # fmt: skip
-        return train(train_config(mapping), callbacks)
+        return begin(train_config(mapping), callbacks)
 
     def grid() -> GridCallback:
         return GridCallback("Pendulum-v1", {"m": (0.5, 1.5), "l": (0.5, 1.5)}, count=2, episodes=1)

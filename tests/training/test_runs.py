@@ -17,7 +17,7 @@ from rlopt.policy import load_policy
 from rlopt.runs.display import Display
 from rlopt.training import train_config
 from rlopt.training.evaluate import evaluate_path
-from rlopt.training.setup import make_loop, settle, train
+from rlopt.training.setup import begin, make_loop, settle
 from rlopt.types import RloptError
 
 AGENT = {"name": "sac", "network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 20}
@@ -60,7 +60,7 @@ def test_each_run_is_the_single_run_with_its_seed() -> None:
 
 def test_a_run_folder_of_several_runs(tmp_path) -> None:
     out = io.StringIO()
-    trainer = train(config(tmp_path / "run", num_runs=2), display=Display(30, stream=out))
+    trainer = begin(config(tmp_path / "run", num_runs=2), display=Display(30, stream=out))
     result = trainer.run()
     trainer.close()
     assert " steps/s of 2 runs  " in out.getvalue()
@@ -83,7 +83,7 @@ def test_a_run_folder_of_several_runs(tmp_path) -> None:
 def test_all_runs_of_a_folder_are_evaluated_in_an_environment_of_the_users(tmp_path, capsys) -> None:
     run, agent = tmp_path / "run", {**AGENT, "network": {"hidden": [8]}, "fused": False}
     env = {"id": "rlopt.envs.counting:rlopt/Count-v0", "kwargs": {"length": [3, 5]}}
-    trainer = train(config(run, num_runs=2, total_steps=10, agent=agent, env=env))
+    trainer = begin(config(run, num_runs=2, total_steps=10, agent=agent, env=env))
     result = trainer.run()
     trainer.close()
     assert main(["evaluate", str(run), "--json", "-"]) == 0

@@ -18,7 +18,7 @@ from rlopt.robust import TabularMDP, from_toy_text, policy_value
 from rlopt.runs.display import Display
 from rlopt.state import load_state, save_state, states_equal
 from rlopt.training import train_config
-from rlopt.training.setup import make_loop, train
+from rlopt.training.setup import begin, make_loop
 from rlopt.types import RloptError
 
 TWO_STATES = ([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.0, 1.0]]], [[1.0, 4.0], [0.0, 0.0]], [1.0, 0.0])
@@ -107,7 +107,7 @@ def test_the_last_line_of_a_converged_run_says_that_it_is_done(tmp_path):
         "agent": {"name": "value_iteration"}, "env": {"id": "FrozenLake-v1"}, "eval": {"every": None, "episodes": 1},
     })  # fmt: skip
     out = io.StringIO()
-    trainer = train(settings, display=Display(settings.total_steps, stream=out))
+    trainer = begin(settings, display=Display(settings.total_steps, stream=out))
     step = trainer.run().step
     trainer.close()
     assert out.getvalue().splitlines()[-1].startswith(f"step {step}/{step} (100%)  ")

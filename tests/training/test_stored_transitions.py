@@ -13,7 +13,7 @@ pytest.importorskip("mujoco")
 import gymnasium
 
 from rlopt.training import train_config
-from rlopt.training.setup import train
+from rlopt.training.setup import begin
 
 
 @pytest.mark.filterwarnings("ignore:.*out of date.*:DeprecationWarning")
@@ -28,7 +28,7 @@ def test_gymnasium_makes_every_stored_transition_again(num_envs: int, tmp_path: 
             "eval": {"every": 300, "episodes": 1}, "log": {"every": 300, "tensorboard": False},
         }
     )  # fmt: skip
-    trainer = train(config)
+    trainer = begin(config)
     try:
         trainer.run()
         buffer = trainer.loop.buffer

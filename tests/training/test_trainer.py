@@ -21,7 +21,7 @@ from rlopt.state import states_equal
 from rlopt.training import train_config
 from rlopt.training import trainer as trainer_module
 from rlopt.training.evaluate import evaluate_path
-from rlopt.training.setup import make_loop, resume, train
+from rlopt.training.setup import begin, make_loop, resume
 from rlopt.training.trainer import Callback, Trainer
 from rlopt.types import Episode, RloptError, Step
 
@@ -78,7 +78,7 @@ def test_a_stop_that_arrives_twice_is_one_and_a_later_one_acts_as_usual(monkeypa
 
 @pytest.mark.parametrize("num_envs", [1, 3, 7])
 def test_total_steps_is_reached_exactly(tmp_path, num_envs):
-    trainer = train(config(tmp_path / "run", num_envs=num_envs))
+    trainer = begin(config(tmp_path / "run", num_envs=num_envs))
     result = run_to_end(trainer)
     assert result.status == "finished" and result.step == 100
     assert trainer.loop.buffer.transitions == 100
@@ -88,14 +88,14 @@ def test_total_steps_is_reached_exactly(tmp_path, num_envs):
 @pytest.mark.parametrize(("ratio", "updates"), [((1, 1), 80), ((1, 4), 20), ((3, 2), 120), ((2, 1), 160)])
 def test_the_update_ratio_is_exact(tmp_path, ratio, updates):
     """The 80 steps after the 20 of the warm-up owe updates."""
-    trainer = train(config(tmp_path / "run", agent={**SMALL, "update_ratio": list(ratio)}))
+    trainer = begin(config(tmp_path / "run", agent={**SMALL, "update_ratio": list(ratio)}))
     run_to_end(trainer)
     assert trainer.loop.agent.clock.updates == updates
 
 
 def test_the_run_folder_holds_what_it_promises(tmp_path):
     run = tmp_path / "run"
-    result = run_to_end(train(config(run, log={"every": 25, "tensorboard": True})))
+    result = run_to_end(begin(config(run, log={"every": 25, "tensorboard": True})))
     for name in (
         "config.yaml",
         "metrics.csv",
@@ -116,9 +116,9 @@ def test_the_run_folder_holds_what_it_promises(tmp_path):
 
 
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
-    run_to_end(train(config(tmp_path / "run", total_steps=30)))
+    run_to_end(begin(config(tmp_path / "run", total_steps=30)))
     with pytest.raises(RloptError, match="resume="):
-        train(config(tmp_path / "run"))
+        begin(config(tmp_path / "run"))
 
 
 def test_callbacks_see_everything_and_can_stop(tmp_path):
@@ -140,7 +140,7 @@ def test_callbacks_see_everything_and_can_stop(tmp_path):
         def on_end(self, trainer, result):
             seen.append(result.status)
 
-    result = run_to_end(train(config(tmp_path / "run"), callbacks=[Watch()]))
+    result = run_to_end(begin(config(tmp_path / "run"), callbacks=[Watch()]))
     assert result.status == "stopped" and result.step == 60
     assert seen == ["start", "evaluation of 2", "checkpoint 60", "stopped"]
 
@@ -177,7 +177,7 @@ gym.register("rlopt-tests/Poisoned-v0", entry_point=Poisoned)
 
 @pytest.mark.parametrize("where", ["reward", "observation"])
 def test_a_non_finite_value_stops_the_run_by_default_and_is_named(tmp_path, where, caplog):
-    trainer = train(
+    trainer = begin(
         config(tmp_path / "run", env={"id": "rlopt-tests/Poisoned-v0", "kwargs": {"where": where, "at": 5}})
     )
     before = trainer.loop.agent.state_dict()
@@ -198,7 +198,7 @@ PLAIN = {"name": "sac", "network": {"hidden": [8]}, "batch_size": 8, "warmup_ste
 def test_a_run_that_stopped_for_a_non_finite_value_goes_on_as_its_message_says(tmp_path, where, caplog):
     env = {"id": "rlopt-tests/Poisoned-v0", "kwargs": {"where": where, "at": 5}}
     run = tmp_path / "a run"
-    result = run_to_end(train(config(run, env=env, agent=PLAIN, total_steps=40)))
+    result = run_to_end(begin(config(run, env=env, agent=PLAIN, total_steps=40)))
     assert (result.status, result.step) == ("nonfinite", 4)
     assert f"rlopt train resume='{run}' on_nonfinite=skip" in caplog.text
     again = run_to_end(resume(run, {}))
@@ -214,7 +214,7 @@ def test_a_run_that_stopped_at_its_last_step_is_evaluated_by_a_resume(tmp_path):
             trainer.loop._bad = "reward" if trainer.loop.step == 30 else None
 
     settings = config(tmp_path / "run", agent=PLAIN, total_steps=30, eval={"every": None, "episodes": 2})
-    result = run_to_end(train(settings, callbacks=[Bad()]))
+    result = run_to_end(begin(settings, callbacks=[Bad()]))
     assert (result.status, result.step, result.evaluation) == ("nonfinite", 30, [])
     for _ in range(2):
         again = run_to_end(resume(tmp_path / "run", {}))
@@ -231,8 +231,8 @@ def test_a_disk_that_is_full_at_the_start_is_one_line(tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(checkpoint_module.Checkpoints, "__init__", full)
         with pytest.raises(RloptError, match=told):
-            train(config(tmp_path / "one", agent=PLAIN))
-    trainer = train(config(tmp_path / "two", agent=PLAIN))
+            begin(config(tmp_path / "one", agent=PLAIN))
+    trainer = begin(config(tmp_path / "two", agent=PLAIN))
     monkeypatch.setattr(csv_table, "replace_file", full)
     with pytest.raises(RloptError, match=told):
         run_to_end(trainer)
@@ -241,7 +241,7 @@ def test_a_disk_that_is_full_at_the_start_is_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("where", ["reward", "observation"])
 def test_skipping_leaves_the_poisoned_rows_out_and_goes_on(tmp_path, where):
     env = {"id": "rlopt-tests/Poisoned-v0", "kwargs": {"where": where, "at": 5}}
-    trainer = train(
+    trainer = begin(
         config(tmp_path / "run", env=env, on_nonfinite="skip", eval={"every": None, "episodes": 1}, num_envs=2)
     )
     result = run_to_end(trainer)
@@ -263,7 +263,7 @@ def test_skipping_ends_where_nothing_else_ever_comes(tmp_path, monkeypatch, capl
             seen.append(trainer.loop.step)
 
     env = {"id": "rlopt-tests/Poisoned-v0", "kwargs": {"where": "reward", "at": 1}}
-    trainer = train(config(tmp_path / "run", env=env, on_nonfinite="skip", agent=agent), callbacks=[Count()])
+    trainer = begin(config(tmp_path / "run", env=env, on_nonfinite="skip", agent=agent), callbacks=[Count()])
     result = run_to_end(trainer)
     assert (result.status, result.step, result.first_bad, result.saved) == ("nonfinite", 0, "reward", True)
     assert seen == [0] * 30
@@ -272,7 +272,7 @@ def test_skipping_ends_where_nothing_else_ever_comes(tmp_path, monkeypatch, capl
 
 def test_workers_that_never_give_a_transition_end_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "FRUITLESS", 30)
-    trainer = train(config(tmp_path / "run"))
+    trainer = begin(config(tmp_path / "run"))
     step = trainer.loop.env.step
     monkeypatch.setattr(
         trainer.loop.env, "step", lambda action: (s := step(action))._replace(valid=torch.zeros_like(s.valid))
@@ -288,7 +288,7 @@ def test_a_signal_on_the_last_step_interrupts_nothing(tmp_path, at, status, sign
             if trainer.loop.step == at:
                 trainer.request_stop(signal.SIGTERM)
 
-    result = run_to_end(train(config(tmp_path / "run"), callbacks=[Stop()]))
+    result = run_to_end(begin(config(tmp_path / "run"), callbacks=[Stop()]))
     assert (result.status, result.step, result.signal) == (status, at, signum)
 
 
@@ -296,7 +296,7 @@ def test_a_signal_on_the_last_step_interrupts_nothing(tmp_path, at, status, sign
 def test_a_non_finite_first_observation_is_stored_nowhere(tmp_path, on_nonfinite):
     """Of every second episode; the observations before it are sound."""
     env = {"id": "rlopt-tests/Poisoned-v0", "kwargs": {"where": "observation", "at": 0}, "normalize_obs": True}
-    trainer = train(config(tmp_path / "run", env=env, on_nonfinite=on_nonfinite, eval={"every": None, "episodes": 1}))
+    trainer = begin(config(tmp_path / "run", env=env, on_nonfinite=on_nonfinite, eval={"every": None, "episodes": 1}))
     result = run_to_end(trainer)
     assert (result.status, result.step) == (("nonfinite", 8) if on_nonfinite == "stop" else ("finished", 100))
     assert result.first_bad == "observation"
@@ -328,7 +328,7 @@ def test_a_run_that_stopped_for_a_non_finite_value_says_so_once_and_can_go_on(tm
             elif trainer.loop.step == 41:
                 reward.copy_(self.before)
 
-    result = run_to_end(train(config(tmp_path / "run"), callbacks=[Poison()]))
+    result = run_to_end(begin(config(tmp_path / "run"), callbacks=[Poison()]))
     assert (result.status, result.step, result.first_bad) == ("nonfinite", 50, "reward")
     assert caplog.text.count("was not finite") == 1
     result = run_to_end(resume(tmp_path / "run", {}))
@@ -336,7 +336,7 @@ def test_a_run_that_stopped_for_a_non_finite_value_says_so_once_and_can_go_on(tm
 
 
 def test_a_policy_that_a_crash_left_unwritten_is_exported_by_a_resume(tmp_path):
-    result = run_to_end(train(config(tmp_path / "run", total_steps=30)))
+    result = run_to_end(begin(config(tmp_path / "run", total_steps=30)))
     shutil.rmtree(tmp_path / "run" / "policy")
     trainer = resume(tmp_path / "run", {})
     assert run_to_end(trainer).step == 30
@@ -344,7 +344,7 @@ def test_a_policy_that_a_crash_left_unwritten_is_exported_by_a_resume(tmp_path):
 
 
 def test_what_fails_to_be_built_leaves_no_lock_and_no_environment_behind(tmp_path, monkeypatch):
-    trainer = train(config(tmp_path / "run", total_steps=30))
+    trainer = begin(config(tmp_path / "run", total_steps=30))
     run_to_end(trainer)
     closed, close = [], Loop.close
 
@@ -356,7 +356,7 @@ def test_what_fails_to_be_built_leaves_no_lock_and_no_environment_behind(tmp_pat
     with monkeypatch.context() as broken:
         broken.setattr(Trainer, "__init__", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train(config(tmp_path / "other"))
+            begin(config(tmp_path / "other"))
         with pytest.raises(ZeroDivisionError):
             resume(tmp_path / "run", {})
     with pytest.raises(RloptError, match="lies before"):
@@ -367,7 +367,7 @@ def test_what_fails_to_be_built_leaves_no_lock_and_no_environment_behind(tmp_pat
 
 
 def test_closing_a_trainer_lets_the_next_one_write_there(tmp_path):
-    trainer = train(config(tmp_path / "run", total_steps=30))
+    trainer = begin(config(tmp_path / "run", total_steps=30))
     trainer.run()
     trainer.close()
     again = resume(tmp_path / "run", {"total_steps": 40})
@@ -381,7 +381,7 @@ def test_a_poisoned_weight_is_caught_by_the_agents_own_guard(tmp_path):
             if trainer.loop.step == 40:
                 trainer.loop.buffer.block[:, :, trainer.loop.buffer.slices["reward"]] = float("nan")
 
-    trainer = train(config(tmp_path / "run"), callbacks=[Poison()])
+    trainer = begin(config(tmp_path / "run"), callbacks=[Poison()])
     result = run_to_end(trainer)
     assert result.status == "nonfinite" and result.first_bad == "reward" and result.step == 50
     assert all(bool(net.flat.isfinite().all()) for net in (trainer.loop.agent.actor, trainer.loop.agent.critic))
@@ -398,7 +398,7 @@ def test_a_full_disk_is_reported_and_training_goes_on(tmp_path, monkeypatch, cap
         return good(self, step, *args, **kwargs)
 
     monkeypatch.setattr(checkpoint_module.Checkpoints, "save", full_at_second)
-    trainer = train(config(tmp_path / "run", checkpoint={"minutes": None, "every_steps": 30}))
+    trainer = begin(config(tmp_path / "run", checkpoint={"minutes": None, "every_steps": 30}))
     result = run_to_end(trainer)
     assert result.status == "finished" and result.saved
     assert calls == [30, 60, 90, 100]
@@ -407,7 +407,7 @@ def test_a_full_disk_is_reported_and_training_goes_on(tmp_path, monkeypatch, cap
 
 
 def test_a_damaged_newest_checkpoint_falls_back_loudly(tmp_path, capfd, caplog):
-    run_to_end(train(config(tmp_path / "run", checkpoint={"minutes": None, "every_steps": 60})))
+    run_to_end(begin(config(tmp_path / "run", checkpoint={"minutes": None, "every_steps": 60})))
     folders = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     victim = next(folders[-1].rglob("*.safetensors"))
     data = bytearray(victim.read_bytes())
@@ -421,7 +421,7 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly(tmp_path, capfd, caplog):
 
 
 def test_resume_refuses_to_go_backwards(tmp_path):
-    run_to_end(train(config(tmp_path / "run")))
+    run_to_end(begin(config(tmp_path / "run")))
     with pytest.raises(RloptError, match="total_steps=50"):
         resume(tmp_path / "run", {"total_steps": 50})
 
@@ -430,7 +430,7 @@ def test_global_generators_are_never_used(tmp_path):
     torch.manual_seed(1)
     np.random.seed(1)
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    run_to_end(train(config(tmp_path / "run")))
+    run_to_end(begin(config(tmp_path / "run")))
     assert torch.equal(torch_before, torch.get_rng_state())
     assert (numpy_before == np.random.get_state()[1]).all()
 
