@@ -16,7 +16,7 @@ from rlopt.buffers.samplers.base import Sampler
 from rlopt.config import build, call_options, checked, join, option_names, refuse, with_arguments
 from rlopt.envs.factory import find_spec
 from rlopt.nn import PRECISIONS
-from rlopt.registry import get_agent, get_sampler
+from rlopt.registry import agent_names, get_agent, get_sampler, sampler_names
 from rlopt.types import RloptError, option
 
 Wrapper = str | dict[str, Any]
@@ -161,7 +161,8 @@ def _options(options: Any, where: str, class_of: Callable[[str], type[Any]]) -> 
     """Return checked options of the class that belongs to their name."""
     name = options.get("name") if isinstance(options, Mapping) else getattr(options, "name", None)
     if not isinstance(name, str):
-        raise RloptError(f"{where}: needs a name; write {where}=NAME (see `rlopt list {where}s`)")
+        words = {"agent": agent_names, "buffer": sampler_names}[where]()
+        raise RloptError(f"{where}: needs a name; give one of {', '.join(words)}")
     cls = class_of(name)
     return checked(options, where) if isinstance(options, cls) else build(cls, options, where)
 

@@ -102,7 +102,7 @@ def register(env: gymnasium.Env[Any, Any] | Callable[..., Any]) -> str:
     if isinstance(env, type) and issubclass(env, TorchEnv):
         return f"{env.__module__}:{env.__qualname__}"
     if isinstance(env, gymnasium.Env):
-        name, make = type(env.unwrapped).__name__, _copies(env)
+        name, make = type(env.unwrapped).__name__, cast(Callable[..., Any], _copies(env))
     elif callable(env):
         name, make = getattr(env, "__name__", type(env).__name__), env
     else:

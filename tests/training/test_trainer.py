@@ -200,7 +200,7 @@ def test_a_run_that_stopped_for_a_non_finite_value_goes_on_as_its_message_says(t
     run = tmp_path / "a run"
     result = run_to_end(begin(config(run, env=env, agent=PLAIN, total_steps=40)))
     assert (result.status, result.step) == ("nonfinite", 4)
-    assert f"rlopt train resume='{run}' on_nonfinite=skip" in caplog.text
+    assert "stopping; resume with on_nonfinite=skip to go on without it" in caplog.text
     again = run_to_end(resume(run, {}))
     assert (again.status, again.step) == ("nonfinite", 8), "a new episode begins, not the poisoned one"
     again = run_to_end(resume(run, {"on_nonfinite": "skip"}))
