@@ -43,13 +43,15 @@ def trace(option: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_an_options_way_to_the_optimiser_goes_through_four_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """``compose`` makes a mapping of text, ``train_config`` a checked object of the mapping; of that object the loop
-    decides what was left open, and the agent reads it."""
+    decides what was left open, and the agent gives it to the optimiser. (Each optimiser's is read where that is
+    made; here those of actor and temperature are not of this option.)"""
     readers = trace("learning_rate", monkeypatch)
-    config = compose([*SMALL, "agent.learning_rate=0.00125"])
+    others = ["agent.actor_learning_rate=1e-3", "agent.temperature=0.2"]
+    config = compose([*SMALL, *others, "agent.learning_rate=0.00125"])
     assert readers == []
     config = settle(config)
     loop = make_loop(config)
-    assert readers == ["rlopt.loops.replay:ReplayLoop.settle", "rlopt.agents.sac:SAC.build"]
+    assert readers == ["rlopt.loops.replay:ReplayLoop.settle", "rlopt.agents.actor_critic:ActorCritic.build_critic"]
     assert loop.agent.config is config.agent
     assert loop.agent.critic_optimiser.learning_rate == 0.00125
     loop.close()
