@@ -46,7 +46,7 @@ def test_an_options_way_to_the_optimiser_goes_through_four_functions(monkeypatch
     decides what was left open, and the agent gives it to the optimiser. (Each optimiser's is read where that is
     made; here those of actor and temperature are not of this option.)"""
     readers = trace("learning_rate", monkeypatch)
-    others = ["agent.actor_learning_rate=1e-3", "agent.temperature=0.2"]
+    others = ["agent.actor_learning_rate=1e-3", "agent.temperature_learning_rate=1e-3"]
     config = compose([*SMALL, *others, "agent.learning_rate=0.00125"])
     assert readers == []
     config = settle(config)
