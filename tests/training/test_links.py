@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="making a link takes a r
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("finished") / "run"
-    run_to_end(train(config("sac", run, total_steps=50)))
+    run_to_end(begin(config("sac", run, total_steps=50)))
     return run
 
 

@@ -19,7 +19,7 @@ from tests.training.test_resume import config, run_to_end
 def finished(tmp_path_factory):
     """A run of 60 steps."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    run_to_end(train(config("sac", run, total_steps=60)))
+    run_to_end(begin(config("sac", run, total_steps=60)))
     return run
 
 
@@ -118,7 +118,7 @@ def test_an_open_device_is_settled_and_written(run):
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again_and_says_so(tmp_path, caplog):
-    trainer = train(config("sac", tmp_path / "run", total_steps=60))
+    trainer = begin(config("sac", tmp_path / "run", total_steps=60))
     trainer.loop.advance()
     trainer.close()
     trainer.folder.close()
