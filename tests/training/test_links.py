@@ -16,7 +16,7 @@ from rlopt.runs.checkpoint import Checkpoints
 from rlopt.runs.csv_table import CsvTable
 from rlopt.runs.lock import Lock
 from rlopt.runs.run_folder import RunFolder
-from rlopt.training.setup import resume
+from rlopt.training.setup import begin, resume
 from rlopt.types import RloptError
 from tests.test_policy_files import policy
 from tests.training.saved_runs import Ring, save
