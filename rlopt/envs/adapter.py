@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
-from rlopt.envs.sync import VALID, StepBuilder, ordinary_flags, reset_rows, reset_seeds, spec_of
+from rlopt.envs.sync import VALID, StepBuilder, check_reward, ordinary_flags, reset_rows, reset_seeds, spec_of
 from rlopt.random import derive_seed
 from rlopt.types import Obs, RloptError, State, Step
 
@@ -128,7 +128,7 @@ class VectorAdapter:
         flags[:VALID, ~live] = False
         flags[VALID] = live
         rewards = np.zeros((n, *self.spec.reward_shape), np.float32)
-        rewards[live] = reward[live]
+        rewards[live] = check_reward(reward, self.spec, n)[live]
         self._over = done.astype(np.bool_)
         if not self.autoreset:
             # A row reset by hand that resets once more underneath shows its new first observation, and is no

@@ -48,16 +48,16 @@ def spec_of(
     )
 
 
-def check_reward(reward: Any, spec: EnvSpec) -> Any:
-    """Return one environment's reward as it came.
+def check_reward(reward: Any, spec: EnvSpec, *rows: int) -> Any:
+    """Return the reward of one environment, or of a vector of ``rows``, as it came.
 
     Raises:
         RloptError: it has not the shape that the environment's spec says.
     """
-    if np.shape(reward) != spec.reward_shape:
+    if np.shape(reward) != (*rows, *spec.reward_shape):
         raise RloptError(
-            f"{spec.id} gives rewards of shape {np.shape(reward)}, not {spec.reward_shape}; agents that are paid apart "
-            "have metadata['reward_shape'] = (n,)"
+            f"{spec.id} gives rewards of shape {np.shape(reward)}, not {(*rows, *spec.reward_shape)}; agents that are "
+            "paid apart have metadata['reward_shape'] = (n,)"
         )
     return reward
 
@@ -213,7 +213,11 @@ class SyncVectorEnv:
                 if len(given) != 5:
                     raise RloptError(f"{env}: step gives {len(given)} values; Gymnasium's five are {_FIVE}")
                 obs, paid, terminated, truncated, _ = given
-                reward[i] = check_reward(paid, self.spec) if apart else paid
+                try:
+                    reward[i] = check_reward(paid, self.spec) if apart else paid
+                except (TypeError, ValueError):
+                    check_reward(paid, self.spec)
+                    raise
                 write(current, i, obs)
                 if terminated or truncated:
                     flags = ordinary_flags(n) if flags is None else flags

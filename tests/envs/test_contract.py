@@ -136,6 +136,42 @@ def _native(task: type[Task]) -> Callable[[bool], VectorEnv]:
     return build
 
 
+class _FirstAgent:
+    """A team of ``CountTeamEnv`` as its first agent sees it, which is what ``CountEnv`` gives."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        self.env, self.spec, self.num_envs, self.device = env, env.spec, env.num_envs, env.device
+        self.autoreset, self.close = env.autoreset, env.close
+        self.state_dict, self.load_state_dict = env.state_dict, env.load_state_dict
+
+    def reset(self, *args: Any, **more: Any) -> Any:
+        return self._seen(self.env.reset(*args, **more))
+
+    def step(self, action: torch.Tensor) -> Any:
+        assert action is ACTION
+        space = self.spec.action_space
+        step = self.env.step(torch.zeros((3, *(space.shape or ()))))
+        assert step.reward.shape == (3, 3)
+        return step._replace(obs=self._seen(step.obs), next_obs=self._seen(step.next_obs), reward=step.reward[:, 0])
+
+    @staticmethod
+    def _seen(obs: Any) -> torch.Tensor:
+        return obs["obs"][:, 0, :2]  # type: ignore[no-any-return]
+
+
+def _team_factories(**kwargs: Any) -> list[EnvFactory]:
+    return [EnvFactory(find_spec("rlopt/CountTeam-v0"), {**slot, **kwargs}) for slot in SLOTS]
+
+
+def _gym_team(mode: AutoresetMode) -> Callable[[bool], VectorEnv]:
+    def build(autoreset: bool) -> VectorEnv:
+        env = gymnasium.vector.SyncVectorEnv(_team_factories(), autoreset_mode=mode)
+        env._rewards = np.zeros((3, 3))  # Gymnasium's own vector knows one reward only
+        return _FirstAgent(VectorAdapter(env, autoreset=autoreset))
+
+    return build
+
+
 BACKENDS: dict[str, Callable[[bool], VectorEnv]] = {
     "sync": lambda autoreset: SyncVectorEnv(_factories(), autoreset=autoreset),
     "async": lambda autoreset: AsyncVectorEnv(_factories(), autoreset=autoreset),
@@ -145,6 +181,11 @@ BACKENDS: dict[str, Callable[[bool], VectorEnv]] = {
     "native": _native(_CountTask),
     "native-threads": _native(_ThreadedCountTask),
     "gym-async-next-step-pipes": _gym_async(AutoresetMode.NEXT_STEP, shared_memory=False),
+    "team-sync": lambda autoreset: _FirstAgent(SyncVectorEnv(_team_factories(), autoreset=autoreset)),
+    "team-async": lambda autoreset: _FirstAgent(AsyncVectorEnv(_team_factories(actions="box"), autoreset=autoreset)),
+    "team-gym-next-step": _gym_team(AutoresetMode.NEXT_STEP),
+    "team-gym-same-step": _gym_team(AutoresetMode.SAME_STEP),
+    "team-gym-disabled": _gym_team(AutoresetMode.DISABLED),
 }
 
 
