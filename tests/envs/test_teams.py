@@ -126,7 +126,7 @@ class _Liar(CountTeamEnv):
     [
         ({"reward_shape": ()}, "gives rewards of shape (3,), not ()"),
         ({"reward_shape": (2,)}, "reward_shape=(2,) must be () or (3,) with 3 agents"),
-        ({"agents": ("a", "b"), "reward_shape": ()}, "must be of shape (2, …), as there are 2 agents"),
+        ({"agents": ("a", "b"), "reward_shape": ()}, "must be MultiBinary (2, K), not"),
         ({"agents": ()}, "agent_spaces and reward_shape are for several agents"),
     ],
 )
