@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -88,6 +88,9 @@ class ActorCritic(ReplayAgent):
     def actor_objective(self, work: Work) -> tuple[Tensor, Metrics]:
         """Return the actor's loss, () or (R,), and its metrics with ``log_prob`` (B,)."""
         raise NotImplementedError
+
+    def constants(self) -> list[Any]:
+        return [*super().constants(), *([self.temperature.target_entropy] if self.temperature else [])]
 
     def watch(self, work: Work) -> None:
         batch = work.batch

@@ -113,6 +113,10 @@ class ReplayAgent(Agent):
     def rate(self) -> float | Tensor:
         return self.schedule.factor(self.clock) if self.recorded_rate is None else self.recorded_rate
 
+    def constants(self) -> list[Any]:
+        """Return the numbers of the host that the stages read and that a user may change between updates."""
+        return [x for thing in self._persistent.values() if isinstance(thing, Net | Optimiser) for x in thing.constants]
+
     def by_run(self, batch: Batch) -> Batch:
         """Return a minibatch (R·B, …) as (R, B, …), with weights where it has none; of one run as it is."""
         if self.runs == 1:

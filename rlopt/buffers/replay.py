@@ -15,7 +15,7 @@ from rlopt.buffers.frames import SideStore
 from rlopt.buffers.placement import Placement
 from rlopt.buffers.samplers.base import Sampler, UniformSampler
 from rlopt.buffers.storage import Fields, Layout, Storage
-from rlopt.types import Obs, RloptError, Space, State, map_obs
+from rlopt.types import Obs, RloptError, Space, State, map_obs, on_device
 
 _log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class ReplayBuffer:
         action = storage.leaf("action", packed, index)
         extras = {key: storage.leaf(name, packed, index) for key, name in self.layout.extras.items()}
         batch = Batch(obs, action, reward, next_obs, terminated, discount, weight, index, extras)
-        return batch if self.batch_device == self.device else batch.map(lambda x: x.to(self.batch_device))
+        return batch if self.batch_device == self.device else batch.map(lambda x: on_device(x, self.batch_device))
 
     def update_priority(self, index: Tensor, priority: Tensor | None) -> None:
         """Tell the sampler the new priorities (B,) of the slots ``index`` (B,); None is ignored."""

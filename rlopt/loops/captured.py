@@ -1,19 +1,25 @@
-"""The update from the gather on as one CUDA graph: a replay instead of some two hundred launches."""
+"""Updates as CUDA graphs: a replay instead of some two hundred launches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlopt.agents.base import Agent, ReplayAgentConfig
-from rlopt.buffers import ReplayBuffer
+from rlopt.agents.base import Agent
+from rlopt.agents.replay_agent import ReplayAgent, join_updates
+from rlopt.buffers import Batch, ReplayBuffer
+from rlopt.envs import Normalizer
 from rlopt.types import RloptError, Update
 
 _WARM_UP = 3
-"""Updates made before the capture (and undone), in which libraries allocate what they keep."""
+"""Times that a piece runs before it is recorded (and is undone), in which libraries allocate what they keep."""
+FEW_ORDERS = 2
+"""Up to so many orders of the stages each is one graph; with more, every stage is one."""
 
 
 def has_graphs(device: torch.device) -> bool:
@@ -21,100 +27,189 @@ def has_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def why_not(agent: Agent, buffer: ReplayBuffer, normalized: bool) -> str | None:
-    """What stands against capturing this update, or None. A graph repeats fixed addresses and fixed numbers."""
-    config = agent.config
-    assert isinstance(config, ReplayAgentConfig)
-    if config.lr_schedule != "constant":
-        return f"agent.lr_schedule={config.lr_schedule} changes a number that a graph fixes"
-    if config.n_step > 1 or buffer.layout.frames:
-        return "n-step windows and stacked frames read where the ring stands"
-    if normalized:
-        return "normalisation reads statistics that grow"
-    if buffer.batch_device != buffer.device:
-        return f"the replay buffer lies on {buffer.device}"
+def why_eager(agent: Agent) -> str | None:
+    """Return in words what stands against recording this agent's updates, or None."""
+    if not isinstance(agent, ReplayAgent):
+        return f"the updates of agent={agent.name} are no stages"
     return None
 
 
-@dataclass
-class _Phase:
-    """One graph: what an update at this place of the agent's cycle does."""
+class _Recorded(NamedTuple):
+    """A piece of an update."""
 
     replay: Callable[[], None]
-    update: Update
+    result: Any
+    """What it returned, at addresses that every replay fills anew."""
 
 
 class CapturedUpdate:
     """Draws a minibatch and makes one update with it, as ``agent.update(buffer.sample(batch_size))`` does.
 
-    Draws stay outside: a sampler may read the host. Index and weights are copied into fixed tensors, then the graph of
-    the agent's present phase is replayed; an agent whose updates differ in a cycle (a policy delay) has one for each.
-    On the CPU, where there are no graphs, the same fixed tensors are used by the same calls (which is how it is
-    tested).
+    Draws stay outside: a sampler may read the host. What is drawn is copied into fixed tensors, from which graphs read:
+    slots and weights where a graph can gather the transitions itself, else the minibatch as the buffer and the
+    ``normalizer`` made it (n-step windows and stacked frames read where the ring stands, statistics grow, and a replay
+    buffer may lie elsewhere).
+
+    An agent whose stages come in few orders (a policy delay has two) is recorded order by order; otherwise stage by
+    stage, each once, to be replayed in any order. The learning rate of a schedule is read from the device. Whatever
+    else of the host's a graph fixes (see ``_fixed``) is looked at in every update, and recorded anew where it changed.
+
+    On the CPU, where there are no graphs, the same fixed tensors are used by the same calls.
 
     Raises:
-        RloptError: where ``why_not`` has an answer.
+        RloptError: where ``why_eager`` has an answer.
     """
 
-    def __init__(self, agent: Agent, buffer: ReplayBuffer, batch_size: int, normalized: bool = False) -> None:
-        if reason := why_not(agent, buffer, normalized):
+    def __init__(
+        self, agent: Agent, buffer: ReplayBuffer, batch_size: int, normalizer: Normalizer | None = None
+    ) -> None:
+        if reason := why_eager(agent):
             raise RloptError(f"update_mode=captured cannot be: {reason}; use update_mode=eager")
-        self.agent, self.buffer, self.batch_size = agent, buffer, batch_size
-        self.cycle = int(getattr(agent.config, "policy_delay", 1))
-        self.index = torch.zeros(batch_size, dtype=torch.int64, device=agent.device)
-        self.weight: Tensor | None = None
-        self.phases: dict[int, _Phase] = {}
+        assert isinstance(agent, ReplayAgent)
+        self.agent, self.buffer, self.batch_size, self.normalizer = agent, buffer, batch_size, normalizer
+        self.gathers = (
+            normalizer is None and buffer.n_step == 1 and not buffer.layout.frames
+            and buffer.batch_device == buffer.device
+        )  # fmt: skip
+        """Whether the graphs gather the minibatch themselves."""
+        self.index = torch.zeros(0, dtype=torch.int64)
+        """(B,) slots of the latest minibatch, where the buffer is."""
+        self.inputs: list[Tensor] = []
+        self.recorded: dict[Hashable, _Recorded] = {}
+        self._batch: Callable[[], Batch]
+        self._shape: Any = None
+        self._orders: set[tuple[str, ...]] = set()
+        self._rates = {
+            each: torch.ones((), dtype=torch.float64, device=agent.device)
+            for each in _family(agent)
+            if each.schedule.kind != "constant"
+        }
 
     def __call__(self) -> Update:
-        """One update. Its tensors are overwritten by the next one."""
-        index, weight = self.buffer.draw(self.batch_size)
-        self.index.copy_(index)
-        if weight is not None:
-            if self.weight is None:
-                self.weight = torch.empty_like(weight)
-            self.weight.copy_(weight)
-        clock = self.agent.clock
-        number = clock.updates % self.cycle
-        if number not in self.phases:
-            self.phases[number] = self._capture() if has_graphs(self.agent.device) else self._eager()
-        phase = self.phases[number]
-        phase.replay()
-        clock.updates += 1
-        return phase.update
+        """Make one update. Its tensors are overwritten by the next one."""
+        agent = self.agent
+        self._draw()
+        if not has_graphs(agent.device):
+            return agent.update(self._batch())
+        for each, rate in self._rates.items():
+            rate.fill_(each.schedule.factor(each.clock))
+        order = agent.stages()
+        if len(self._orders) <= FEW_ORDERS and order not in self._orders:
+            self._orders.add(order)
+            if len(self._orders) > FEW_ORDERS:
+                self.recorded.clear()
+        if len(self._orders) <= FEW_ORDERS:
+            done: Update = self._do(order, partial(self._stages, order))
+        else:
+            work = self._do("prepare", self._prepare)
+            done = join_updates([self._do(name, partial(agent.stage, name, work), work) for name in order])
+        agent.end_update()
+        return done
 
-    def _once(self) -> Update:
-        """The work of one update, clock aside: a replay would not move it."""
-        clock = self.agent.clock
-        before = clock.updates
-        update = self.agent.update(self.buffer.batch(self.index, self.weight))
-        clock.updates = before
-        return update
+    def _draw(self) -> None:
+        """Copy the next minibatch, or its slots, into the fixed tensors."""
+        self.index, weight = self.buffer.draw(self.batch_size)
+        drawn: Any = (self.index, weight)
+        if not self.gathers:
+            drawn = self.buffer.batch(*drawn)
+            drawn = drawn if self.normalizer is None else self.normalizer.normalize_batch(drawn)
+        given = list(_leaves(drawn))
+        shape = _shape(drawn), self._fixed()
+        if shape != self._shape:
+            self._shape = shape
+            self.recorded.clear()
+            self.inputs = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given]
+            fixed = _like(drawn, iter(self.inputs))
+            self._batch = partial(self.buffer.batch, *fixed) if self.gathers else lambda: fixed
+        for own, x in zip(self.inputs, given, strict=True):
+            own.copy_(x, non_blocking=True)
 
-    def _eager(self) -> _Phase:
-        phase = _Phase(lambda: None, Update({}, None))
+    def _fixed(self) -> Any:
+        """Return what of the host's a graph fixes and a user may change: rates, limits, and what is frozen."""
+        return [each.constants() for each in _family(self.agent)]
 
-        def work() -> None:
-            phase.update = self._once()
+    def _prepare(self) -> Any:
+        work = self.agent.prepare(self._batch())
+        self.agent.watch(work)
+        return work
 
-        phase.replay = work
-        return phase
+    def _stages(self, order: tuple[str, ...]) -> Update:
+        work = self._prepare()
+        return join_updates([self.agent.stage(name, work) for name in order])
 
-    def _capture(self) -> _Phase:
+    def _do(self, name: Hashable, piece: Callable[[], Any], work: Any = None) -> Any:
+        """Replay ``piece``, recorded when it is first met; ``work`` is what it may change besides the agent."""
+        if name not in self.recorded:
+            self.recorded[name] = self._record(piece, work)
+        self.recorded[name].replay()
+        return self.recorded[name].result
+
+    def _record(self, piece: Callable[[], Any], work: Any) -> _Recorded:
         """Warm up on a stream aside, put everything back, and record."""
         agent = self.agent
-        state = agent.state_dict()
         stream = torch.cuda.Stream(agent.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(agent.device))
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), self._undone(work):
             for _ in range(_WARM_UP):
-                self._once()
+                piece()
         torch.cuda.current_stream(agent.device).wait_stream(stream)
-        agent.load_state_dict(state)
         graph = torch.cuda.CUDAGraph()
-        for generator in agent.update_generators:
-            graph.register_generator_state(generator)
-        # With overlap the environments' thread may allocate meanwhile, which is its own affair.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            update = self._once()
-        agent.load_state_dict(state)  # recording moves the generators on the host
-        return _Phase(graph.replay, update)
+        for each in _family(agent):
+            for generator in each.update_generators:
+                graph.register_generator_state(generator)
+        # Recording moves the generators on the host. With overlap the environments' thread may allocate meanwhile,
+        # which is its own affair.
+        with self._undone(work), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = piece()
+        return _Recorded(graph.replay, result)
+
+    @contextmanager
+    def _undone(self, work: Any) -> Iterator[None]:
+        """Put back what happens inside; schedules are read from the device meanwhile."""
+        agent = self.agent
+        state = agent.state_dict()
+        # An expanded tensor (of discounts, say) holds one number several times: nobody can write to it.
+        passing = [x for x in (*agent.guard.scratch, *_leaves(work)) if 0 not in x.stride()]
+        before = [x.clone() for x in passing]
+        with ExitStack() as stack:
+            for each, rate in self._rates.items():
+                each.recorded_rate = rate
+                stack.callback(setattr, each, "recorded_rate", None)
+            yield
+        agent.load_state_dict(state)
+        for x, old in zip(passing, before, strict=True):
+            x.copy_(old)
+
+
+def _family(agent: ReplayAgent) -> list[ReplayAgent]:
+    return [agent]
+
+
+def _shape(tree: Any) -> Any:
+    """Return what two trees that can be copied into each other have in common."""
+    if isinstance(tree, Tensor):
+        return tree.shape, tree.dtype
+    if isinstance(tree, dict):
+        return {name: _shape(child) for name, child in tree.items()}
+    return [_shape(child) for child in tree] if isinstance(tree, tuple) else tree
+
+
+def _like(tree: Any, leaves: Iterator[Tensor]) -> Any:
+    """Return a tree of other leaves."""
+    if isinstance(tree, Tensor):
+        return next(leaves)
+    if isinstance(tree, dict):
+        return {name: _like(child, leaves) for name, child in tree.items()}
+    if isinstance(tree, tuple):
+        children = [_like(child, leaves) for child in tree]
+        return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
+    return tree
+
+
+def _leaves(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested tuples and dicts."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple | dict):
+        for child in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(child)

@@ -21,7 +21,7 @@ from rlopt.envs import Normalizer, VectorEnv
 from rlopt.envs.make import stepping_device
 from rlopt.loops import construction
 from rlopt.loops.base import Loop, Progress, finite_rows, normalizer_state
-from rlopt.loops.captured import CapturedUpdate, has_graphs, why_not
+from rlopt.loops.captured import CapturedUpdate, has_graphs, why_eager
 from rlopt.loops.configuration import TrainConfig, schedule_end
 from rlopt.loops.episodes import EpisodeCounter
 from rlopt.loops.evaluation import Evaluator
@@ -81,9 +81,7 @@ class ReplayLoop(Loop):
         """Environments of one run."""
         self.captured: CapturedUpdate | None = None
         if update_mode == "captured":
-            self.captured = CapturedUpdate(
-                agent, buffer, self.config.batch_size * agent.runs, normalized=normalizer is not None
-            )
+            self.captured = CapturedUpdate(agent, buffer, self.config.batch_size * agent.runs, normalizer)
         self._aside = ThreadPoolExecutor(1, "rlopt-env") if overlap else None
         self._cut = False
 
@@ -115,7 +113,7 @@ class ReplayLoop(Loop):
                 normalizer,
                 config.seed,
                 config.overlap,
-                _update_mode(config, agent, buffer, normalizer is not None),
+                _update_mode(config, agent),
                 **more,
             )
         except BaseException:
@@ -311,7 +309,7 @@ def _buffer(config: TrainConfig, options: ReplayAgentConfig, agent: Agent, env: 
     )
 
 
-def _update_mode(config: TrainConfig, agent: Agent, buffer: ReplayBuffer, normalized: bool) -> str:
+def _update_mode(config: TrainConfig, agent: Agent) -> str:
     """Return ``captured`` where it was asked for, or on a GPU where nothing stands against it."""
     if config.update_mode == "captured" and not has_graphs(agent.device):
         log.info("update_mode=captured on %s: the same calls as on a GPU, but no graph", agent.device)
@@ -319,7 +317,7 @@ def _update_mode(config: TrainConfig, agent: Agent, buffer: ReplayBuffer, normal
         return config.update_mode
     if not has_graphs(agent.device):
         return "eager"
-    reason = why_not(agent, buffer, normalized)
+    reason = why_eager(agent)
     if reason is not None:
         log.info("updates are not captured: %s", reason)
     return "eager" if reason else "captured"

@@ -74,6 +74,11 @@ class Net:
         """The names of the leaves that no update may move: those whose ``requires_grad`` is off."""
         return tuple(name for name, leaf in zip(self.params, self.leaves, strict=False) if not leaf.requires_grad)
 
+    @property
+    def constants(self) -> tuple[bool, ...]:
+        """Return which leaves are learnt: what ``requires_grad_`` may change between steps."""
+        return tuple(leaf.requires_grad for leaf in self.leaves)
+
     def cut(self, flat: Tensor) -> list[Tensor]:
         """A tensor like ``flat``, (P,) or (R, P), as views of the shapes of the leaves of one run, or of all."""
         shapes = [p.shape for p in self.module.parameters()]

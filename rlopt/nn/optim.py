@@ -72,6 +72,11 @@ class Optimiser:
         self.first = torch.zeros_like(flat)
         self.second = torch.zeros_like(flat) if config.name != "sgd" else torch.zeros(0, device=flat.device)
 
+    @property
+    def constants(self) -> tuple[float | None, ...]:
+        """Return what a user may change between steps."""
+        return self.learning_rate, self.max_grad_norm
+
     def gather(self, grads: Sequence[Tensor]) -> None:
         """Flatten the gradients of the leaves into ``self.grad``."""
         torch.cat([g.reshape(*self.count.shape, -1) for g in grads], -1, out=self.grad)
@@ -87,6 +92,8 @@ class Optimiser:
         if self.max_grad_norm is not None:
             self.grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0).unsqueeze(-1))
         c, lr = self.config, self.learning_rate * factor
+        if isinstance(lr, Tensor) and lr.is_cuda:
+            lr = lr.float()  # all that the fused kernels read there
         skipped = ok.logical_not().to(self.flat.dtype)
         self.count.add_(1.0 - skipped)
         if c.name == "sgd":

@@ -15,9 +15,11 @@ import torch
 from gymnasium import spaces
 
 import tests.training.screen_env  # noqa: F401 (registers its environment)
+from rlopt.agents import SACConfig
 from rlopt.buffers import ReplayBuffer
 from rlopt.loops import captured
 from rlopt.loops import replay as replay_loop
+from rlopt.nn import NetworkConfig
 from rlopt.policy import load_policy
 from rlopt.registry import agent_names, get_agent
 from rlopt.training import train_config
@@ -25,6 +27,8 @@ from rlopt.training.evaluate import evaluate_path
 from rlopt.training.grid_evaluation import evaluate_grid
 from rlopt.training.setup import begin, make_loop, resume, settle
 from rlopt.training.trainer import Callback
+from rlopt.types import EnvSpec
+from tests.agents.three_actors import ThreeActors
 from tests.training.far_device import NAME, FarDevice, FarTensor
 
 AGENT = {"network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 10}
@@ -315,6 +319,12 @@ def test_runs_are_evaluated_at_once_and_each_as_it_would_be_alone(far) -> None:
         pytest.param({"agent": {"name": "sac_2018", **AGENT}}, id="sac_2018"),
         pytest.param({"agent": SAC_DISCRETE, "env": CARTPOLE, "num_runs": 2}, id="discrete, runs"),
         pytest.param({"agent": {**SAC, "optimiser": {"name": "sgd"}}}, id="sgd"),
+        pytest.param({"agent": {**SAC, "n_step": 3}, "buffer": {"name": "lap", "capacity": 16}}, id="n-step, lap"),
+        pytest.param({"agent": {**SAC, "n_step": 2}, "env": SCREEN, "buffer": FRAMES}, id="single frames"),
+        pytest.param({"env": {**PENDULUM, "normalize_obs": True, "normalize_reward": True}}, id="normalised"),
+        pytest.param({"agent": {**SAC, "lr_schedule": "linear", "max_grad_norm": 1.0}}, id="linear schedule"),
+        pytest.param({"agent": {**SAC_DISCRETE, "lr_schedule": "cosine"}, "env": CARTPOLE}, id="cosine schedule"),
+        pytest.param({"buffer": {"name": "prioritized", "capacity": 16, "device": "cpu"}}, id="replay on the host"),
     ],
 )  # fmt: skip
 def test_a_recorded_update_is_the_eager_one(options, far, monkeypatch) -> None:
@@ -324,10 +334,43 @@ def test_a_recorded_update_is_the_eager_one(options, far, monkeypatch) -> None:
     eager = finished(make_loop(config(NAME, update_mode="eager", **options)))
     loop = make_loop(config(NAME, update_mode="captured", **options))
     recorded = finished(loop)
-    assert loop.captured is not None and all(
-        phase.replay.__name__ == "replay" for phase in loop.captured.phases.values()
-    )
+    pieces = loop.captured.recorded
+    assert pieces and all(piece.replay.__name__ == "replay" for piece in pieces.values())
     assert_equal(eager, recorded)
+
+
+def test_stages_are_recorded_once_and_replayed_in_any_order(far, monkeypatch) -> None:
+    """Each in the middle of an update that is under way, whose passing results the warm-up must not change."""
+    far.graphs(monkeypatch)
+    monkeypatch.setattr(captured, "has_graphs", lambda device: device.type == NAME)
+    spec = EnvSpec("test", spaces.Box(-1, 1, (4,), np.float32), spaces.Box(-1, 1, (2,), np.float32))
+    schedule = {"lr_schedule": "linear", "schedule_steps": 30}
+    options = SACConfig(network=NetworkConfig(hidden=(8,)), batch_size=8, fused=False, **schedule)
+    found = []
+    for recorded in (False, True):
+        agent = ThreeActors(spec, options, seed=2, device=NAME)
+        buffer = ReplayBuffer(32, spec.observation_space, spec.action_space, device=NAME, seed=1)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(32):
+            draw = torch.rand(1, 11, generator=generator)
+            no = torch.zeros(1, dtype=torch.bool)
+            buffer.add(draw[:, :4], draw[:, 4:6], draw[:, 6], draw[:, 7:], no, no)
+        update = captured.CapturedUpdate(agent, buffer, 8)
+        told, orders = [], []
+        for i in range(9):
+            agent.clock.env_steps = 2 * i
+            orders.append(agent.stages())
+            if i == 6:
+                agent.actors[1].flat.fill_(torch.nan)
+            done = update() if recorded else agent.update(buffer.sample(8))
+            told.append({path: x.nan_to_num(nan=-1.0) for path, x in numbers(done.metrics).items()})
+            if i == 6:
+                agent.actors[1].flat.fill_(0.1)
+        names = {"prepare", "critic", "target", *(f"actor/{i}" for i in range(3))}
+        assert not recorded or update.recorded.keys() == names
+        assert len(set(orders)) > captured.FEW_ORDERS and agent.guard.first_bad() == "actor/1 loss"
+        found.append({**numbers(agent.state_dict()), **numbers(told)})
+    assert_equal(*found)
 
 
 # ---- saved far away
