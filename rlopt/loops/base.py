@@ -109,7 +109,7 @@ class Loop(ABC):
         policies = self.agent.policies
         if self.normalizer is None:
             return policies
-        return [Policy(policy.spec, policy.actor, self.normalizer) for policy in policies]
+        return [Policy(policy.spec, policy.actor, self.normalizer.of_run(r)) for r, policy in enumerate(policies)]
 
     def policy(self) -> Policy:
         """The first run's."""

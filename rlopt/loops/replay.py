@@ -29,7 +29,7 @@ from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.random import derive_seed
 from rlopt.registry import get_agent, get_sampler
 from rlopt.state import RowLog
-from rlopt.types import Obs, RloptError, State, Step, map_obs, next_carry, on_device, resolve_device
+from rlopt.types import Obs, State, Step, map_obs, next_carry, on_device, resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +91,6 @@ class ReplayLoop(Loop):
         device, options = resolve_device(config.device), config.agent
         assert isinstance(options, ReplayAgentConfig)
         runs, rows = config.num_runs, config.num_runs * config.num_envs
-        if runs > 1 and (config.env.normalize_obs or config.env.normalize_reward):
-            raise RloptError(
-                f"num_runs={runs}: statistics of observations or rewards are kept for one run only; leave num_runs "
-                "out, or env.normalize_obs and env.normalize_reward"
-            )
         home = stepping_device(config.env.backend, device)
         env = construction.environment(config, rows, home, "env", autoreset=True)
         try:
