@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlopt.envs.edge import facts_info, told_facts
 from rlopt.envs.snapshot import restore, snapshot
 from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
 from rlopt.envs.sync import (
@@ -75,10 +76,12 @@ def _answer(
     match message[:1]:
         case b"s":
             array = np.frombuffer(message, actions.dtype, offset=1).reshape(actions.row_shape).copy()
-            obs, reward, terminated, truncated, _ = env.step(int(array) if actions.discrete else array)
-            again = autoreset and bool(terminated or truncated)
-            paid = np.asarray(check_reward(reward, spec), np.float64).tobytes()
-            body = _HEAD.pack(bool(terminated), bool(truncated), again) + paid + packed(obs)
+            obs, reward, terminated, truncated, info = env.step(int(array) if actions.discrete else array)
+            over = bool(terminated or truncated)
+            again = autoreset and over
+            told = told_facts(info, spec) if over else [0.0] * len(spec.facts)
+            numbers = np.array([*np.ravel(check_reward(reward, spec)), *told], np.float64).tobytes()
+            body = _HEAD.pack(bool(terminated), bool(truncated), again) + numbers + packed(obs)
             return b"o" + body + (packed(env.reset()[0]) if again else b"")
         case b"r":
             seed, options = pickle.loads(message[1:])
@@ -302,7 +305,8 @@ class AsyncVectorEnv:
         actions = self._actions.batch(action, self.num_envs)
         answers = self._exchange({i: b"s" + actions[i].tobytes() for i in range(self.num_envs) if not self._ended[i]})
         reward = np.zeros((self.num_envs, *self.spec.reward_shape), np.float32)
-        flags = ordinary_flags(self.num_envs)
+        flags, facts = ordinary_flags(self.num_envs), np.zeros((self.num_envs, len(self.spec.facts)), np.float32)
+        paid = reward[0].size
         firsts: list[tuple[int, bytes, int]] = []
         for i in range(self.num_envs):
             answer = answers.get(i)
@@ -311,9 +315,10 @@ class AsyncVectorEnv:
                 continue
             self._lost_in_a_row[i] = 0
             terminated, truncated, again = _HEAD.unpack_from(answer)
-            reward[i] = np.frombuffer(answer, np.float64, reward[i].size, _HEAD.size).reshape(reward.shape[1:])
+            numbers = np.frombuffer(answer, np.float64, paid + facts.shape[1], _HEAD.size)
+            reward[i], facts[i] = numbers[:paid].reshape(reward.shape[1:]), numbers[paid:]
             flags[:VALID, i] = terminated, truncated, terminated or truncated
-            end = self._unpack(i, answer, _HEAD.size + 8 * reward[i].size)
+            end = self._unpack(i, answer, _HEAD.size + numbers.nbytes)
             if again:
                 firsts.append((i, answer, end))
             elif terminated or truncated:
@@ -327,7 +332,8 @@ class AsyncVectorEnv:
                 self._unpack(i, answer, offset)
             observed = self._observations.tensors(self._current, self.device)
         ordinary = not flags[:VALID].any() and flags[VALID].all()
-        return self._steps.build(observed, next_obs, reward, None if ordinary else flags)
+        info = facts_info(self.spec.facts, facts, self.device)
+        return self._steps.build(observed, next_obs, reward, None if ordinary else flags, info)
 
     def state_dict(self) -> State | None:
         """All environments exactly (see ``rlopt.envs.snapshot``), or None where one of them cannot be saved or was

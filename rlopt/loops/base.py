@@ -85,7 +85,7 @@ class Loop(ABC):
     def settle(cls, config: TrainConfig) -> TrainConfig:
         """Return ``config`` with what it leaves open to this loop decided, such as the environment's backend."""
         e = config.env
-        backend = resolve_backend(e.id, e.backend, kwargs=e.kwargs, wrappers=e.wrappers)
+        backend = resolve_backend(e.id, e.backend, kwargs=e.kwargs, wrappers=e.wrappers, facts=e.facts)
         return replace(config, env=replace(e, backend=backend))
 
     @abstractmethod

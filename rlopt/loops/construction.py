@@ -22,6 +22,7 @@ def environment(config: TrainConfig, num_envs: int, device: torch.device, stream
         autoreset=autoreset,
         kwargs=e.kwargs,
         wrappers=e.wrappers,
+        facts=e.facts,
         timeout=e.timeout,
         stream=stream,
     )

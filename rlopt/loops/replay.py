@@ -76,7 +76,7 @@ class ReplayLoop(Loop):
         self.owed = 0
         self.carry = agent.initial_carry(env.num_envs)
         self.obs: Obs | None = None
-        self.counter = EpisodeCounter(env.num_envs, agent.runs)
+        self.counter = EpisodeCounter(env.spec, env.num_envs, agent.runs)
         self.each = env.num_envs // agent.runs
         """Environments of one run."""
         self.captured: CapturedUpdate | None = None
@@ -162,7 +162,7 @@ class ReplayLoop(Loop):
                 )
         if self.normalizer is not None:
             self.normalizer.observe(self.obs, step)
-        episodes = list(self.counter.count(step).values())
+        episodes = list(self.counter.count(step, act.facts).values())
         self.obs = step.obs
         if act.carry is not None:
             begun = self.agent.initial_carry(self.env.num_envs)
@@ -261,7 +261,7 @@ class ReplayLoop(Loop):
         log.warning("this environment cannot be saved: new episodes begin here, and the open ones are dropped")
         self.obs = self.env.reset(seeds=self._seeds("resume", self.step))
         self.carry = self.agent.initial_carry(self.env.num_envs)
-        self.counter = EpisodeCounter(self.env.num_envs, self.runs)
+        self.counter = EpisodeCounter(self.env.spec, self.env.num_envs, self.runs)
         self._cut = True
 
     def after_logs(self) -> None:

@@ -66,6 +66,12 @@ class Evaluation:
     def max(self) -> float:
         return max(self.returns)
 
+    @property
+    def facts(self) -> dict[str, float]:
+        """Means over the episodes of what they were beside their return, by name."""
+        names = dict.fromkeys(name for episode in self.episodes for name in episode.facts)
+        return {name: float(np.mean([e.facts[name] for e in self.episodes if name in e.facts])) for name in names}
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not finite is None, in ``policy`` tagged as ``rlopt.state.tag_floats`` does."""
         numbers = {
@@ -81,19 +87,25 @@ class Evaluation:
             "seed": self.seed,
             "deterministic": self.deterministic,
             **{name: _finite(value) for name, value in numbers.items()},
-            "episodes": [{"return": _finite(e.total_reward), "length": e.length} for e in self.episodes],
+            "facts": {name: _finite(value) for name, value in self.facts.items()},
+            "episodes": [
+                {"return": _finite(e.total_reward), "length": e.length, **{k: _finite(v) for k, v in e.facts.items()}}
+                for e in self.episodes
+            ],
             "policy": tag_floats(self.meta),
         }
 
 
 def describe(evaluation: Evaluation) -> str:
-    """One line: ``mean return -148.2, 95% interval [-170.0, -126.4] over 20 episodes (Pendulum-v1)``."""
+    """Return one line: ``mean return -148.2, 95% interval [-170.0, -126.4] over 20 episodes (Pendulum-v1)``, and the
+    means of facts where there are some."""
     n = len(evaluation.episodes)
+    facts = "".join(f"; {name} {value:.3g}" for name, value in evaluation.facts.items())
     if n == 1:
-        return f"return {evaluation.mean:.1f} in 1 episode ({evaluation.env_id})"
+        return f"return {evaluation.mean:.1f} in 1 episode ({evaluation.env_id}){facts}"
     low, high = evaluation.interval
     interval = f"95% interval [{low:.1f}, {high:.1f}]"
-    return f"mean return {evaluation.mean:.1f}, {interval} over {n} episodes ({evaluation.env_id})"
+    return f"mean return {evaluation.mean:.1f}, {interval} over {n} episodes ({evaluation.env_id}){facts}"
 
 
 def _finite(value: float) -> float | None:
@@ -145,12 +157,12 @@ def evaluate_path(
         if not isinstance(seed, int):
             raise RloptError(f"{path} names no seed that is a whole number; give one (--seed)")
 
-    backend = resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers)
+    backend = resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts)
 
     def make(n: int) -> VectorEnv:
         made = make_env(
             env.id, n, seed=seed, backend=backend, device=stepping_device(backend, policy.device), autoreset=False,
-            kwargs=env.kwargs, wrappers=env.wrappers, timeout=env.timeout, stream="evaluation",
+            kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts, timeout=env.timeout, stream="evaluation",
         )  # fmt: skip
         try:
             check_spaces(policy.spec, made.spec)
@@ -164,7 +176,9 @@ def evaluate_path(
         try:
             evaluator.prepare(episodes)
             if video is not None:  # before the evaluation, because it fails where there is no graphics stack
-                factory = EnvFactory(find_spec(env.id), {**env.kwargs, "render_mode": "rgb_array"}, env.wrappers)
+                factory = EnvFactory(
+                    find_spec(env.id), {**env.kwargs, "render_mode": "rgb_array"}, env.wrappers, env.facts
+                )
                 record_episode(policy, factory, Path(video), seed, deterministic, MAX_LENGTH)
             found = evaluator.evaluate(policy, episodes, deterministic)
         finally:
@@ -189,7 +203,7 @@ def environment_of(path: Path, policy: Policy, env_id: str | None = None) -> tup
     if not trusted:
         _refuse_modules(env, env_id)
     if env_id is not None and env_id != env.id:
-        env = replace(env, id=env_id, kwargs={}, backend="auto")  # the other one's backend may not know it
+        env = replace(env, id=env_id, kwargs={}, backend="auto", facts=())  # these are the other one's
     return env, settings
 
 
