@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 import struct
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
@@ -45,13 +47,21 @@ _log = logging.getLogger(__name__)
 _STARTUP = 120.0
 """Seconds that a worker has for its imports and for building the environment."""
 _MAX_LOSSES = 3
-"""How often in a row one slot is replaced before the run ends."""
+"""How often in a row one slot is replaced before the run ends, and how many that die while they start are started
+again."""
+_GRACE = 5.0
+"""Seconds that a worker has to close its environment."""
+_SAFE_PATH = "PYTHONSAFEPATH"
 _HEAD = struct.Struct("<BBB")
 """Terminated, truncated, whether a first observation follows the reward (float64) and the observation."""
 
 
 class _Lost(Exception):
     """A worker died or did not answer in time."""
+
+
+class _Died(_Lost):
+    """It died."""
 
 
 def _swap(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
@@ -97,12 +107,17 @@ def _answer(
     raise ValueError(f"unknown message {message[:1]!r}")
 
 
-def _work(connection: Connection, env_fn: Callable[[], Env], autoreset: bool) -> None:
-    """A worker's life: build, answer messages, end when the pipe does."""
+def _work(connection: Connection, env_fn: Callable[[], Env], autoreset: bool, safe_path: str | None) -> None:
+    """A worker's life: build, answer messages, end when the pipe does. ``safe_path`` is what the trainer's
+    PYTHONSAFEPATH is, which holds for what the environment starts."""
+    os.environ.pop(_SAFE_PATH, None)
+    if safe_path is not None:
+        os.environ[_SAFE_PATH] = safe_path
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C and SIGTERM reach the whole group; the parent decides when we end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     env = None
     try:
@@ -126,6 +141,31 @@ def _work(connection: Connection, env_fn: Callable[[], Env], autoreset: bool) ->
                 env.close()
 
 
+def _end_with_parent() -> None:
+    """Once the trainer is gone, even by a kill, a worker that waits for it ends by itself, and one that is in the
+    middle of a step that has no end is ended here."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        time.sleep(_GRACE)
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keep the current folder out of what a new process imports first: a ``torch.py`` that lies there stands for
+    nothing. (What the trainer finds there is found by its workers too, as they take over its ``sys.path``.)"""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
+
+
 def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -140,11 +180,11 @@ class _Worker:
     def __init__(self, context: Any, slot: int, env_fn: Callable[[], Env], autoreset: bool) -> None:
         self.slot = slot
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_work, args=(theirs, env_fn, autoreset), name=f"rlopt-env-{slot}", daemon=True
-        )
+        arguments = (theirs, env_fn, autoreset, os.environ.get(_SAFE_PATH))
+        self.process = context.Process(target=_work, args=arguments, name=f"rlopt-env-{slot}", daemon=True)
         try:
-            self.process.start()
+            with _safe_path():
+                self.process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as e:
             raise RloptError(
                 f"the environment cannot be sent to a worker process ({e}); use backend=sync, or wrappers and entry "
@@ -157,7 +197,7 @@ class _Worker:
         try:
             self.connection.send_bytes(message)
         except OSError as e:
-            raise _Lost("died") from e
+            raise _Died("died") from e
 
     def receive(self, deadline: float) -> bytes:
         """The worker's next answer without its letter.
@@ -171,7 +211,7 @@ class _Worker:
                 raise _Lost("did not answer in time")
             answer: bytes = self.connection.recv_bytes()
         except (EOFError, OSError) as e:
-            raise _Lost("died") from e
+            raise _Died("died") from e
         if answer[:1] == b"e":
             summary, trace, is_user_error = pickle.loads(answer[1:])
             if is_user_error:
@@ -191,7 +231,7 @@ class _Worker:
         """Ask it to close its environment; kill it where that takes more than a few seconds."""
         with contextlib.suppress(_Lost):
             self.send(b"c")
-        self.process.join(5.0)
+        self.process.join(_GRACE)
         self.kill()
 
 
@@ -253,6 +293,7 @@ class AsyncVectorEnv:
         self._workers: list[_Worker | None] = [None] * self.num_envs
         self._lost = [0] * self.num_envs  # replacements of each slot
         self._lost_in_a_row = [0] * self.num_envs
+        self._dead_at_start = 0
         self._ended = [False] * self.num_envs
         self._started = self._closed = False
         # One that is never closed must end its workers before multiprocessing's exit hook (of priority 0) waits for
@@ -368,11 +409,18 @@ class AsyncVectorEnv:
         self._end()
 
     def _hello(self, slot: int) -> Any:
+        """What the worker of ``slot`` says first. One that dies before it can is started again."""
         worker = self._workers[slot]
         assert worker is not None
         try:
             return pickle.loads(worker.receive(time.monotonic() + max(_STARTUP, self.timeout)))
         except _Lost as e:
+            if isinstance(e, _Died) and self._dead_at_start < _MAX_LOSSES:
+                self._dead_at_start += 1
+                _log.warning("the worker of environment %d died while starting; it is started again", slot)
+                worker.kill()
+                self._workers[slot] = _Worker(self._context, slot, self._fns[slot], self.autoreset)
+                return self._hello(slot)
             raise RloptError(
                 f"the worker of environment {slot} {e} while starting; a script must build it under "
                 '`if __name__ == "__main__":`, and backend=sync shows what goes wrong'
