@@ -156,6 +156,8 @@ class EnvFactory:
             raise _missing(e.name or "?", name) from e
         except TypeError as e:
             raise RloptError(f"{name} cannot be built with env.kwargs={dict(self.kwargs)}: {_first_line(e)}") from e
+        except MemoryError as e:
+            raise RloptError(f"{name} does not fit in memory with env.kwargs={dict(self.kwargs)}") from e
         except (gymnasium.error.Error, ImportError, ValueError, AssertionError, OSError, AttributeError) as e:
             raise RloptError(f"{name} cannot be built: {_first_line(e)}") from e
         for wrapper in self.wrappers:

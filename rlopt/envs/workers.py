@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import pickle
 import signal
 import struct
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rlopt.envs.edge import facts_info, told_facts
+from rlopt.envs.processes import SAFE_PATH, end_with_parent, restore_safe_path, safe_path, worker_context
 from rlopt.envs.snapshot import restore, snapshot
 from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
 from rlopt.envs.sync import (
@@ -51,7 +50,6 @@ _MAX_LOSSES = 3
 again."""
 _GRACE = 5.0
 """Seconds that a worker has to close its environment."""
-_SAFE_PATH = "PYTHONSAFEPATH"
 _HEAD = struct.Struct("<BBB")
 """Terminated, truncated, whether a first observation follows the reward (float64) and the observation."""
 
@@ -107,17 +105,17 @@ def _answer(
     raise ValueError(f"unknown message {message[:1]!r}")
 
 
-def _work(connection: Connection, env_fn: Callable[[], Env], autoreset: bool, safe_path: str | None) -> None:
-    """A worker's life: build, answer messages, end when the pipe does. ``safe_path`` is what the trainer's
-    PYTHONSAFEPATH is, which holds for what the environment starts."""
-    os.environ.pop(_SAFE_PATH, None)
-    if safe_path is not None:
-        os.environ[_SAFE_PATH] = safe_path
+def _work(
+    connection: Connection, env_fn: Callable[[], Env], autoreset: bool, users_safe_path: str | None, grace: float
+) -> None:
+    """A worker's life: build, answer messages, end when the pipe does. ``users_safe_path`` is the trainer's
+    PYTHONSAFEPATH, which holds for what the environment starts."""
+    restore_safe_path(users_safe_path)
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C and SIGTERM reach the whole group; the parent decides when we end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(grace)
     torch.set_num_threads(1)
     env = None
     try:
@@ -141,49 +139,16 @@ def _work(connection: Connection, env_fn: Callable[[], Env], autoreset: bool, sa
                 env.close()
 
 
-def _end_with_parent() -> None:
-    """Once the trainer is gone, even by a kill, a worker that waits for it ends by itself, and one that is in the
-    middle of a step that has no end is ended here."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        time.sleep(_GRACE)
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def _safe_path() -> Iterator[None]:
-    """Keep the current folder out of what a new process imports first: a ``torch.py`` that lies there stands for
-    nothing. (What the trainer finds there is found by its workers too, as they take over its ``sys.path``.)"""
-    before = os.environ.get(_SAFE_PATH)
-    os.environ[_SAFE_PATH] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_SAFE_PATH]
-        else:
-            os.environ[_SAFE_PATH] = before
-
-
-def _context() -> Any:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rlopt.envs.workers"])
-    return context
-
-
 class _Worker:
     """The parent's end of one worker."""
 
     def __init__(self, context: Any, slot: int, env_fn: Callable[[], Env], autoreset: bool) -> None:
         self.slot = slot
         self.connection, theirs = context.Pipe()
-        arguments = (theirs, env_fn, autoreset, os.environ.get(_SAFE_PATH))
+        arguments = (theirs, env_fn, autoreset, os.environ.get(SAFE_PATH), _GRACE)
         self.process = context.Process(target=_work, args=arguments, name=f"rlopt-env-{slot}", daemon=True)
         try:
-            with _safe_path():
+            with safe_path():
                 self.process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as e:
             raise RloptError(
@@ -289,7 +254,7 @@ class AsyncVectorEnv:
         self.num_envs, self.device, self.autoreset = len(env_fns), torch.device(device), autoreset
         self.timeout = timeout
         self._fns, self._seed, self._stream = list(env_fns), seed, stream
-        self._context = _context()
+        self._context = worker_context()
         self._workers: list[_Worker | None] = [None] * self.num_envs
         self._lost = [0] * self.num_envs  # replacements of each slot
         self._lost_in_a_row = [0] * self.num_envs
