@@ -21,7 +21,7 @@ from rlopt.runs.run_folder import RunFolder
 from rlopt.settings import read_settings, write_settings
 from rlopt.training import train_config
 from rlopt.training.evaluate import evaluate_path
-from rlopt.training.setup import resume, train
+from rlopt.training.setup import begin, resume
 from rlopt.types import RloptError
 from tests.training.test_evaluate import policy_for
 from tests.training.test_resume import run_to_end
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "agent": {"name": "sac", "network": {"hidden": [8]}, "warmup_steps": 15, "batch_size": 4, "fused": False},
         "eval": {"every": None, "episodes": 1}, "log": {"tensorboard": False}, "buffer": {"name": "uniform"},
     })  # fmt: skip
-    run_to_end(train(config))
+    run_to_end(begin(config))
     yield folder / "run"
     sys.path.remove(str(folder))
 
