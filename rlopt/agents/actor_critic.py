@@ -101,13 +101,13 @@ class ActorCritic(ReplayAgent):
 
     def critic_stage(self, work: Work) -> Update:
         loss, metrics = self.critic_objective(work)
-        self.descend("critic", self.critic_optimiser, loss, self.critic.leaves)
+        self.descend("critic", self.critic_optimiser, loss, self.critic)
         priority = metrics.pop("td").flatten()
         return Update(metrics | {"critic_loss": loss.detach()}, priority)
 
     def actor_stage(self, work: Work) -> Update:
         loss, aux = self.actor_objective(work)
-        self.descend("actor", self.actor_optimiser, loss, self.actor.leaves)
+        self.descend("actor", self.actor_optimiser, loss, self.actor)
         if self.temperature is not None:
             self.temperature.descend(aux["log_prob"])
         return Update({"actor_loss": loss.detach(), "entropy": -aux["log_prob"].mean(-1)})

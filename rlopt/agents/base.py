@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -222,17 +222,25 @@ class Agent:
         """Return the present factor on every learning rate."""
         return 1.0
 
-    def descend(self, name: str, optimiser: Optimiser, loss: Tensor, leaves: Sequence[Tensor] | None) -> None:
-        """Take one optimiser step down the loss called ``name``, () or (R,); it is skipped on the device where this
-        update met anything non-finite.
+    def descend(self, name: str, optimiser: Optimiser, loss: Tensor, net: Net | None) -> None:
+        """Take one optimiser step of ``net`` down the loss called ``name``, () or (R,); it is skipped on the device
+        where this update met anything non-finite, and what is frozen (``requires_grad`` is off) stays where it is.
 
-        ``leaves`` are what to differentiate by; None says that the gradient already lies in the optimiser.
+        Without a ``net`` the gradient already lies in the optimiser.
         """
         self.guard.passes(f"{name} loss", loss)
-        if leaves is not None:
-            optimiser.gather(torch.autograd.grad(loss.sum(), leaves))  # a run's loss knows only its own leaves
+        frozen: list[Tensor] = []
+        if net is not None:
+            optimiser.gather(net.gradients(loss.sum()))  # a run's loss knows only its own leaves
+            if not all(net.learns):
+                for x in net.frozen_parts(optimiser.grad):
+                    x.zero_()
+                frozen = net.frozen_parts(net.flat)
+        before = [x.clone() for x in frozen]  # momentum and weight decay would move them without a gradient
         norm = optimiser.norm()
         optimiser.step(norm, self.guard.passes(f"{name} gradient", norm), self.rate())
+        for x, old in zip(frozen, before, strict=True):
+            x.copy_(old)
 
     def end_update(self) -> None:
         """Move what an update moves on the host: the clock."""

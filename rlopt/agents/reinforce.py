@@ -181,7 +181,7 @@ class Reinforce(Agent):
             noise = torch.randn(sample.shape, generator=self.update_generator, device=self.device)
             log_prob, entropy = squashed_terms(outputs, sample, noise)
         loss, metrics = policy_loss(log_prob, entropy, advantage.flatten(), used.flatten(), c.entropy_coefficient)
-        self.descend("policy", self.optimiser, loss, self.actor.leaves)
+        self.descend("policy", self.optimiser, loss, self.actor)
         self.end_update()
         metrics["policy_loss"] = loss.detach()
         return Update(metrics)

@@ -115,7 +115,13 @@ class ReplayAgent(Agent):
 
     def constants(self) -> list[Any]:
         """Return the numbers of the host that the stages read and that a user may change between updates."""
-        return [x for thing in self._persistent.values() if isinstance(thing, Net | Optimiser) for x in thing.constants]
+        found: list[Any] = []
+        for thing in self._persistent.values():
+            if isinstance(thing, Optimiser):
+                found += [thing.learning_rate, thing.max_grad_norm]
+            elif isinstance(thing, Net):
+                found += thing.learns
+        return found
 
     def by_run(self, batch: Batch) -> Batch:
         """Return a minibatch (R·B, …) as (R, B, …), with weights where it has none; of one run as it is."""

@@ -96,7 +96,7 @@ class SAC(ActorCritic):
         self.nets = Nets(self.actor, self.critic)
         self.temperature = Temperature(self, -float(features) if c.target_entropy is None else c.target_entropy)
         self.fused: fast_sac.FusedUpdate | fast_sac.FusedRuns | None = None
-        if c.fused and c.td_loss != "pal" and fast_sac.applies(space, c.network, c.optimiser, self.device):
+        if c.fused and fast_sac.applies(self, SAC, Temperature):
             one = self.runs == 1
             # No phase of an update has more than two tasks.
             lanes = Lanes(min(2, torch.get_num_threads()))
@@ -127,7 +127,7 @@ class SAC(ActorCritic):
         """Do one step of the critics and targets, and of actor and temperature every ``policy_delay`` updates."""
         if self.fused is None:
             return super().update(batch)
-        if len(batch.reward) != self.config.batch_size * self.runs:
+        if len(batch.reward) != self.config.batch_size * self.runs or not all(self.actor.learns + self.critic.learns):
             done = super().update(batch)
             self.guard.settle()  # of the guard, the compiled update reads the code alone
             return done

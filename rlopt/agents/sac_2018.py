@@ -129,7 +129,7 @@ class SAC2018(ActorCritic):
         actor, critic, value = self.actor.params, self.critic.params, self.value.params
         pure = partial(value_loss, self.nets)
         loss, metrics = self.per_run(pure)(value, actor, critic, work.batch.obs, work.noise[0])
-        self.descend("value", self.value_optimiser, loss, self.value.leaves)
+        self.descend("value", self.value_optimiser, loss, self.value)
         return Update(metrics | {"value_loss": loss.detach()})
 
     def critic_objective(self, work: Work) -> tuple[Tensor, Metrics]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from rlopt.buffers import Batch
 from rlopt.fast.adam import describe, refresh
@@ -39,23 +39,76 @@ from rlopt.fast.sac_update import (
     update_phases,
 )  # fmt: skip
 from rlopt.jit import compiles
-from rlopt.nn import PRECISIONS, Net, NetworkConfig, Optimiser, OptimiserConfig
-from rlopt.nn.encoders import is_bytes
-from rlopt.types import Metrics, Space, Update
+from rlopt.nn import PRECISIONS, Critic, Net, Optimiser, SquashedGaussianActor
+from rlopt.nn.encoders import Flatten, Numbers
+from rlopt.nn.networks import MLP, EnsembleLinear, EnsembleMLP
+from rlopt.types import Metrics, Update
 
 if TYPE_CHECKING:
     from rlopt.agents.sac import SAC
+    from rlopt.agents.temperature import Temperature
 
 log = logging.getLogger(__name__)
 
 
-def applies(observation_space: Space, network: NetworkConfig, optimiser: OptimiserConfig, device: torch.device) -> bool:
-    """Whether networks and optimiser are what the formulas below assume."""
-    vector = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
-    vector = vector and not is_bytes(observation_space)
-    plain = network.activation == "relu" and network.encoder in ("auto", "flatten") and len(network.hidden) > 0
-    plain = plain and network.norm == network.memory == "none" and network.critic_hidden is None
-    return device.type == "cpu" and vector and plain and optimiser.name != "sgd" and products_available()
+PLAIN: dict[type[nn.Module], set[str]] = {
+    SquashedGaussianActor: {"encoder", "body", "options", "own", "memory", "action_features", "action_shape"},
+    Critic: {"encoders", "body", "memory", "scalar"},
+    Flatten: {"parts", "leaves", "out_features", "identity"},
+    Numbers: {"bytes", "out_features"},
+    MLP: {"layers", "norms", "activation"},
+    EnsembleMLP: {"layers", "norms", "activation", "ensemble"},
+    nn.Linear: {"in_features", "out_features"},
+    EnsembleLinear: set(),
+}
+"""The modules that are written out here, and what each consists of beside its parameters."""
+METHODS = (
+    "prepare", "watch", "stages", "stage", "critic_stage", "actor_stage", "target_stage", "critic_objective",
+    "actor_objective", "per_run", "descend", "rate", "td", "act", "exploration",
+)  # fmt: skip
+"""What of an agent's class the compiled functions stand for."""
+
+
+def applies(agent: SAC, written: type[SAC], temperature: type[Temperature]) -> bool:
+    """Return whether all that ``agent`` is made of is what the formulas below assume, those of the given classes.
+
+    Decided on what was built, and only by what is known here: a method, module, rule or loss that is anything else
+    takes the readable path until it is written here as well.
+    """
+    optimisers = [agent.actor_optimiser, agent.critic_optimiser, agent.temperature.optimiser]
+    return (
+        agent.device.type == "cpu"
+        and agent.precision in ("float32", "bf16")
+        and all(getattr(type(agent), name) is getattr(written, name) for name in METHODS)
+        and type(agent.temperature) is temperature
+        and agent.config.td_loss in ("auto", "squared", "huber")
+        and all(o is None or (type(o) is Optimiser and o.config.name in ("adam", "adamw")) for o in optimisers)
+        and all(_is_plain(module) for net in (agent.actor, agent.critic, agent.target) for module in net.modules)
+        and products_available()
+    )
+
+
+def _is_plain(net: nn.Module) -> bool:
+    """Return whether a network reads one vector and is a perceptron, or an ensemble of such, with ReLU and biases."""
+    for module in net.modules():
+        if isinstance(module, nn.ModuleList):
+            continue
+        own = vars(module).keys() - _OF_EVERY_MODULE | dict(module.named_children()).keys()
+        if own != PLAIN.get(type(module)) or module._forward_hooks or module._forward_pre_hooks:
+            return False
+        if isinstance(module, Flatten) and not module.identity:
+            return False
+        if isinstance(module, MLP | EnsembleMLP) and (module.activation is not F.relu or len(module.layers) < 2):
+            return False
+        if isinstance(module, nn.Linear) and module.bias is None:
+            return False
+        for name in ("memory", "norms"):
+            if getattr(module, name, None) is not None:
+                return False
+    return next(net.buffers(), None) is None or type(net) is SquashedGaussianActor
+
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
 def plain(x: Tensor) -> Array:

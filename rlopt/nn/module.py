@@ -52,9 +52,10 @@ class Net:
                 offset += p.numel()
         own = dict(self.module.named_parameters())
         learns = [trainable and p.requires_grad for p in own.values()]
-        for module in self.modules:
-            for p, one in zip(module.parameters(), learns, strict=True):
-                p.requires_grad_(one and not self.stacked)
+        self._by_run = [list(module.parameters()) for module in self.modules]
+        for parameters in self._by_run:
+            for p, one in zip(parameters, learns, strict=True):
+                p.requires_grad_(one)
         self.leaves: list[Tensor] = list(own.values())
         if self.stacked:
             self.leaves = [leaf.requires_grad_(one) for leaf, one in zip(self.cut(self.flat), learns, strict=True)]
@@ -70,14 +71,34 @@ class Net:
         return stacked
 
     @property
-    def frozen(self) -> tuple[str, ...]:
-        """The names of the leaves that no update may move: those whose ``requires_grad`` is off."""
-        return tuple(name for name, leaf in zip(self.params, self.leaves, strict=False) if not leaf.requires_grad)
+    def learns(self) -> list[bool]:
+        """Return for each leaf, of several runs for each run of each leaf, whether an update may move it: whether
+        ``requires_grad`` is on, of the leaf and of the module's parameter."""
+        if not self.stacked:
+            return [leaf.requires_grad for leaf in self.leaves]
+        by_leaf = zip(self.leaves, *self._by_run, strict=True)
+        return [leaf.requires_grad and p.requires_grad for leaf, *runs in by_leaf for p in runs]
 
     @property
-    def constants(self) -> tuple[bool, ...]:
-        """Return which leaves are learnt: what ``requires_grad_`` may change between steps."""
-        return tuple(leaf.requires_grad for leaf in self.leaves)
+    def frozen(self) -> tuple[str, ...]:
+        """The names of the leaves that no update may move in any run."""
+        learns, runs = self.learns, len(self.modules)
+        return tuple(
+            name
+            for i, name in zip(range(len(self.leaves)), self.params, strict=False)
+            if not any(learns[i * runs : (i + 1) * runs])
+        )
+
+    def frozen_parts(self, flat: Tensor) -> list[Tensor]:
+        """Return views into ``flat``, the parameters or a gradient, of all that no update may move."""
+        rows = [row for leaf in self.cut(flat) for row in (leaf if self.stacked else [leaf])]
+        return [row for row, learns in zip(rows, self.learns, strict=True) if not learns]
+
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Return ∂ loss () / ∂ leaf of every leaf; 0 where it is frozen."""
+        learnt = [leaf for leaf in self.leaves if leaf.requires_grad]
+        found = iter(torch.autograd.grad(loss, learnt) if learnt else ())
+        return [next(found) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in self.leaves]
 
     def cut(self, flat: Tensor) -> list[Tensor]:
         """A tensor like ``flat``, (P,) or (R, P), as views of the shapes of the leaves of one run, or of all."""

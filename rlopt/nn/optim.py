@@ -72,11 +72,6 @@ class Optimiser:
         self.first = torch.zeros_like(flat)
         self.second = torch.zeros_like(flat) if config.name != "sgd" else torch.zeros(0, device=flat.device)
 
-    @property
-    def constants(self) -> tuple[float | None, ...]:
-        """Return what a user may change between steps."""
-        return self.learning_rate, self.max_grad_norm
-
     def gather(self, grads: Sequence[Tensor]) -> None:
         """Flatten the gradients of the leaves into ``self.grad``."""
         torch.cat([g.reshape(*self.count.shape, -1) for g in grads], -1, out=self.grad)

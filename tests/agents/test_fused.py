@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 
-from rlopt.nn import NetworkConfig, OptimiserConfig
+from rlopt.agents import SAC, Temperature
+from rlopt.fast import sac as fast_sac
+from rlopt.nn import NetworkConfig, OptimiserConfig, register_encoder
+from rlopt.nn.encoders import ENCODERS
+from rlopt.nn.networks import MLP
 
 
 @pytest.mark.parametrize("hidden", [(16,), (16, 16), (8, 12, 16, 10)])
@@ -77,20 +83,152 @@ def test_a_batch_of_another_size_takes_the_readable_path(make_agent, make_batch)
     [
         (spaces.Dict({"a": spaces.Box(-1, 1, (4,))}), NetworkConfig(hidden=(8,))),
         (spaces.Box(0, 255, (3, 36, 36), "uint8"), NetworkConfig(hidden=(8,))),
+        (spaces.Box(0, 255, (4,), "uint8"), NetworkConfig(hidden=(8,))),
         (spaces.Box(-1, 1, (2, 2)), NetworkConfig(hidden=(8,))),
         (spaces.Box(-1, 1, (4,)), NetworkConfig(hidden=(8,), activation="tanh")),
+        (spaces.Box(-1, 1, (4,)), NetworkConfig(hidden=(8,), norm="layer")),
     ],
 )
 def test_networks_the_formulas_do_not_cover_take_the_readable_path(space, network, make_agent) -> None:
     assert make_agent("sac", observation_space=space, network=network).fused is None
 
 
-def test_other_optimisers_and_builds_of_torch_take_the_readable_path(make_agent, make_batch, monkeypatch) -> None:
-    assert make_agent("sac", optimiser=OptimiserConfig(name="sgd")).fused is None
+def test_critics_may_have_hidden_layers_of_their_own(make_agent, make_batch) -> None:
+    network = NetworkConfig(hidden=(8,), critic_hidden=(12, 16, 4))
+    fused, plain = (make_agent("sac", fused=f, network=network) for f in (True, False))
+    assert fused.fused is not None
+    for i in range(3):
+        a, b = (agent.update(make_batch(agent, i)) for agent in (fused, plain))
+        torch.testing.assert_close(a.metrics, b.metrics, rtol=1e-4, atol=1e-5)
+    for net in ("actor", "critic", "target"):
+        torch.testing.assert_close(getattr(fused, net).flat, getattr(plain, net).flat, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"optimiser": OptimiserConfig(name="sgd")}, {"td_loss": "pal"}])
+def test_rules_and_losses_the_formulas_do_not_cover_take_the_readable_path(options, make_agent) -> None:
+    assert make_agent("sac", **options).fused is None
+
+
+def test_a_build_of_torch_without_the_products_takes_the_readable_path(make_agent, make_batch, monkeypatch) -> None:
     monkeypatch.setattr("rlopt.fast.products._find_mm", lambda: None)
     agent = make_agent("sac")
     assert agent.fused is None
     agent.update(make_batch(agent, 0))
+
+
+# --- whatever is added anywhere is honoured, on the readable path ---------------------------------------------------
+
+
+class Doubled(nn.ReLU):
+    """A non-linearity of somebody's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2.0 * super().forward(x)
+
+
+class OwnEncoder(nn.Module):
+    """An encoder of somebody's own."""
+
+    out_features = 4
+
+    def __init__(self, space: Any) -> None:
+        super().__init__()
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return obs.flip(-1)
+
+
+class OwnMLP(MLP):
+    """A residual connection that has no module of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x.sum(-1, keepdim=True)
+
+
+class OwnTemperature(Temperature):
+    def descend(self, log_prob: torch.Tensor) -> None:
+        super().descend(log_prob.clamp(max=0.0))
+
+
+class OwnLoss(SAC):
+    def actor_objective(self, work: Any) -> Any:
+        loss, metrics = super().actor_objective(work)
+        return 3.0 * loss, metrics
+
+
+class OwnStages(SAC):
+    def stages(self) -> tuple[str, ...]:
+        return "critic", "target"
+
+
+def altered(kind: str) -> type[SAC]:
+    """SAC with one thing changed, as somebody would change it."""
+
+    class Altered(SAC):
+        def build_actor(self, actor: Any) -> Any:
+            made = super().build_actor(actor)
+            body = made.body
+            if kind == "normalisation":
+                body.norms = nn.ModuleList(nn.LayerNorm(16, elementwise_affine=False) for _ in range(2))
+            elif kind == "activation":
+                body.activation = Doubled()
+            elif kind == "class":
+                body.__class__ = OwnMLP
+            elif kind == "attribute":
+                body.residual = True
+            elif kind == "child":
+                made.head_norm = nn.LayerNorm(4)
+            elif kind == "hook":
+                body.register_forward_hook(lambda module, args, out: 0.5 * out)
+            return made
+
+        def build_critic(self, make: Any) -> None:
+            def with_buffer() -> nn.Module:
+                critic = make()
+                critic.register_buffer("seen", torch.zeros(()))
+                return critic
+
+            super().build_critic(with_buffer if kind == "buffer" else make)
+
+    return Altered
+
+
+ALTERED = {k: altered(k) for k in ("normalisation", "activation", "class", "hook", "attribute", "buffer", "child")}
+UNUSED = [ALTERED[k] for k in ("attribute", "buffer", "child")]
+"""Additions that nothing reads here; what they are for only their author knows."""
+
+
+@pytest.mark.parametrize("cls", [OwnLoss, OwnStages, *(pytest.param(cls, id=k) for k, cls in ALTERED.items())])
+def test_what_is_not_written_out_takes_the_readable_path_and_is_honoured(cls, make_agent, make_batch) -> None:
+    spec, config = make_agent("sac").spec, make_agent("sac").config
+    agent, original = cls(spec, config), make_agent("sac", fused=False)
+    plain = cls(spec, make_agent("sac", fused=False).config)
+    assert agent.fused is None and agent.quick_act is None
+    for each in (agent, plain, original):
+        for i in range(2):
+            each.update(make_batch(each, i))
+    assert torch.equal(agent.actor.flat, plain.actor.flat)
+    if cls not in UNUSED:
+        assert not torch.equal(agent.actor.flat, original.actor.flat)
+
+
+def test_a_temperature_of_ones_own_takes_the_readable_path(make_agent, monkeypatch) -> None:
+    monkeypatch.setattr("rlopt.agents.sac.Temperature", OwnTemperature)
+    agent = make_agent("sac")
+    assert not fast_sac.applies(agent, SAC, Temperature)
+
+
+def test_an_encoder_of_ones_own_takes_the_readable_path(make_agent, make_batch) -> None:
+    register_encoder("flipped", OwnEncoder)
+    try:
+        agent = make_agent("sac", network=NetworkConfig(encoder="flipped", hidden=(8,)))
+        plain = make_agent("sac", network=NetworkConfig(hidden=(8,)), fused=False)
+        assert agent.fused is None
+        for each in (agent, plain):
+            each.update(make_batch(each, 0))
+        assert not torch.equal(agent.actor.flat, plain.actor.flat)
+    finally:
+        del ENCODERS["flipped"]
 
 
 @pytest.mark.parametrize("what", ["obs", "next_obs", "reward"])

@@ -57,7 +57,7 @@ class ThreeActors(SAC):
             actor.params, self.critic.params, temperature.value, work.batch.obs, work.noise[1]
         )
         loss = loss * (1.0 + work.log_probs.mean())
-        self.descend(f"actor/{i}", self.optimisers[i], loss, actor.leaves)
+        self.descend(f"actor/{i}", self.optimisers[i], loss, actor)
         temperature.descend(aux["log_prob"])
         work.log_probs[:, i] = aux["log_prob"]
         return Update({f"actor_loss/{i}": loss.detach(), f"seen/{i}": work.log_probs.mean()})

@@ -373,6 +373,23 @@ def test_stages_are_recorded_once_and_replayed_in_any_order(far, monkeypatch) ->
     assert_equal(*found)
 
 
+def test_what_is_frozen_or_set_by_hand_between_updates_is_recorded_anew(far, monkeypatch) -> None:
+    far.graphs(monkeypatch)
+    monkeypatch.setattr(captured, "has_graphs", lambda device: device.type == NAME)
+    found = []
+    for mode in ("eager", "captured"):
+        loop = make_loop(config(NAME, update_mode=mode, total_steps=26))
+        for step, change in ((14, "frozen"), (18, "by hand"), (22, "learns again")):
+            while loop.step < step:
+                loop.advance()
+            agent = loop.agent
+            agent.actor.params["body.layers.0.weight"].requires_grad_(change == "learns again")
+            if change == "by hand":
+                agent.critic_optimiser.learning_rate, agent.temperature.target_entropy = 0.01, 3.0
+        found.append(finished(loop))
+    assert_equal(*found)
+
+
 # ---- saved far away
 
 
