@@ -43,6 +43,17 @@ def _float_box(low: Any, high: Any, shape: tuple[int, ...]) -> spaces.Box:
     return spaces.Box(np.broadcast_to(low32, shape), np.broadcast_to(high32, shape), shape, np.float32)
 
 
+def _inside(space: spaces.Box) -> spaces.Box:
+    """The float32 Box of the numbers inside ``space``; where there are none between its bounds, the one nearest. Bounds
+    that float32 cannot hold become infinite."""
+    box = _float_box(space.low, space.high, space.shape)
+    finite = np.isfinite(box.low), np.isfinite(box.high)
+    low = np.where((box.low < space.low) & finite[0], np.nextafter(box.low, np.float32(np.inf)), box.low)
+    high = np.where((box.high > space.high) & finite[1], np.nextafter(box.high, np.float32(-np.inf)), box.high)
+    none = low > high
+    return _float_box(np.where(none, box.low, low), np.where(none, box.low, high), space.shape)
+
+
 def _is_binary(space: spaces.Space[Any]) -> bool:
     """Whether a space holds nothing but zeros and ones: MultiBinary, or PettingZoo's Box of integers in [0, 1]."""
     if isinstance(space, spaces.Box):
@@ -205,7 +216,7 @@ class ActionCodec:
         Box of float64 that ends at 0.1."""
         if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
             if space.dtype != np.float32:
-                self.space = translated = _float_box(space.low, space.high, space.shape)
+                self.space = translated = _inside(space)
                 self._ends = [(translated.low, space.low), (translated.high, space.high)]
         elif isinstance(space, spaces.MultiBinary):
             self.space = spaces.MultiDiscrete(np.full(space.shape, 2))

@@ -100,9 +100,13 @@ def test_an_action_at_its_bound_is_inside_the_environments_own_box(ends: tuple[f
     space = spaces.Box(*ends, (3,), np.float64)
     codec = ActionCodec(space)
     low, high = codec.space.low, codec.space.high
+    if ends[0] < ends[1]:  # what a policy answers its user
+        assert space.contains(low.astype(np.float64)) and space.contains(high.astype(np.float64))
     rows = codec.batch(torch.as_tensor(np.stack([low, high, low / 2 + high / 2])), 3)
     assert rows.dtype == np.float64 and all(space.contains(row) for row in rows)
     assert rows[0].tolist() == [ends[0]] * 3 and rows[1].tolist() == [ends[1]] * 3
+    wide = ActionCodec(spaces.Box(-1e300, 0.1, (1,), np.float64)).space
+    assert wide.low == -np.inf and 0.09 < wide.high < 0.1
     far = codec.batch(torch.full((1, 3), 500.0), 1)
     assert far.tolist() == [[500.0] * 3], "what is wrong is not made right in silence"
 
