@@ -32,18 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _see_working_directory() -> None:
-    """Find the user's modules where the command is typed (``env=mymodule:Env-v0``), after all that is installed: a
-    ``matplotlib.py`` that lies there stands for nothing.
-
-    ``python -m`` and a script put their folder in front, which is undone here."""
+    """Import modules of the user's from where the command is typed, as ``python -m`` does: ``env=mymodule:Env-v0``."""
     with contextlib.suppress(FileNotFoundError):
         here = os.getcwd()
-        if sys.flags.safe_path:
-            return
-        if sys.path and sys.path[0] in ("", here):
-            del sys.path[0]
-        if not {"", here} & set(sys.path):
-            sys.path.append(here)
+        if not sys.flags.safe_path and not {"", here} & set(sys.path):
+            sys.path.insert(0, here)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from rlopt.envs.make import resolve_backend
 from rlopt.policy import load_policy
 from rlopt.training.evaluate import environment_of, run_of
 from rlopt.training.grid_evaluation import GridEvaluation, evaluate_grid
-from rlopt.training.saved import saved_settings
 from rlopt.types import RloptError
 
 WITH_PARAMETERS = ("torch", "native")
@@ -25,7 +24,7 @@ def evaluate_over_grid(arguments: argparse.Namespace) -> tuple[str, dict[str, An
     """The line to print and the JSON of ``--grid``; draws the picture that was asked for."""
     path = Path(arguments.path)
     policy = load_policy(path, arguments.device)
-    env, settings = environment_of(path, policy, arguments.env, arguments.trust)
+    env, settings = environment_of(path, policy, arguments.env)
     if env.wrappers:
         raise RloptError(f"--grid cannot run wrappers, and {path} was trained with some")
     backend = env.backend
@@ -63,15 +62,10 @@ def _bounds(text: str) -> tuple[str, tuple[float, float]]:
 def _box(path: Path) -> dict[str, tuple[float, float]]:
     """The box that the run was trained in."""
     run = run_of(path)
-    agent = saved_settings(run).values.get("agent") if run else None
-    box = agent.get("box") if isinstance(agent, dict) else None
-    try:
-        bounds = {str(name): (float(low), float(high)) for name, (low, high) in box.items()}  # type: ignore[union-attr]
-    except (AttributeError, TypeError, ValueError):
-        bounds = {}
-    if not bounds:
+    box = run.config()["agent"].get("box") if run else None
+    if not box:
         raise RloptError(f"{path} has no agent.box; name the parameters: --grid NAME=LOW:HIGH, such as m=0.5:1.5")
-    return bounds
+    return {name: (float(low), float(high)) for name, (low, high) in box.items()}
 
 
 def _told(found: GridEvaluation) -> str:

@@ -32,8 +32,6 @@ class Outcome(NamedTuple):
     broken: Tensor | None = None
     """(N,) bool, where the simulation of a row may fail: that row is no transition (``valid`` is false) and begins
     anew."""
-    facts: dict[str, Tensor] = {}
-    """{name: (N,)} of the class's ``facts``, which count where an episode ends."""
 
 
 class TorchEnv:
@@ -86,8 +84,6 @@ class TorchEnv:
     """Steps after which an episode is truncated."""
     defaults: dict[str, float] = {}
     """Simulator parameters by name, and their values until ``set_parameters``."""
-    facts: tuple[str, ...] = ()
-    """Names of what ``dynamics`` tells of an episode where it ends (``Outcome.facts``)."""
     dtype: ClassVar[torch.dtype] = torch.float64
     """Of parameters and random numbers."""
 
@@ -117,7 +113,6 @@ class TorchEnv:
             observation_space=ObservationCodec(self.observation_space).space,
             action_space=ActionCodec(self.action_space).space,
             episode_limit=self.episode_limit,
-            facts=self.facts,
         )
         self.parameters: dict[str, Tensor] = {
             name: torch.full((num_envs,), float(value), dtype=self.dtype, device=self.device)
@@ -214,13 +209,13 @@ class TorchEnv:
             if broken is not None:
                 self._begin(broken, self.initial(self._streams))
             obs = self._observe()
-            return Step(obs, obs, reward, terminated, truncated, closed, valid, outcome.facts)
+            return Step(obs, obs, reward, terminated, truncated, closed, valid, {})
         first = self.initial(self._streams)
         if broken is not None:  # the row's new episode is all that there is to see
             self._write(_select(broken, first, self.state))
         next_obs = self._observe()
         self._begin(closed, first)
-        return Step(self._observe(), next_obs, reward, terminated, truncated, closed, valid, outcome.facts)
+        return Step(self._observe(), next_obs, reward, terminated, truncated, closed, valid, {})
 
     def _begin(self, mask: Tensor, first: Any) -> None:
         """New episodes in the rows where ``mask`` is true, from the states ``first`` just drawn."""

@@ -29,7 +29,7 @@ from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.random import derive_seed
 from rlopt.registry import get_agent, get_sampler
 from rlopt.state import RowLog
-from rlopt.types import Obs, State, Step, map_obs, next_carry, on_device, resolve_device
+from rlopt.types import Obs, RloptError, State, Step, map_obs, next_carry, on_device, resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class ReplayLoop(Loop):
         self.owed = 0
         self.carry = agent.initial_carry(env.num_envs)
         self.obs: Obs | None = None
-        self.counter = EpisodeCounter(env.spec, env.num_envs, agent.runs)
+        self.counter = EpisodeCounter(env.num_envs, agent.runs)
         self.each = env.num_envs // agent.runs
         """Environments of one run."""
         self.captured: CapturedUpdate | None = None
@@ -91,6 +91,11 @@ class ReplayLoop(Loop):
         device, options = resolve_device(config.device), config.agent
         assert isinstance(options, ReplayAgentConfig)
         runs, rows = config.num_runs, config.num_runs * config.num_envs
+        if runs > 1 and (config.env.normalize_obs or config.env.normalize_reward):
+            raise RloptError(
+                f"num_runs={runs}: statistics of observations or rewards are kept for one run only; leave num_runs "
+                "out, or env.normalize_obs and env.normalize_reward"
+            )
         home = stepping_device(config.env.backend, device)
         env = construction.environment(config, rows, home, "env", autoreset=True)
         try:
@@ -162,7 +167,7 @@ class ReplayLoop(Loop):
                 )
         if self.normalizer is not None:
             self.normalizer.observe(self.obs, step)
-        episodes = list(self.counter.count(step, act.facts).values())
+        episodes = list(self.counter.count(step).values())
         self.obs = step.obs
         if act.carry is not None:
             begun = self.agent.initial_carry(self.env.num_envs)
@@ -261,7 +266,7 @@ class ReplayLoop(Loop):
         log.warning("this environment cannot be saved: new episodes begin here, and the open ones are dropped")
         self.obs = self.env.reset(seeds=self._seeds("resume", self.step))
         self.carry = self.agent.initial_carry(self.env.num_envs)
-        self.counter = EpisodeCounter(self.env.spec, self.env.num_envs, self.runs)
+        self.counter = EpisodeCounter(self.env.num_envs, self.runs)
         self._cut = True
 
     def after_logs(self) -> None:
