@@ -227,7 +227,7 @@ def test_a_step_and_its_updates_wait_for_the_device_twice(buffer, runs, far) -> 
     far.waits.clear()
     for _ in range(3):
         loop.advance()
-    assert far.waits == Counter({"loops/replay.py:_all_well": 3, "types.py:on_host": 3})
+    assert far.waits == Counter({"loops/stepping.py:_all_well": 3, "types.py:on_host": 3})
     loop.close()
 
 

@@ -1,0 +1,160 @@
+"""What loops share that step a vector of environments which begin their episodes anew by themselves."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlopt.agents.base import Agent
+from rlopt.envs import Normalizer, VectorEnv
+from rlopt.loops.base import Loop, finite_rows, normalizer_state
+from rlopt.loops.episodes import EpisodeCounter
+from rlopt.loops.evaluation import Evaluator
+from rlopt.random import derive_seed
+from rlopt.types import Act, Episode, Obs, State, Step, map_obs, next_carry, on_device
+
+log = logging.getLogger(__name__)
+
+
+class SteppingLoop(Loop):
+    """Base of the loops that step environments: what is seen, which rows are transitions, what begins with an episode,
+    and a state that continues exactly.
+
+    Where the agent trains R runs side by side, the environment's R·N rows are theirs, run by run; every count of steps
+    is that of one run. A row of one run that is no transition still counts as a step of it, because the runs go on
+    together.
+
+    The environment may lie on the CPU and the agent elsewhere: the observations go there once to be acted on, and the
+    action's way back is then the only wait of a step.
+
+    Args:
+        env: built with ``autoreset=True``.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        env: VectorEnv,
+        total_steps: int,
+        evaluator: Evaluator | None = None,
+        normalizer: Normalizer | None = None,
+        seed: int = 0,
+    ) -> None:
+        if env.num_envs % agent.runs:
+            raise ValueError(f"{env.num_envs} environments cannot be shared by {agent.runs} runs")
+        super().__init__(agent, total_steps, env, evaluator, normalizer)
+        self.env: VectorEnv = env
+        self.seed = seed
+        self.carry = agent.initial_carry(env.num_envs)
+        self.obs: Obs | None = None
+        self.counter = EpisodeCounter(env.num_envs, agent.runs)
+        self.each = env.num_envs // agent.runs
+        """Environments of one run."""
+
+    def _see(self) -> tuple[Obs, Obs]:
+        """Return what is acted on, (N, …), raw as it will be stored and as the agent sees it."""
+        if self.obs is None:
+            self.obs = self.env.reset(seeds=self._seeds())
+        seen = map_obs(lambda x: on_device(x, self.agent.device), self.obs)
+        return self.obs, seen if self.normalizer is None else self.normalizer.normalize_obs(seen)
+
+    def _go_on(self, act: Act, step: Step, moved: Tensor, count: int) -> list[Episode]:
+        """Count an accepted step, of which ``moved`` (N,) rows are transitions that were made and ``count`` are new
+        ones of a run, and stand where it led; return the episodes that ended with it."""
+        episodes = list(self.counter.count(step).values())
+        self.obs = step.obs
+        if act.carry is not None:
+            begun = self.agent.initial_carry(self.env.num_envs)
+            ended, moved = (on_device(x, self.agent.device) for x in (step.ended, moved))
+            self.carry = next_carry(self.carry, act.carry, begun, ended, moved)
+        self.step += count
+        self.agent.clock.env_steps = self.step
+        return episodes
+
+    def _seeds(self, *name: str | int) -> list[int]:
+        """A seed for every row: those that each run's environments would have alone."""
+        return [derive_seed(self.seed + r, "env", i, *name) for r in range(self.runs) for i in range(self.each)]
+
+    def _accept(self, step: Step) -> tuple[Step, Tensor | None, int]:
+        """Decide which rows are kept: the real and finite ones, and of the last vector step only the remainder.
+
+        Returns the step with its ``valid`` settled, that ``valid`` (None where all are), and how many rows count.
+        """
+        assert self.obs is not None
+        valid = step.valid
+        remaining = self.total_steps - self.step
+        if self.each <= remaining and _all_well(self.obs, step.next_obs, step.reward, valid):
+            return step, None, self.each
+        finite = finite_rows(self.obs) & finite_rows(step.next_obs) & step.reward.isfinite() | ~valid
+        all_finite = bool(finite.all())
+        if not all_finite:
+            bad_reward = bool((~step.reward.isfinite() & valid).any())
+            self._bad = self._bad or ("reward" if bad_reward else "observation")
+            valid = valid & finite
+            # Even where the run stops here: resumed, it must not begin with what stopped it.
+            obs = self.env.reset(mask=~finite)
+            step = step._replace(
+                obs=obs,
+                terminated=step.terminated & finite,
+                truncated=step.truncated & finite,
+                ended=step.ended | ~finite,
+            )
+        by_run = valid.view(self.runs, self.each)
+        count = int(by_run.sum(1).max())
+        if count > remaining:
+            kept = (by_run & (by_run.cumsum(1) <= remaining)).flatten()
+            self.counter.drop(valid & ~kept)
+            valid, count = kept, remaining
+        return step._replace(valid=valid), None if bool(valid.all()) else valid, count
+
+    def _drop_episodes(self) -> None:
+        """The open episodes were lost: nothing that is learnt may reach across this cut."""
+
+    def state_dict(self) -> State:
+        return {
+            "step": self.step,
+            "agent": self.agent.state_dict(),
+            "env": self.env.state_dict() if self.obs is not None else None,
+            "begun": self.obs is not None,
+            "carry": self.carry,
+            "counter": self.counter.state_dict(),
+            "normalizer": normalizer_state(self.normalizer),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue exactly; an environment that could not be saved begins new episodes, across which nothing is
+        learnt."""
+        self.step = int(state["step"])
+        if (carry := state["carry"]) is not None:
+            self.carry = {name: leaf.to(self.agent.device) for name, leaf in carry.items()}
+        self.agent.load_state_dict(state["agent"])
+        self.counter.load_state_dict(state["counter"])
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(state["normalizer"])
+        if not state["begun"]:
+            return
+        if state["env"] is not None:
+            self.obs = self.env.load_state_dict(state["env"])
+            return
+        log.warning("this environment cannot be saved: new episodes begin here, and the open ones are dropped")
+        self.obs = self.env.reset(seeds=self._seeds("resume", self.step))
+        self.carry = self.agent.initial_carry(self.env.num_envs)
+        self.counter = EpisodeCounter(self.env.num_envs, self.runs)
+        self._drop_episodes()
+
+
+def _all_well(obs: Obs, next_obs: Obs, reward: Tensor, valid: Tensor) -> bool:
+    """Whether every row is valid and finite: the ordinary step, which should cost next to nothing."""
+    leaves = [reward]
+    for group in (obs, next_obs):
+        leaves += group.values() if isinstance(group, dict) else [group]
+    floating = [leaf for leaf in leaves if leaf.is_floating_point()]
+    if valid.device.type == "cpu":  # NumPy's calls cost less than torch's
+        return bool(valid.numpy().all()) and all(np.isfinite(leaf.numpy()).all() for leaf in floating)
+    # Every look at a GPU waits for it and every operation is a launch, so there are few (see ``finite_rows``).
+    sums = torch.stack([valid.all().double(), *(leaf.sum(dtype=torch.float64) for leaf in floating)]).tolist()
+    return bool(sums[0]) and all(math.isfinite(x) for x in sums)
