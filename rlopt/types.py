@@ -6,7 +6,7 @@ N environments, B minibatch, D features, A action dimensions, R runs, L sequence
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,6 +34,10 @@ Metrics = dict[str, Tensor]
 
 State = dict[str, Any]
 """A state tree: nested dicts and lists of tensors, numbers, strings, booleans and None. Nothing else is ever saved."""
+
+
+COLUMNS = ("step", "episode", "return", "length", "run")
+"""What tables say of every episode; no fact has one of these names."""
 
 
 class RloptError(Exception):
@@ -91,7 +95,7 @@ class EnvSpec:
         fix = partial(object.__setattr__, self)  # frozen, but lists and arrays are welcome
         fix("agents", tuple(self.agents))
         fix("reward_shape", tuple(self.reward_shape))
-        fix("facts", tuple(self.facts))
+        fix("facts", _names(self.id, self.facts))
         fix("derived", {key: _nested_tuples(index) for key, index in self.derived.items()})
         _check_joint(self)
         pairs = self.agent_spaces or [self._row_spaces(i) for i in range(len(self.agents))]
@@ -133,7 +137,7 @@ class Step(NamedTuple):
     next_obs: Obs
     """(N, …) where the transition led: the true last observation where an episode ended."""
     reward: Tensor
-    """(N,) float32, raw."""
+    """(N,) or (N, n) float32, raw."""
     terminated: Tensor
     """(N,) bool: the bootstrap is cut here (also by a lost life, where a protocol says so)."""
     truncated: Tensor
@@ -143,6 +147,7 @@ class Step(NamedTuple):
     valid: Tensor
     """(N,) bool: False where the row is no transition (an episode that was lost, a surplus row)."""
     info: dict[str, Tensor]
+    """{name: (N, …)}. The ``spec.facts`` (N,) are there where a row has ended, and count in those rows only."""
 
 
 class Act(NamedTuple):
@@ -154,6 +159,8 @@ class Act(NamedTuple):
     """What must travel to the next step; None for feed-forward agents. The collector owns it."""
     extras: dict[str, Tensor] = {}
     """{name: (N, …)} to be stored with the transition, as declared by ``agent.extra_fields``."""
+    facts: dict[str, Tensor] = {}
+    """{name: (N,)} numbers whose sum over an episode is one of ``Episode.facts`` (calls of a switch, …)."""
 
 
 class Update(NamedTuple):
@@ -173,6 +180,9 @@ class Episode(NamedTuple):
     length: int
     """Environment steps."""
     run: int = 0
+    facts: Mapping[str, float] = {}
+    """What it was beside its return, by name: the environment's (success, kind of task), the agent's, and
+    ``return/AGENT`` where agents are paid apart."""
 
 
 @dataclass
@@ -227,7 +237,7 @@ def on_device(x: Tensor, device: torch.device) -> Tensor:
 
 def on_host(*rows: Tensor) -> list[Tensor]:
     """Rows (N,) of one device, flags and numbers that float64 holds, on the CPU: one wait instead of one each."""
-    if rows[0].device.type == "cpu":
+    if not rows or rows[0].device.type == "cpu":
         return list(rows)
     packed = torch.stack([row.double() for row in rows]).cpu()
     return [numbers.to(row.dtype) for numbers, row in zip(packed, rows, strict=True)]
@@ -301,6 +311,16 @@ def row_space(joint: Space, i: int, shape: tuple[int, ...] | None = None) -> Spa
 def action_count(space: Space) -> int:
     """Return how many discrete actions there are, of several heads side by side: the length of an action mask."""
     return int(space.n if isinstance(space, spaces.Discrete) else np.sum(getattr(space, "nvec", 0)))
+
+
+def _names(env_id: str, facts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of facts, which will be columns of tables beside others."""
+    names = () if isinstance(facts, str) else tuple(facts)
+    if isinstance(facts, str) or not all(isinstance(name, str) and name for name in names):
+        raise RloptError(f"{env_id}: facts={facts!r} must be a list of names, such as [success]")
+    if taken := sorted(name for name in set(names) if name in COLUMNS or names.count(name) > 1):
+        raise RloptError(f"{env_id}: a fact cannot be called {taken[0]}, which another column is; give it another name")
+    return names
 
 
 def _check_joint(spec: EnvSpec) -> None:

@@ -9,7 +9,7 @@ episode went on than the others of its group did from the same step; there is no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from gymnasium import spaces
@@ -28,6 +28,7 @@ from rlopt.nn import (
     SquashedGaussianActor,
     network_options,
 )
+from rlopt.nn.actors import NetworkActor
 from rlopt.nn.distributions import squashed_gaussian
 from rlopt.policy import Policy
 from rlopt.types import Act, Carry, Metrics, Obs, Update, map_obs, option
@@ -51,16 +52,33 @@ class ReinforceConfig(GroupAgentConfig):
     network: NetworkConfig = option(lambda: NetworkConfig(hidden=(64, 64), activation="tanh"), "shape of the policy")
 
 
-def categorical_terms(actor: Net, params: Params, obs: Obs, sample: Tensor) -> tuple[Tensor, Tensor]:
-    """log π(a|s) (B,) of the action indices ``sample`` (B,), and the entropy (B,) of π(·|s)."""
-    log_probs = actor(params, obs).log_softmax(-1)
+def policy_outputs(actor: Net, params: Params, obs: Obs) -> Any:
+    """What the actor computes of whole episodes (T, N, …), as (T·N, …)."""
+    module = actor.module
+    assert isinstance(module, NetworkActor)
+    if module.memory is None:
+        return actor(params, map_obs(lambda x: x.flatten(0, 1), obs))
+    episodes = map_obs(lambda x: x.transpose(0, 1), obs)
+    rows, steps = next(iter(episodes.values()) if isinstance(episodes, dict) else iter([episodes])).shape[:2]
+    # A row is one episode, so nothing ends before its padding.
+    ended = torch.zeros(rows, steps, dtype=torch.bool, device=actor.flat.device)
+    outputs, _ = actor(params, episodes, module.initial_carry(rows), ended)
+    if isinstance(outputs, tuple):
+        return tuple(x.transpose(0, 1).flatten(0, 1) for x in outputs)
+    return outputs.transpose(0, 1).flatten(0, 1)
+
+
+def categorical_terms(logits: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """log π(a|s) (B,) of the action indices ``sample`` (B,), and the entropy (B,) of π(·|s) of ``logits`` (B, K)."""
+    log_probs = logits.log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     return log_probs.gather(-1, sample.unsqueeze(-1)).squeeze(-1), entropy
 
 
-def squashed_terms(actor: Net, params: Params, obs: Obs, sample: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """log π(a|s) (B,) of a = tanh(``sample``), and one-sample estimates (B,) of the entropy from ``noise`` (B, A)."""
-    mean, log_std = actor(params, obs)
+def squashed_terms(outputs: tuple[Tensor, Tensor], sample: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """log π(a|s) (B,) of a = tanh(``sample``), and one-sample estimates (B,) of the entropy from ``noise`` (B, A);
+    ``outputs`` are mean and log standard deviation, (B, A) each."""
+    mean, log_std = outputs
     log_prob = squashed_gaussian(mean, log_std, (sample - mean) * (-log_std).exp())[1]
     return log_prob, -squashed_gaussian(mean, log_std, noise)[1]
 
@@ -114,6 +132,7 @@ class Reinforce(Agent):
 
     name: ClassVar[str] = "reinforce"
     loop: ClassVar[str] = "group"
+    supports_memory = True
     config_class = ReinforceConfig
     config: ReinforceConfig
 
@@ -140,10 +159,10 @@ class Reinforce(Agent):
         module = self.actor_module
         if deterministic or not isinstance(module, SquashedGaussianActor):
             return Act(*module.act(obs, carry, deterministic, self.act_generator))
-        mean, log_std = module(obs)
+        (mean, log_std), carry = module.read(obs, carry)
         noise = torch.randn(mean.shape, generator=self.act_generator, device=self.device)
         sample = torch.addcmul(mean, log_std.exp(), noise)
-        return Act(module.to_env(sample.tanh()), extras={"before_tanh": sample})
+        return Act(module.to_env(sample.tanh()), carry, {"before_tanh": sample})
 
     def update(self, batch: Rollout) -> Update:
         """One gradient step on one rollout."""
@@ -151,17 +170,16 @@ class Reinforce(Agent):
         self.open_update(observation=batch.obs, reward=batch.reward)
         advantage, used = advantages(batch, c.gamma, c.credit, c.groups)
         advantage = normalise(advantage, used)
-        obs = map_obs(lambda x: x.flatten(0, 1), batch.obs)
-        params = self.actor.params
+        outputs = policy_outputs(self.actor, self.actor.params, batch.obs)
         if isinstance(self.actor_module, CategoricalActor):
             sample = (batch.action - self.actor_module.start).flatten()
-            log_prob, entropy = categorical_terms(self.actor, params, obs, sample)
+            log_prob, entropy = categorical_terms(outputs, sample)
         elif isinstance(self.actor_module, MultiCategoricalActor):
-            log_prob, entropy = self.actor_module.log_prob(self.actor(params, obs), batch.action.flatten(0, 1))
+            log_prob, entropy = self.actor_module.log_prob(outputs, batch.action.flatten(0, 1))
         else:
             sample = batch.extras["before_tanh"].flatten(0, 1)
             noise = torch.randn(sample.shape, generator=self.update_generator, device=self.device)
-            log_prob, entropy = squashed_terms(self.actor, params, obs, sample, noise)
+            log_prob, entropy = squashed_terms(outputs, sample, noise)
         loss, metrics = policy_loss(log_prob, entropy, advantage.flatten(), used.flatten(), c.entropy_coefficient)
         self.descend("policy", self.optimiser, loss, self.actor)
         self.end_update()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from rlopt.analysis.curves import Curve, merge
 from rlopt.analysis.tables import read_csv
+from rlopt.settings import read_settings
 from rlopt.types import RloptError
 
 _log = logging.getLogger(__name__)
@@ -75,10 +75,10 @@ def load_run(folder: str | Path) -> Run:
     path = folder / "config.yaml"
     if not path.is_file():
         raise RloptError(f"{folder} is no run folder (it has no config.yaml); give the folder that training printed")
-    try:
-        config = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as e:
-        raise RloptError(f"{path} cannot be read: {' '.join(str(e).split())}") from e
+    found = read_settings(path)
+    if found.intact is False:
+        _log.warning("%s was changed or damaged after rlopt wrote it", path)
+    config = flatten(found.values)
     for key in ("agent.name", "env.id", "seed"):
         if key not in config:
             raise RloptError(f"{path} lacks {key}; give a folder written by rlopt train")

@@ -32,11 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _see_working_directory() -> None:
-    """Import modules of the user's from where the command is typed, as ``python -m`` does: ``env=mymodule:Env-v0``."""
+    """Find the user's modules where the command is typed (``env=mymodule:Env-v0``), after all that is installed: a
+    ``matplotlib.py`` that lies there stands for nothing.
+
+    ``python -m`` and a script put their folder in front, which is undone here."""
     with contextlib.suppress(FileNotFoundError):
         here = os.getcwd()
-        if not sys.flags.safe_path and not {"", here} & set(sys.path):
-            sys.path.insert(0, here)
+        if sys.flags.safe_path:
+            return
+        if sys.path and sys.path[0] in ("", here):
+            del sys.path[0]
+        if not {"", here} & set(sys.path):
+            sys.path.append(here)
 
 
 @contextlib.contextmanager

@@ -51,6 +51,8 @@ Shows what can be named: agents, buffers, experiments, environments, networks. A
 as in `rlopt list envs cheetah`.
 """
 
+TRUST = "import what a run or policy from elsewhere names; your own runs need no such word"
+
 KINDS = ("agents", "buffers", "envs", "experiments", "networks")
 
 
@@ -99,6 +101,7 @@ def train_parser() -> Parser:
         metavar="DIR",
         help="a further folder of config groups (agent/, env/, ...)",
     )
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of KEY=A,B,C in turn")
     return parser
 
@@ -112,6 +115,7 @@ def evaluate_parser() -> Parser:
         "--episodes", type=_at_least_one, metavar="N", help="episodes (default: as many as the run, or 20)"
     )
     parser.add_argument("--env", metavar="ID", help="another environment with the same spaces")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
     parser.add_argument("--seed", type=int, metavar="S", help="of the episodes (default: the run's)")
     parser.add_argument("--device", default="cpu", metavar="D", help="where the policy runs (default: cpu)")

@@ -6,16 +6,17 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Override
 
 from rlopt.config import nearest
 from rlopt.loops.configuration import TrainConfig
 from rlopt.registry import load_extensions
+from rlopt.runs.run_folder import RunFolder
 from rlopt.training import presets
 from rlopt.training.presets import parse
-from rlopt.training.setup import KEPT, refuse_changes
+from rlopt.training.saved import KEPT, refuse_changes
 from rlopt.types import RloptError
 
 EXAMPLE = "sac_pendulum"
@@ -38,8 +39,17 @@ def compose(overrides: Sequence[str], extra_dirs: Sequence[str] = ()) -> TrainCo
     return presets.compose(parsed, extra_dirs)
 
 
-def resume_request(overrides: Sequence[str]) -> tuple[Path, dict[str, Any]] | None:
-    """The run folder that ``resume=`` names and the options changed beside it, or None where no run is resumed.
+class ResumeRequest(NamedTuple):
+    """What ``resume=`` asks for."""
+
+    folder: Path
+    changes: dict[str, Any]
+    env: str | None
+    """The environment, where it was named: the user's word that it may be imported."""
+
+
+def resume_request(overrides: Sequence[str]) -> ResumeRequest | None:
+    """Return what ``resume=`` and the options beside it ask for, or None where no run is resumed.
 
     Raises RloptError for an option that a resumed run keeps, and for a folder that holds no run.
     """
@@ -53,11 +63,15 @@ def resume_request(overrides: Sequence[str]) -> tuple[Path, dict[str, Any]] | No
         advice = f"; did you mean {folder.parent / near}?" if near else ""
         raise RloptError(f"resume={run}: no run lies there (no config.yaml){advice}")
     changes = {o.key_or_group: o for o in parsed if o.key_or_group != "resume"}
+    env = RunFolder(folder).config().get("env")
+    own = env.get("id") if isinstance(env, dict) else None
+    named = {key for key in ("env", "env.id") if key in changes and own is not None and changes[key].value() == own}
+    changes = {key: override for key, override in changes.items() if key not in named}
     refuse_changes(changes)
     for key, override in changes.items():
         if override.is_delete():
             raise RloptError(f"{key}: {KEPT}")
-    return folder, {key: override.value() for key, override in changes.items()}
+    return ResumeRequest(folder, {key: o.value() for key, o in changes.items()}, own if named else None)
 
 
 def split(overrides: Sequence[str]) -> list[list[str]]:

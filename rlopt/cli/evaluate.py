@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         deterministic=not arguments.stochastic,
         seed=arguments.seed,
         device=arguments.device,
+        trust=arguments.trust,
     )
     several = range(len(run_policies(arguments.path)))
     evaluations: list[Evaluation] = []

@@ -14,6 +14,7 @@ from rlopt.envs.make import resolve_backend
 from rlopt.policy import load_policy
 from rlopt.training.evaluate import environment_of, run_of
 from rlopt.training.grid_evaluation import GridEvaluation, evaluate_grid
+from rlopt.training.saved import saved_settings
 from rlopt.types import RloptError
 
 WITH_PARAMETERS = ("torch", "native")
@@ -24,7 +25,7 @@ def evaluate_over_grid(arguments: argparse.Namespace) -> tuple[str, dict[str, An
     """The line to print and the JSON of ``--grid``; draws the picture that was asked for."""
     path = Path(arguments.path)
     policy = load_policy(path, arguments.device)
-    env, settings = environment_of(path, policy, arguments.env)
+    env, settings = environment_of(path, policy, arguments.env, arguments.trust)
     if env.wrappers:
         raise RloptError(f"--grid cannot run wrappers, and {path} was trained with some")
     backend = env.backend
@@ -62,10 +63,15 @@ def _bounds(text: str) -> tuple[str, tuple[float, float]]:
 def _box(path: Path) -> dict[str, tuple[float, float]]:
     """The box that the run was trained in."""
     run = run_of(path)
-    box = run.config()["agent"].get("box") if run else None
-    if not box:
+    agent = saved_settings(run).values.get("agent") if run else None
+    box = agent.get("box") if isinstance(agent, dict) else None
+    try:
+        bounds = {str(name): (float(low), float(high)) for name, (low, high) in box.items()}  # type: ignore[union-attr]
+    except (AttributeError, TypeError, ValueError):
+        bounds = {}
+    if not bounds:
         raise RloptError(f"{path} has no agent.box; name the parameters: --grid NAME=LOW:HIGH, such as m=0.5:1.5")
-    return {name: (float(low), float(high)) for name, (low, high) in box.items()}
+    return bounds
 
 
 def _told(found: GridEvaluation) -> str:

@@ -21,12 +21,13 @@ import rlopt
 from rlopt.cli.compose import compose, resume_request, split
 from rlopt.cli.options import print_options
 from rlopt.config import to_dict
-from rlopt.loops.configuration import TrainConfig, build_config, schedule_end
+from rlopt.loops.configuration import TrainConfig, schedule_end
 from rlopt.runs.display import Display
 from rlopt.runs.run_folder import RunFolder
 from rlopt.training.evaluate import Evaluation
 from rlopt.training.evaluate import describe as summary
-from rlopt.training.setup import begin, changed_config, describe, resume, settle
+from rlopt.training.saved import resumed_config
+from rlopt.training.setup import begin, describe, resume, settle
 from rlopt.training.trainer import FINISHED, INTERRUPTED, NONFINITE, Result
 
 
@@ -38,8 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     if request is None:
         config = compose(arguments.overrides, arguments.config_dir)
     else:
-        folder, changes = request
-        config = build_config(changed_config(RunFolder(folder), changes))
+        word = {"trust": arguments.trust, "env_id": request.env}
+        config = resumed_config(RunFolder(request.folder), request.changes, **word)
     if arguments.options:
         print_options(config)
         return 0
@@ -49,7 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     display = Display(config.total_steps)
     with _told(display):
         try:
-            trainer = begin(config, display=display) if request is None else resume(folder, changes, display=display)
+            if request is None:
+                trainer = begin(config, display=display)
+            else:
+                trainer = resume(request.folder, request.changes, display=display, **word)
         except BaseException:
             display.close()
             raise
@@ -129,7 +133,9 @@ def _multirun(arguments: argparse.Namespace) -> int:
         if resume_request(job) is None:
             compose(job, arguments.config_dir)
     flags = [part for folder in arguments.config_dir for part in ("--config-dir", folder)]
-    flags += [flag for flag in ("--print-config", "--options") if getattr(arguments, flag[2:].replace("-", "_"))]
+    flags += [
+        flag for flag in ("--print-config", "--options", "--trust") if getattr(arguments, flag[2:].replace("-", "_"))
+    ]
     environment = _child_environment()
     codes = []
     for i, job in enumerate(jobs):

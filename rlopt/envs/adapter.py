@@ -12,8 +12,9 @@ from gymnasium.vector import AsyncVectorEnv as GymAsync
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from rlopt.envs.edge import facts_info, told_facts
 from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
-from rlopt.envs.sync import VALID, StepBuilder, check_reward, ordinary_flags, reset_rows, reset_seeds, spec_of
+from rlopt.envs.sync import ENDED, VALID, StepBuilder, check_reward, ordinary_flags, reset_rows, reset_seeds, spec_of
 from rlopt.random import derive_seed
 from rlopt.types import Obs, RloptError, State, Step
 
@@ -151,7 +152,8 @@ class VectorAdapter:
                 self._reset_underneath(done, [None] * n, None, visible=done)
             observed = self._observations.tensors(self._current, self.device)
         ordinary = not flags[:VALID].any() and flags[VALID].all()
-        return self._steps.build(observed, next_obs, rewards, None if ordinary else flags)
+        facts = facts_info(self.spec.facts, self._facts(info, flags[ENDED]), self.device)
+        return self._steps.build(observed, next_obs, rewards, None if ordinary else flags, facts)
 
     def state_dict(self) -> State | None:
         """None: a Gymnasium vector environment cannot be saved. The documented rule for that is in
@@ -186,6 +188,17 @@ class VectorAdapter:
         for i in np.flatnonzero(rows).tolist():
             objects = isinstance(final, np.ndarray) and final.dtype == object
             self._observations.write(self._current, i, final[i] if objects else self._observations.row(final, i))
+
+    def _facts(self, info: dict[str, Any], ended: Array) -> Array | None:
+        """Return the facts (N, F) of the rows that have ended; None where none has."""
+        if not (self.spec.facts and ended.any()):
+            return None
+        facts = np.zeros((self.num_envs, len(self.spec.facts)), np.float32)
+        last = info.get("final_info", info) if self.mode == AutoresetMode.SAME_STEP else info
+        for i in np.flatnonzero(ended).tolist():
+            told = {k: v[i] for k, v in last.items() if not k.startswith("_") and last.get(f"_{k}", ended)[i]}
+            facts[i] = told_facts(told, self.spec)
+        return facts
 
     def _reset_underneath(
         self, rows: Array, seeds: list[int | None], options: dict[str, Any] | None, visible: Array

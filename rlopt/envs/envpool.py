@@ -117,6 +117,8 @@ def build(request: EnvRequest) -> EnvPoolVectorEnv:
         raise RloptError('backend=envpool needs the package envpool; pip install "rlopt[envpool]"') from e
     if request.factory.wrappers:
         raise RloptError("env.wrappers wrap single environments; backend=envpool has none: use backend=sync")
+    if request.factory.facts:
+        raise RloptError("env.facts are read from info, which backend=envpool leaves out; use backend=sync")
     spec = request.factory.spec
     if spec.id not in envpool.list_all_envs():
         raise RloptError(f"env={request.id} is not one of EnvPool's environments; use backend=auto")

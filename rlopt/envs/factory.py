@@ -115,6 +115,12 @@ def _first_line(error: BaseException) -> str:
     return text[0] if text else type(error).__name__
 
 
+def with_facts(metadata: Mapping[str, Any] | None, facts: Sequence[str]) -> dict[str, Any]:
+    """Return an environment's metadata in which it declares ``facts`` beside its own."""
+    declared = (metadata or {}).get("facts", ())
+    return {**(metadata or {}), "facts": tuple(dict.fromkeys((*declared, *facts)))}
+
+
 @dataclass(frozen=True)
 class EnvFactory:
     """Builds one environment; picklable, so that worker processes can be told what to build."""
@@ -122,6 +128,8 @@ class EnvFactory:
     spec: GymSpec
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     wrappers: Sequence[Wrapper] = ()
+    facts: tuple[str, ...] = ()
+    """Names in the last ``info`` of an episode, beside those that the environment's own metadata declare."""
 
     def __call__(self) -> Env:
         """A new environment, not yet reset.
@@ -148,10 +156,14 @@ class EnvFactory:
             raise _missing(e.name or "?", name) from e
         except TypeError as e:
             raise RloptError(f"{name} cannot be built with env.kwargs={dict(self.kwargs)}: {_first_line(e)}") from e
+        except MemoryError as e:
+            raise RloptError(f"{name} does not fit in memory with env.kwargs={dict(self.kwargs)}") from e
         except (gymnasium.error.Error, ImportError, ValueError, AssertionError, OSError, AttributeError) as e:
             raise RloptError(f"{name} cannot be built: {_first_line(e)}") from e
         for wrapper in self.wrappers:
             env = wrap(env, wrapper)
+        if self.facts:
+            env.metadata = with_facts(env.metadata, self.facts)
         return env
 
 

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 
 from rlopt.config import hint
 from rlopt.envs.adapter import VectorAdapter
-from rlopt.envs.factory import EnvFactory, EnvRequest, Wrapper, find_spec
+from rlopt.envs.factory import EnvFactory, EnvRequest, Wrapper, find_spec, with_facts
 from rlopt.envs.sync import SyncVectorEnv
 from rlopt.envs.torch_env import own_class
 from rlopt.envs.vector import VectorEnv
@@ -54,6 +54,8 @@ def _vector(request: EnvRequest) -> VectorEnv:
         env = gymnasium.make_vec(spec, request.num_envs, vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT, **kwargs)
     except (TypeError, ValueError, gymnasium.error.Error) as e:
         raise RloptError(f"env={request.id} cannot be built as a vector with env.kwargs={kwargs}: {e}") from e
+    if request.factory.facts:
+        env.metadata = with_facts(env.metadata, request.factory.facts)
     return VectorAdapter(env, **request.common)
 
 
@@ -105,7 +107,12 @@ def stepping_device(backend: str, device: torch.device) -> torch.device:
 
 
 def resolve_backend(
-    id: str, backend: str = "auto", *, kwargs: Mapping[str, Any] | None = None, wrappers: Sequence[Wrapper] = ()
+    id: str,
+    backend: str = "auto",
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
+    facts: Sequence[str] = (),
 ) -> str:
     """The backend that ``make_env`` uses: ``auto`` is ``torch`` for a ``TorchEnv`` of the user's, ``native`` where that
     is exact, else ``sync``.
@@ -121,7 +128,7 @@ def resolve_backend(
         spec = find_spec(id)
         if own_class(spec) is not None:
             return "torch"
-        return "sync" if refusal(EnvFactory(spec, dict(kwargs or {}), tuple(wrappers))) else "native"
+        return "sync" if refusal(EnvFactory(spec, dict(kwargs or {}), tuple(wrappers), tuple(facts))) else "native"
     if backend not in _BACKENDS:
         raise RloptError(f"backend={backend!r} is unknown; {hint(backend, backend_names())}")
     return backend
@@ -137,6 +144,7 @@ def make_env(
     autoreset: bool = True,
     kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[Wrapper] = (),
+    facts: Sequence[str] = (),
     timeout: float = 60.0,
     stream: str = "env",
 ) -> VectorEnv:
@@ -157,6 +165,8 @@ def make_env(
             ``render_mode``).
         wrappers: applied inside each environment, the first innermost: ``module:Class``, the bare name of a class in
             ``gymnasium.wrappers``, ``{"class": …, "kwargs": {…}}``, or a callable from environment to environment.
+        facts: names in the last ``info`` of an episode (success, …) that become ``Episode.facts``, beside those that an
+            environment declares itself, in ``metadata["facts"]``.
         timeout: seconds that one step of a worker may take (``async``).
         stream: the name of the random stream; evaluation uses its own.
 
@@ -170,7 +180,7 @@ def make_env(
     """
     if num_envs < 1:
         raise RloptError(f"num_envs={num_envs} must be at least 1")
-    chosen = resolve_backend(id, backend, kwargs=kwargs, wrappers=wrappers)
-    factory = EnvFactory(find_spec(id), dict(kwargs or {}), tuple(wrappers))
+    chosen = resolve_backend(id, backend, kwargs=kwargs, wrappers=wrappers, facts=facts)
+    factory = EnvFactory(find_spec(id), dict(kwargs or {}), tuple(wrappers), tuple(facts))
     request = EnvRequest(id, factory, num_envs, seed, stream, resolve_device(device), autoreset, timeout)
     return _find_backend(chosen)(request)

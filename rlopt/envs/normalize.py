@@ -9,25 +9,52 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.types import EnvSpec, Obs, RloptError, State, Step, obs_leaves, on_device
+from rlopt.joint import team_reward
+from rlopt.types import (
+    EnvSpec,
+    Obs,
+    RloptError,
+    State,
+    Step,
+    is_state,
+    obs_leaves,
+    on_device,
+    own_index,
+    own_leaves,
+)
 
 
 class RunningMoments:
-    """Mean and variance of a stream, in float64, by Chan, Golub and LeVeque's parallel update (1979)."""
+    """Mean and variance of a stream, in float64, by Chan, Golub and LeVeque's parallel update (1979); of several runs
+    those of each run's stream, with a leading axis R.
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
-        self.mean = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.square = torch.zeros(shape, dtype=torch.float64, device=device)
+    Args:
+        shape: of one value.
+        device: where they live.
+        runs: R, how many streams lie one after the other in what is observed.
+        each: whether every entry of the value's first axis (an agent) is counted on its own.
+    """
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device, runs: int = 1, each: bool = False) -> None:
+        self.shape, self.runs = shape, runs
+        lead = () if runs == 1 else (runs,)
+        counted = (shape[0] if each else 1, *[1] * (len(shape) - 1)) if shape else ()
+        self.mean = torch.zeros((*lead, *shape), dtype=torch.float64, device=device)
+        self.square = torch.zeros((*lead, *shape), dtype=torch.float64, device=device)
         """Sum of squared deviations from the mean."""
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.count = torch.zeros((*lead, *counted), dtype=torch.float64, device=device)
 
     def update(self, values: Tensor, rows: Tensor) -> None:
-        """Add those of ``values`` (N, …) whose entry in ``rows`` (N,) is true. Never waits for the device."""
-        weight = rows.to(torch.float64).reshape(-1, *[1] * (values.ndim - 1))
-        batch = torch.where(weight > 0, values.to(torch.float64), 0.0)
-        n = weight.sum()
-        mean = batch.sum(0) / n.clamp(min=1.0)
-        square = ((batch - mean).square() * weight).sum(0)
+        """Add those of ``values`` (R·N, …) whose entry in ``rows`` (R·N,), of agents (R·N, n), is true. Never waits for
+        the device."""
+        weight = rows.to(torch.float64).reshape(*rows.shape, *[1] * (values.ndim - rows.ndim))
+        batch, axis = torch.where(weight > 0, values.to(torch.float64), 0.0), 0
+        if self.runs > 1:
+            batch, weight = (x.view(self.runs, -1, *x.shape[1:]) for x in (batch, weight))
+            axis = 1
+        n = weight.sum(axis)
+        mean = batch.sum(axis) / n.clamp(min=1.0)
+        square = ((batch - mean.unsqueeze(axis)).square() * weight).sum(axis)
         total = (self.count + n).clamp(min=1.0)
         delta = mean - self.mean
         self.mean = torch.where(n > 0, self.mean + delta * (n / total), self.mean)
@@ -39,14 +66,22 @@ class RunningMoments:
         """Population variance; 1 before two values were seen."""
         return torch.where(self.count > 1, self.square / self.count.clamp(min=1.0), torch.ones_like(self.square))
 
+    def beside(self, values: Tensor, *statistics: Tensor) -> tuple[Tensor, ...]:
+        """Return ``values`` (R·…, *shape) as (R, …, *shape), and statistics of theirs so that they broadcast."""
+        if self.runs == 1:
+            return values, *(x.to(values.device) for x in statistics)
+        middle = [1] * (values.ndim - len(self.shape))
+        by_run = values.reshape(self.runs, -1, *values.shape[1:])
+        return by_run, *(x.to(values.device).view(self.runs, *middle, *self.shape) for x in statistics)
+
     def state_dict(self) -> State:
         return {"mean": self.mean.clone(), "square": self.square.clone(), "count": self.count.clone()}
 
     def load_state_dict(self, state: State) -> None:
-        if state["mean"].shape != self.mean.shape:
+        saved, own = (tuple(x.shape) for x in (state["mean"], self.mean))
+        if saved != own:
             raise RloptError(
-                f"saved statistics have shape {tuple(state['mean'].shape)}, this one {tuple(self.mean.shape)}; "
-                "the environment differs from the saved one"
+                f"saved statistics have shape {saved}, this one {own}; the environment differs from the saved one"
             )
         for name in ("mean", "square", "count"):
             setattr(self, name, state[name].to(device=self.mean.device, dtype=torch.float64).clone())
@@ -57,16 +92,23 @@ class Normalizer:
     return.
 
     Statistics grow only through ``observe``, which training calls once per vector step; not calling it freezes them.
-    Floating leaves are treated; images (uint8) and indices pass through. Normalised values are clipped to
+    Floating leaves are treated; images (uint8), indices and masks pass through. Normalised values are clipped to
     [-clip, clip].
     The reward is scaled, not centred, by the return R_t = r_t + gamma·R_{t-1} of each environment, cut at ends (as
     in OpenAI Baselines' VecNormalize).
+
+    Of several agents every entry of a leaf (n, …) has statistics of its own, so no agent's scale depends on another's;
+    those of an agent are of the steps in which it was alive, and padding stays 0. Agents that are paid apart are all
+    scaled by the return of the team: by returns of their own the sum of their rewards would become another goal.
+
+    Several runs have statistics of their own each; then the rows of everything are theirs, run by run.
 
     Args:
         spec: the environment's.
         obs: whether observations are treated.
         reward: whether rewards are treated.
         gamma: discount of the return whose spread scales rewards.
+        runs: R, runs side by side.
         clip: bound of normalised values.
         epsilon: added to variances.
         device: where the statistics live; data on another device is normalised there.
@@ -82,29 +124,58 @@ class Normalizer:
         reward: bool = False,
         gamma: float = 0.99,
         *,
+        runs: int = 1,
         clip: float = 10.0,
         epsilon: float = 1e-8,
         device: torch.device | str = "cpu",
     ) -> None:
         self.device, self.gamma, self.clip, self.epsilon = torch.device(device), gamma, clip, epsilon
-        leaves = obs_leaves(spec.observation_space) if obs else {}
+        self.spec, self.runs = spec, runs
+        leaves = obs_leaves(spec.observation_space)
+        self._mortal = bool(spec.agents) and "alive" in leaves
         self.moments = {
-            key: RunningMoments(tuple(space.shape), self.device)
+            key: RunningMoments(tuple(space.shape), self.device, runs, self._mortal and not is_state(key))
             for key, space in leaves.items()
-            if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
+            if obs and isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
         }
         if obs and not self.moments:
             raise RloptError(f"{spec.id} has no floating observation to normalise; set env.normalize_obs=false")
-        self.returns = RunningMoments((), self.device) if reward else None
-        self._running = torch.zeros(0, dtype=torch.float64, device=self.device)  # (N,) discounted returns so far
+        self.returns = RunningMoments((), self.device, runs) if reward else None
+        self._running = torch.zeros(0, dtype=torch.float64, device=self.device)  # (R·N,) discounted returns so far
 
-    @classmethod
-    def from_state(cls, spec: EnvSpec, state: State, device: torch.device | str = "cpu") -> Normalizer:
-        """The normaliser that gave ``state_dict() == state``."""
-        settings = {name: float(state[name]) for name in ("gamma", "clip", "epsilon")}
-        found = cls(spec, bool(state["moments"]), state["returns"] is not None, device=device, **settings)
-        found.load_state_dict(state)
+    def of_run(self, run: int) -> Normalizer:
+        """Return the statistics of one run's observations as they are now, for its policy; a single run's are this very
+        object, and stay up to date."""
+        if self.runs == 1:
+            return self
+        found = self._frozen(self.spec)
+        for key, moments in found.moments.items():
+            every = self.moments[key]
+            moments.mean, moments.square, moments.count = (
+                x[run].clone() for x in (every.mean, every.square, every.count)
+            )
         return found
+
+    def of_agent(self, agent: int | str) -> Normalizer | None:
+        """Return the statistics of what one agent sees as they are now, of a single run; None where nothing of it is
+        treated."""
+        one = self.spec.of_agent(agent)
+        i = self.spec.agents.index(agent) if isinstance(agent, str) else agent
+        own = {
+            key if isinstance(one.observation_space, spaces.Dict) else "": key
+            for key in own_leaves(one.observation_space)
+        }
+        if not any(key in self.moments for key in own.values()):
+            return None
+        found = self._frozen(one)
+        for name, moments in found.moments.items():
+            every, where = self.moments[own[name]], own_index(i, moments.shape)
+            moments.mean, moments.square = every.mean[where].clone(), every.square[where].clone()
+            moments.count = every.count[min(i, len(every.count) - 1)].reshape(moments.count.shape).clone()
+        return found
+
+    def _frozen(self, spec: EnvSpec) -> Normalizer:
+        return Normalizer(spec, bool(self.moments), clip=self.clip, epsilon=self.epsilon, device=self.device)
 
     def observe(self, obs: Obs, step: Step, gamma: float | None = None) -> None:
         """Add one vector step to the statistics; training only.
@@ -117,9 +188,13 @@ class Normalizer:
         valid, ended = (on_device(x, self.device) for x in (step.valid, step.ended))
         for key, moments in self.moments.items():
             leaf = on_device(obs[key] if isinstance(obs, dict) else obs, self.device)
-            moments.update(leaf, valid & leaf.reshape(len(leaf), -1).isfinite().all(1))
+            rows = valid & leaf.reshape(len(leaf), -1).isfinite().all(1)
+            if self._mortal and not is_state(key):
+                assert isinstance(obs, dict)
+                rows = rows.unsqueeze(1) & on_device(obs["alive"], self.device)
+            moments.update(leaf, rows)
         if self.returns is not None:
-            reward = on_device(step.reward, self.device).to(torch.float64)
+            reward = team_reward(self.spec, on_device(step.reward, self.device).to(torch.float64))
             valid = valid & reward.isfinite()
             if len(self._running) != len(reward):
                 self._running = torch.zeros_like(reward)
@@ -137,17 +212,18 @@ class Normalizer:
         if key not in self.moments:
             return value
         moments = self.moments[key]
-        mean, scale = moments.mean, (moments.variance + self.epsilon).sqrt()
-        scaled = (value.to(torch.float64) - mean.to(value.device)) / scale.to(value.device)
-        return scaled.clamp(-self.clip, self.clip).to(torch.float32)
+        scale = (moments.variance + self.epsilon).sqrt()
+        by_run, mean, scale = moments.beside(value, moments.mean, scale)
+        scaled = (by_run.to(torch.float64) - mean) / scale
+        return scaled.clamp(-self.clip, self.clip).to(torch.float32).view(value.shape)
 
     def normalize_reward(self, reward: Tensor) -> Tensor:
         """(…) raw to scaled, float32."""
         if self.returns is None:
             return reward
-        scale = (self.returns.variance + self.epsilon).sqrt()
-        scaled = reward.to(torch.float64) / scale.to(reward.device)
-        return scaled.clamp(-self.clip, self.clip).to(torch.float32)
+        by_run, scale = self.returns.beside(reward, (self.returns.variance + self.epsilon).sqrt())
+        scaled = by_run.to(torch.float64) / scale
+        return scaled.clamp(-self.clip, self.clip).to(torch.float32).view(reward.shape)
 
     def normalize_batch(self, batch: Any) -> Any:
         """A NamedTuple with ``obs``, ``next_obs`` and ``reward``: those three normalised, the rest untouched."""

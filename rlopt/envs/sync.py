@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlopt.envs.edge import facts_info, told_facts
 from rlopt.envs.snapshot import restore, snapshot
 from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
 from rlopt.random import derive_seed
@@ -110,7 +111,9 @@ class StepBuilder:
         self._no = torch.zeros(self._n, dtype=torch.bool, device=self._device)
         self._yes = torch.ones(self._n, dtype=torch.bool, device=self._device)
 
-    def build(self, obs: Obs, next_obs: Obs, reward: Array, flags: Array | None) -> Step:
+    def build(
+        self, obs: Obs, next_obs: Obs, reward: Array, flags: Array | None, info: dict[str, Tensor] | None = None
+    ) -> Step:
         """``reward`` (N, …) float32 and ``flags`` (4, N), None for an ordinary step; the arrays are handed over."""
         rewards = torch.from_numpy(reward)
         if not self._cpu:
@@ -120,7 +123,7 @@ class StepBuilder:
                 self._renew()
             return Step(obs, next_obs, rewards, self._no, self._no, self._no, self._yes, {})
         terminated, truncated, ended, valid = torch.from_numpy(flags).to(self._device).unbind(0)
-        return Step(obs, next_obs, rewards, terminated, truncated, ended, valid, {})
+        return Step(obs, next_obs, rewards, terminated, truncated, ended, valid, info or {})
 
 
 class SyncVectorEnv:
@@ -204,6 +207,7 @@ class SyncVectorEnv:
         write = codec.write
         reward, apart = np.zeros((n, *self.spec.reward_shape), np.float32), bool(self.spec.reward_shape)
         flags: Array | None = None  # most steps raise no flag, and building tensors is what costs time here
+        facts: Array | None = None
         for i, (env, a) in enumerate(zip(self.envs, self._actions.rows(action, n), strict=True)):
             if ended[i]:
                 flags = ordinary_flags(n) if flags is None else flags
@@ -212,7 +216,7 @@ class SyncVectorEnv:
                 given = env.step(a)
                 if len(given) != 5:
                     raise RloptError(f"{env}: step gives {len(given)} values; Gymnasium's five are {_FIVE}")
-                obs, paid, terminated, truncated, _ = given
+                obs, paid, terminated, truncated, info = given
                 try:
                     reward[i] = check_reward(paid, self.spec) if apart else paid
                 except (TypeError, ValueError):
@@ -222,13 +226,16 @@ class SyncVectorEnv:
                 if terminated or truncated:
                     flags = ordinary_flags(n) if flags is None else flags
                     flags[:VALID, i] = terminated, truncated, True
+                    if self.spec.facts:
+                        facts = np.zeros((n, len(self.spec.facts)), np.float32) if facts is None else facts
+                        facts[i] = told_facts(info, self.spec)
                     ended[i] = not self.autoreset
         next_obs = observed = codec.tensors(current, self.device)
         if flags is not None and self.autoreset:
             for i in flags[ENDED].nonzero()[0]:
                 write(current, i, self.envs[i].reset()[0])
             observed = codec.tensors(current, self.device)
-        return self._steps.build(observed, next_obs, reward, flags)
+        return self._steps.build(observed, next_obs, reward, flags, facts_info(self.spec.facts, facts, self.device))
 
     def state_dict(self) -> State | None:
         """All environments exactly (see ``rlopt.envs.snapshot``), or None where one of them cannot be saved."""

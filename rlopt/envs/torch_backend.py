@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from rlopt.config import hint
 from rlopt.envs.classic import CLASSIC
 from rlopt.envs.factory import EnvRequest
 from rlopt.envs.torch_env import TorchEnv, own_class
@@ -25,6 +26,10 @@ def build(request: EnvRequest) -> TorchEnv:
         )
     if request.factory.wrappers:
         raise RloptError("env.wrappers wrap single environments; env.backend=torch has none: use env.backend=sync")
+    if unknown := sorted(set(request.factory.facts) - set(cls.facts)):
+        raise RloptError(
+            f"env={request.id} on env.backend=torch tells no fact {unknown[0]!r}; {hint(unknown[0], cls.facts)}"
+        )
     kwargs = {**spec.kwargs, **request.factory.kwargs}
     if kwargs.pop("render_mode", None) is not None:
         raise RloptError(f"env={request.id} draws no pictures on env.backend=torch; use env.backend=sync")

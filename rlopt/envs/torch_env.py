@@ -32,6 +32,8 @@ class Outcome(NamedTuple):
     broken: Tensor | None = None
     """(N,) bool, where the simulation of a row may fail: that row is no transition (``valid`` is false) and begins
     anew."""
+    facts: dict[str, Tensor] = {}
+    """{name: (N,)} of the class's ``facts``, which count where an episode ends."""
 
 
 class TorchEnv:
@@ -84,6 +86,8 @@ class TorchEnv:
     """Steps after which an episode is truncated."""
     defaults: dict[str, float] = {}
     """Simulator parameters by name, and their values until ``set_parameters``."""
+    facts: tuple[str, ...] = ()
+    """Names of what ``dynamics`` tells of an episode where it ends (``Outcome.facts``)."""
     dtype: ClassVar[torch.dtype] = torch.float64
     """Of parameters and random numbers."""
 
@@ -113,6 +117,7 @@ class TorchEnv:
             observation_space=ObservationCodec(self.observation_space).space,
             action_space=ActionCodec(self.action_space).space,
             episode_limit=self.episode_limit,
+            facts=self.facts,
         )
         self.parameters: dict[str, Tensor] = {
             name: torch.full((num_envs,), float(value), dtype=self.dtype, device=self.device)
@@ -209,13 +214,13 @@ class TorchEnv:
             if broken is not None:
                 self._begin(broken, self.initial(self._streams))
             obs = self._observe()
-            return Step(obs, obs, reward, terminated, truncated, closed, valid, {})
+            return Step(obs, obs, reward, terminated, truncated, closed, valid, outcome.facts)
         first = self.initial(self._streams)
         if broken is not None:  # the row's new episode is all that there is to see
             self._write(_select(broken, first, self.state))
         next_obs = self._observe()
         self._begin(closed, first)
-        return Step(self._observe(), next_obs, reward, terminated, truncated, closed, valid, {})
+        return Step(self._observe(), next_obs, reward, terminated, truncated, closed, valid, outcome.facts)
 
     def _begin(self, mask: Tensor, first: Any) -> None:
         """New episodes in the rows where ``mask`` is true, from the states ``first`` just drawn."""

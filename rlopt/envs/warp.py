@@ -223,6 +223,8 @@ def build(request: EnvRequest) -> WarpEnv:
         )
     if request.factory.wrappers:
         raise RloptError("env.wrappers wrap single environments; env.backend=warp has none: use env.backend=sync")
+    if request.factory.facts:
+        raise RloptError("env.facts are read from info, of which env.backend=warp has none; use env.backend=sync")
     if request.factory.kwargs.get("render_mode") is not None:
         raise RloptError(f"env={request.id} draws no pictures on env.backend=warp; use env.backend=sync")
     try:

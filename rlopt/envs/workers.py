@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
+import os
 import pickle
 import signal
 import struct
@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlopt.envs.edge import facts_info, told_facts
+from rlopt.envs.processes import SAFE_PATH, end_with_parent, restore_safe_path, safe_path, worker_context
 from rlopt.envs.snapshot import restore, snapshot
 from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
 from rlopt.envs.sync import (
@@ -44,13 +46,20 @@ _log = logging.getLogger(__name__)
 _STARTUP = 120.0
 """Seconds that a worker has for its imports and for building the environment."""
 _MAX_LOSSES = 3
-"""How often in a row one slot is replaced before the run ends."""
+"""How often in a row one slot is replaced before the run ends, and how many that die while they start are started
+again."""
+_GRACE = 5.0
+"""Seconds that a worker has to close its environment."""
 _HEAD = struct.Struct("<BBB")
 """Terminated, truncated, whether a first observation follows the reward (float64) and the observation."""
 
 
 class _Lost(Exception):
     """A worker died or did not answer in time."""
+
+
+class _Died(_Lost):
+    """It died."""
 
 
 def _swap(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
@@ -75,10 +84,12 @@ def _answer(
     match message[:1]:
         case b"s":
             array = np.frombuffer(message, actions.dtype, offset=1).reshape(actions.row_shape).copy()
-            obs, reward, terminated, truncated, _ = env.step(int(array) if actions.discrete else array)
-            again = autoreset and bool(terminated or truncated)
-            paid = np.asarray(check_reward(reward, spec), np.float64).tobytes()
-            body = _HEAD.pack(bool(terminated), bool(truncated), again) + paid + packed(obs)
+            obs, reward, terminated, truncated, info = env.step(int(array) if actions.discrete else array)
+            over = bool(terminated or truncated)
+            again = autoreset and over
+            told = told_facts(info, spec) if over else [0.0] * len(spec.facts)
+            numbers = np.array([*np.ravel(check_reward(reward, spec)), *told], np.float64).tobytes()
+            body = _HEAD.pack(bool(terminated), bool(truncated), again) + numbers + packed(obs)
             return b"o" + body + (packed(env.reset()[0]) if again else b"")
         case b"r":
             seed, options = pickle.loads(message[1:])
@@ -94,12 +105,17 @@ def _answer(
     raise ValueError(f"unknown message {message[:1]!r}")
 
 
-def _work(connection: Connection, env_fn: Callable[[], Env], autoreset: bool) -> None:
-    """A worker's life: build, answer messages, end when the pipe does."""
+def _work(
+    connection: Connection, env_fn: Callable[[], Env], autoreset: bool, users_safe_path: str | None, grace: float
+) -> None:
+    """A worker's life: build, answer messages, end when the pipe does. ``users_safe_path`` is the trainer's
+    PYTHONSAFEPATH, which holds for what the environment starts."""
+    restore_safe_path(users_safe_path)
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C and SIGTERM reach the whole group; the parent decides when we end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent(grace)
     torch.set_num_threads(1)
     env = None
     try:
@@ -123,25 +139,17 @@ def _work(connection: Connection, env_fn: Callable[[], Env], autoreset: bool) ->
                 env.close()
 
 
-def _context() -> Any:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rlopt.envs.workers"])
-    return context
-
-
 class _Worker:
     """The parent's end of one worker."""
 
     def __init__(self, context: Any, slot: int, env_fn: Callable[[], Env], autoreset: bool) -> None:
         self.slot = slot
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_work, args=(theirs, env_fn, autoreset), name=f"rlopt-env-{slot}", daemon=True
-        )
+        arguments = (theirs, env_fn, autoreset, os.environ.get(SAFE_PATH), _GRACE)
+        self.process = context.Process(target=_work, args=arguments, name=f"rlopt-env-{slot}", daemon=True)
         try:
-            self.process.start()
+            with safe_path():
+                self.process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as e:
             raise RloptError(
                 f"the environment cannot be sent to a worker process ({e}); use backend=sync, or wrappers and entry "
@@ -154,7 +162,7 @@ class _Worker:
         try:
             self.connection.send_bytes(message)
         except OSError as e:
-            raise _Lost("died") from e
+            raise _Died("died") from e
 
     def receive(self, deadline: float) -> bytes:
         """The worker's next answer without its letter.
@@ -168,7 +176,7 @@ class _Worker:
                 raise _Lost("did not answer in time")
             answer: bytes = self.connection.recv_bytes()
         except (EOFError, OSError) as e:
-            raise _Lost("died") from e
+            raise _Died("died") from e
         if answer[:1] == b"e":
             summary, trace, is_user_error = pickle.loads(answer[1:])
             if is_user_error:
@@ -188,7 +196,7 @@ class _Worker:
         """Ask it to close its environment; kill it where that takes more than a few seconds."""
         with contextlib.suppress(_Lost):
             self.send(b"c")
-        self.process.join(5.0)
+        self.process.join(_GRACE)
         self.kill()
 
 
@@ -246,10 +254,11 @@ class AsyncVectorEnv:
         self.num_envs, self.device, self.autoreset = len(env_fns), torch.device(device), autoreset
         self.timeout = timeout
         self._fns, self._seed, self._stream = list(env_fns), seed, stream
-        self._context = _context()
+        self._context = worker_context()
         self._workers: list[_Worker | None] = [None] * self.num_envs
         self._lost = [0] * self.num_envs  # replacements of each slot
         self._lost_in_a_row = [0] * self.num_envs
+        self._dead_at_start = 0
         self._ended = [False] * self.num_envs
         self._started = self._closed = False
         # One that is never closed must end its workers before multiprocessing's exit hook (of priority 0) waits for
@@ -302,7 +311,8 @@ class AsyncVectorEnv:
         actions = self._actions.batch(action, self.num_envs)
         answers = self._exchange({i: b"s" + actions[i].tobytes() for i in range(self.num_envs) if not self._ended[i]})
         reward = np.zeros((self.num_envs, *self.spec.reward_shape), np.float32)
-        flags = ordinary_flags(self.num_envs)
+        flags, facts = ordinary_flags(self.num_envs), np.zeros((self.num_envs, len(self.spec.facts)), np.float32)
+        paid = reward[0].size
         firsts: list[tuple[int, bytes, int]] = []
         for i in range(self.num_envs):
             answer = answers.get(i)
@@ -311,9 +321,10 @@ class AsyncVectorEnv:
                 continue
             self._lost_in_a_row[i] = 0
             terminated, truncated, again = _HEAD.unpack_from(answer)
-            reward[i] = np.frombuffer(answer, np.float64, reward[i].size, _HEAD.size).reshape(reward.shape[1:])
+            numbers = np.frombuffer(answer, np.float64, paid + facts.shape[1], _HEAD.size)
+            reward[i], facts[i] = numbers[:paid].reshape(reward.shape[1:]), numbers[paid:]
             flags[:VALID, i] = terminated, truncated, terminated or truncated
-            end = self._unpack(i, answer, _HEAD.size + 8 * reward[i].size)
+            end = self._unpack(i, answer, _HEAD.size + numbers.nbytes)
             if again:
                 firsts.append((i, answer, end))
             elif terminated or truncated:
@@ -327,7 +338,8 @@ class AsyncVectorEnv:
                 self._unpack(i, answer, offset)
             observed = self._observations.tensors(self._current, self.device)
         ordinary = not flags[:VALID].any() and flags[VALID].all()
-        return self._steps.build(observed, next_obs, reward, None if ordinary else flags)
+        info = facts_info(self.spec.facts, facts, self.device)
+        return self._steps.build(observed, next_obs, reward, None if ordinary else flags, info)
 
     def state_dict(self) -> State | None:
         """All environments exactly (see ``rlopt.envs.snapshot``), or None where one of them cannot be saved or was
@@ -362,11 +374,18 @@ class AsyncVectorEnv:
         self._end()
 
     def _hello(self, slot: int) -> Any:
+        """What the worker of ``slot`` says first. One that dies before it can is started again."""
         worker = self._workers[slot]
         assert worker is not None
         try:
             return pickle.loads(worker.receive(time.monotonic() + max(_STARTUP, self.timeout)))
         except _Lost as e:
+            if isinstance(e, _Died) and self._dead_at_start < _MAX_LOSSES:
+                self._dead_at_start += 1
+                _log.warning("the worker of environment %d died while starting; it is started again", slot)
+                worker.kill()
+                self._workers[slot] = _Worker(self._context, slot, self._fns[slot], self.autoreset)
+                return self._hello(slot)
             raise RloptError(
                 f"the worker of environment {slot} {e} while starting; a script must build it under "
                 '`if __name__ == "__main__":`, and backend=sync shows what goes wrong'

@@ -85,7 +85,7 @@ class Loop(ABC):
     def settle(cls, config: TrainConfig) -> TrainConfig:
         """Return ``config`` with what it leaves open to this loop decided, such as the environment's backend."""
         e = config.env
-        backend = resolve_backend(e.id, e.backend, kwargs=e.kwargs, wrappers=e.wrappers)
+        backend = resolve_backend(e.id, e.backend, kwargs=e.kwargs, wrappers=e.wrappers, facts=e.facts)
         return replace(config, env=replace(e, backend=backend))
 
     @abstractmethod
@@ -109,7 +109,7 @@ class Loop(ABC):
         policies = self.agent.policies
         if self.normalizer is None:
             return policies
-        return [Policy(policy.spec, policy.actor, self.normalizer) for policy in policies]
+        return [Policy(policy.spec, policy.actor, self.normalizer.of_run(r)) for r, policy in enumerate(policies)]
 
     def policy(self) -> Policy:
         """The first run's."""

@@ -32,6 +32,9 @@ class EnvConfig:
     wrappers: tuple[Wrapper, ...] = option(
         (), "Gymnasium wrappers, innermost first: Name, module:Name, {class, kwargs}"
     )
+    facts: tuple[str, ...] = option(
+        (), "entries of an episode's last info (success …) that become columns of episodes and evaluations"
+    )
     timeout: float = option(60.0, "seconds that one step of a worker process may take", above=0.0)
     normalize_obs: bool = option(False, "divide observations by running statistics, frozen in evaluation")
     normalize_reward: bool = option(False, "divide rewards by the running deviation of the discounted return")

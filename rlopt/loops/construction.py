@@ -22,6 +22,7 @@ def environment(config: TrainConfig, num_envs: int, device: torch.device, stream
         autoreset=autoreset,
         kwargs=e.kwargs,
         wrappers=e.wrappers,
+        facts=e.facts,
         timeout=e.timeout,
         stream=stream,
     )
@@ -44,4 +45,4 @@ def normalizer(config: TrainConfig, env: VectorEnv, gamma: float, device: torch.
     e = config.env
     if not (e.normalize_obs or e.normalize_reward):
         return None
-    return Normalizer(env.spec, e.normalize_obs, e.normalize_reward, gamma, device=device)
+    return Normalizer(env.spec, e.normalize_obs, e.normalize_reward, gamma, runs=config.num_runs, device=device)

@@ -74,7 +74,7 @@ def _wave(
     alive = slots < len(wave)
     # Slots beyond the last episode are left as the wave before ended them, so that nothing steps them.
     obs = env.reset(seeds=row_seeds, mask=alive.to(env.device) if wave.start else None)
-    counter, done = EpisodeCounter(n, len(policies)), dict[int, Episode]()
+    counter, done = EpisodeCounter(env.spec, n, len(policies)), dict[int, Episode]()
     begun = [policy.initial_carry(each) for policy in policies]
     carry = list(begun)
     while bool(alive.any()):
@@ -88,7 +88,8 @@ def _wave(
             if act.carry is not None:
                 ended, valid = (on_device(x[part], policies[r].device) for x in (step.ended, step.valid))
                 carry[r] = next_carry(carry[r], act.carry, begun[r], ended, valid)
-        over = {i: episode for i, episode in counter.count(step).items() if alive[i]}
+        facts = {name: torch.cat([act.facts[name] for act in acts]) for name in acts[0].facts}
+        over = {i: episode for i, episode in counter.count(step, facts).items() if alive[i]}
         if env.spec.episode_limit is None:
             late = (alive & (counter.lengths >= MAX_LENGTH)).nonzero().flatten().tolist()
             if late:

@@ -97,7 +97,7 @@ class GroupLoop(Loop):
         obs, alive = self._reset()
         complete = torch.zeros(n, dtype=torch.bool, device=device)
         taken = torch.zeros(n, dtype=torch.int64, device=device)
-        counter, finished = EpisodeCounter(n), dict[int, Episode]()
+        counter, finished = EpisodeCounter(self.env.spec, n), dict[int, Episode]()
         steps: list[dict[str, Tensor]] = []
         seen: list[Obs] = []
         carry = begun = self.agent.initial_carry(n)
@@ -115,7 +115,7 @@ class GroupLoop(Loop):
             complete |= step.ended & step.valid
             alive = alive & ~step.ended
             taken += step.valid
-            finished.update(counter.count(step))
+            finished.update(counter.count(step, act.facts))
             valid, going = on_host(step.valid, alive)
             self.step += int(valid.sum())
         self.agent.clock.env_steps = self.step

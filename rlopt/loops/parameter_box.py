@@ -126,7 +126,7 @@ class Simulator:
             env.load_state_dict(self._beginning)
         env.set_parameters(**self.box.values(rows))
         obs = env.reset(seeds=[*seeds] * self.width + [seeds[-1]] * spare)
-        counter = EpisodeCounter(env.num_envs)
+        counter = EpisodeCounter(env.spec, env.num_envs)
         returns = torch.full((env.num_envs,), torch.nan, dtype=torch.float64)
         alive = torch.ones(env.num_envs, dtype=torch.bool)
         carry = begun = policy.initial_carry(env.num_envs)

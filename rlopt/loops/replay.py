@@ -25,7 +25,7 @@ from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.loops.stepping import SteppingLoop
 from rlopt.registry import get_agent, get_sampler
 from rlopt.state import RowLog
-from rlopt.types import RloptError, State, resolve_device
+from rlopt.types import State, resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,6 @@ class ReplayLoop(SteppingLoop):
         device, options = resolve_device(config.device), config.agent
         assert isinstance(options, ReplayAgentConfig)
         runs, rows = config.num_runs, config.num_runs * config.num_envs
-        if runs > 1 and (config.env.normalize_obs or config.env.normalize_reward):
-            raise RloptError(
-                f"num_runs={runs}: statistics of observations or rewards are kept for one run only; leave num_runs "
-                "out, or env.normalize_obs and env.normalize_reward"
-            )
         home = stepping_device(config.env.backend, device)
         env = construction.environment(config, rows, home, "env", autoreset=True)
         try:

@@ -51,7 +51,7 @@ class SteppingLoop(Loop):
         self.seed = seed
         self.carry = agent.initial_carry(env.num_envs)
         self.obs: Obs | None = None
-        self.counter = EpisodeCounter(env.num_envs, agent.runs)
+        self.counter = EpisodeCounter(env.spec, env.num_envs, agent.runs)
         self.each = env.num_envs // agent.runs
         """Environments of one run."""
 
@@ -65,7 +65,7 @@ class SteppingLoop(Loop):
     def _go_on(self, act: Act, step: Step, moved: Tensor, count: int) -> list[Episode]:
         """Count an accepted step, of which ``moved`` (N,) rows are transitions that were made and ``count`` are new
         ones of a run, and stand where it led; return the episodes that ended with it."""
-        episodes = list(self.counter.count(step).values())
+        episodes = list(self.counter.count(step, act.facts).values())
         self.obs = step.obs
         if act.carry is not None:
             begun = self.agent.initial_carry(self.env.num_envs)
@@ -143,7 +143,7 @@ class SteppingLoop(Loop):
         log.warning("this environment cannot be saved: new episodes begin here, and the open ones are dropped")
         self.obs = self.env.reset(seeds=self._seeds("resume", self.step))
         self.carry = self.agent.initial_carry(self.env.num_envs)
-        self.counter = EpisodeCounter(self.env.num_envs, self.runs)
+        self.counter = EpisodeCounter(self.env.spec, self.env.num_envs, self.runs)
         self._drop_episodes()
 
 

@@ -121,9 +121,13 @@ class CNN(nn.Module):
                 f"{height}x{width}; use auto or flatten"
             )
         self.body = self.convolutions(space)
-        with torch.no_grad():
-            size = self.body(torch.zeros(1, *shape_of(space))).flatten(1).shape[1]
-        self.head = nn.Linear(size, out_features)
+        channels = 0
+        for layer in self.body:
+            if isinstance(layer, nn.Conv2d):
+                channels = layer.out_channels
+            if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+                height, width = after(layer, height), after(layer, width)
+        self.head = nn.Linear(channels * height * width, out_features)
         self.out_features = out_features
 
     def convolutions(self, space: Space) -> nn.Sequential:
@@ -132,6 +136,13 @@ class CNN(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         return F.relu(hidden_linear(self.head, self.body(obs).flatten(1)))
+
+
+def after(layer: nn.Conv2d | nn.MaxPool2d, side: int) -> int:
+    """Return how many pixels of a side are left after a layer."""
+    options = (layer.kernel_size, layer.stride, layer.padding)
+    kernel, stride, padding = (int(x if isinstance(x, int) else x[0]) for x in options)
+    return (side + 2 * padding - kernel) // stride + 1
 
 
 class NatureCNN(CNN):
@@ -223,11 +234,13 @@ class Embedding(nn.Module):
     def __init__(self, n: int) -> None:
         super().__init__()
         self.base = math.isqrt(n - 1) + 1
-        self.quotient, self.remainder = nn.Embedding(-(-n // self.base), EMBEDDING), nn.Embedding(self.base, EMBEDDING)
+        bound = math.sqrt(3.0)  # of variance 1
+        self.quotient = nn.Parameter(torch.empty(-(-n // self.base), EMBEDDING).uniform_(-bound, bound))
+        self.remainder = nn.Parameter(torch.empty(self.base, EMBEDDING).uniform_(-bound, bound))
 
     def forward(self, index: Tensor) -> Tensor:
-        quotient = self.quotient(index.div(self.base, rounding_mode="floor"))
-        return torch.cat([quotient, self.remainder(index.remainder(self.base))], -1)
+        quotient = F.embedding(index.div(self.base, rounding_mode="floor"), self.quotient)
+        return torch.cat([quotient, F.embedding(index.remainder(self.base), self.remainder)], -1)
 
 
 class Flatten(nn.Module):

@@ -5,11 +5,13 @@ Shape letters of ``rlopt.robust``: K instances, S states, A actions, B successor
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlopt.buffers.placement import free_memory
 from rlopt.types import RloptError
 
 TOLERANCE = 1e-6
@@ -30,6 +32,21 @@ def normalised(p: Tensor) -> tuple[Tensor, Tensor]:
 def told(p: Tensor) -> str:
     """What is wrong with a row (n,) that is no distribution."""
     return f"(smallest {p.min():g}, sum {p.sum():.9g}); probabilities must be at least 0 and sum to 1"
+
+
+def check_room(*shape: int) -> None:
+    """Check that a dense table of this shape and one more like it fit in memory, before any is made.
+
+    Raises:
+        RloptError: they do not.
+    """
+    free, needed = free_memory(torch.device("cpu")), 2 * 8 * math.prod(shape)
+    if free is not None and needed > free:
+        size = " x ".join(map(str, shape))
+        raise RloptError(
+            f"a model of {size} numbers needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; "
+            "ask for a smaller one"
+        )
 
 
 class Kernel:

@@ -56,21 +56,21 @@ class Logger:
         """Training episodes that ended at ``step``, one row each."""
         for episode in episodes:
             self._episodes.append(self._row(step, episode))
-            tag = f"run{episode.run}/" if self._many else ""
-            self._add(step, {f"episodes/{tag}return": episode.total_reward, f"episodes/{tag}length": episode.length})
+            told = {"return": episode.total_reward, "length": episode.length, **episode.facts}
+            self._add(step, {f"episodes/{self._tag(episode)}{name}": value for name, value in told.items()})
         if episodes:
             self._flush(self._episodes)
 
     def evaluation(self, step: int, episodes: Sequence[Episode]) -> None:
-        """An evaluation: one row per episode, numbered from 0 within its run; TensorBoard gets the mean."""
+        """An evaluation: one row per episode, numbered from 0 within its run; TensorBoard gets the means."""
         number: Counter[int] = Counter()
-        sums: dict[int, float] = {}
+        told: dict[str, list[float]] = {}
         for episode in episodes:
             self._evaluations.append(self._row(step, episode) | {"episode": number[episode.run]})
             number[episode.run] += 1
-            sums[episode.run] = sums.get(episode.run, 0.0) + episode.total_reward
-        for run, total in sums.items():
-            self._add(step, {f"evaluation/{f'run{run}/' if self._many else ''}return": total / number[run]})
+            for name, value in {"return": episode.total_reward, **episode.facts}.items():
+                told.setdefault(f"evaluation/{self._tag(episode)}{name}", []).append(value)
+        self._add(step, {tag: sum(values) / len(values) for tag, values in told.items()})
         self._flush(self._evaluations)
 
     def flush(self) -> None:
@@ -95,8 +95,11 @@ class Logger:
             self._try_scalars(self._scalars.close)
             self._scalars = None
 
+    def _tag(self, episode: Episode) -> str:
+        return f"run{episode.run}/" if self._many else ""
+
     def _row(self, step: int, episode: Episode) -> dict[str, Any]:
-        row = {"step": step, "return": episode.total_reward, "length": episode.length}
+        row = {"step": step, "return": episode.total_reward, "length": episode.length, **episode.facts}
         return row | {"run": episode.run} if self._many else row
 
     def _flush(self, table: CsvTable, sync: bool = False) -> None:

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from rlopt.analysis.tables import read_csv
 from rlopt.files import refuse_links, remove, replace_file
 from rlopt.runs.lock import Lock
+from rlopt.settings import Settings, read_settings, write_settings
 from rlopt.types import RloptError
 from rlopt.version import __version__
 
@@ -66,7 +66,7 @@ class RunFolder:
             TypeError: if ``config`` is not made of plain values.
         """
         folder = cls(run_dir)
-        text = _to_yaml(config)
+        text = write_settings(config)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             refuse_links(folder.path, _FOLDERS)
@@ -103,21 +103,16 @@ class RunFolder:
         return folder
 
     def config(self) -> dict[str, Any]:
-        """The run's resolved configuration.
+        """Return the run's resolved configuration.
 
         Raises:
-            RloptError: if ``config.yaml`` is missing or cannot be read.
+            RloptError: ``config.yaml`` is missing or cannot be read.
         """
-        return parse_config(self.config_text(), self.config_path)
+        return self.settings().values
 
-    def config_text(self) -> str:
-        """The text of ``config.yaml``. Raises as ``config`` does."""
-        try:
-            return self.config_path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise RloptError(f"{self.path} holds no run (no config.yaml); name the folder that a run printed") from None
-        except (OSError, ValueError) as e:
-            raise RloptError(f"{self.config_path} cannot be read: {' '.join(str(e).split())}") from None
+    def settings(self) -> Settings:
+        """Return the configuration, and whether it is as rlopt wrote it, and this user's. Raises as ``config`` does."""
+        return read_settings(self.config_path)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Replace the configuration: what a resume may change, it writes.
@@ -126,7 +121,7 @@ class RunFolder:
             RloptError: the disk is full, or the folder may not be written.
         """
         with told_as_one_line(self.config_path):
-            replace_file(self.config_path, _to_yaml(config))
+            replace_file(self.config_path, write_settings(config))
 
     def draw_curve(self, unit: str = "environment steps") -> None:
         """Redraw ``curve.png`` from the tables. What goes wrong is logged: no picture is worth a run."""
@@ -189,17 +184,6 @@ def told_as_one_line(path: Path) -> Iterator[None]:
         raise RloptError(f"{path} cannot be written: {e}; free some space, or mend its rights") from e
 
 
-def parse_config(text: str, path: Path) -> dict[str, Any]:
-    """The configuration in ``text``, which was found at ``path``. Raises RloptError where it is none."""
-    try:
-        config = yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as e:
-        raise RloptError(f"{path} cannot be read: {' '.join(str(e).split())}") from None
-    if not isinstance(config, dict):
-        raise RloptError(f"{path} is no configuration: it should hold keys and values")
-    return config
-
-
 def default_run_dir(agent: str, env_id: str, seed: int, root: str | Path = "runs") -> Path:
     """``runs/<agent>-<env>-s<seed>-<YYYYmmdd-HHMMSS>``, made here so that no other process gets the same."""
     words = [re.sub(r"[^A-Za-z0-9_.]+", "-", word).strip("-.") for word in (agent, env_id)]
@@ -236,11 +220,3 @@ def _cpu() -> str:
     except OSError:
         match = None
     return match[1] if match else platform.processor() or platform.machine()
-
-
-def _to_yaml(config: dict[str, Any]) -> bytes:
-    try:
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
-    except yaml.YAMLError as e:
-        raise TypeError(f"a configuration holds plain values only: {' '.join(str(e).split())}") from e
-    return str(text).encode()

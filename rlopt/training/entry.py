@@ -17,6 +17,7 @@ from rlopt.runs.display import Display
 from rlopt.runs.run_folder import RunFolder
 from rlopt.training import setup
 from rlopt.training.presets import train_config
+from rlopt.training.saved import refuse_changes
 from rlopt.training.trainer import INTERRUPTED, Callback, Result
 from rlopt.types import RloptError
 
@@ -35,6 +36,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     config_dir: str | Path | Sequence[str | Path] = (),
+    trust: bool = False,
     **options: Any,
 ) -> Result:
     """Train an agent, or go on with a run, and return how it ended and what it found.
@@ -59,6 +61,7 @@ def train(
         callbacks: see ``rlopt.training.Callback``.
         progress: whether to show how far the run is.
         config_dir: further folders of config groups.
+        trust: whether what a resumed run from elsewhere names may be imported.
 
     Raises:
         RloptError: a mistake in the options, told in one line.
@@ -72,11 +75,11 @@ def train(
         folder = Path(resume).expanduser()
         if own is None and env is not None:
             given["env"] = env
-        setup.refuse_changes(given)
+        refuse_changes(given)
         _refuse_environment(folder, own)
         total = given.get("total_steps", RunFolder(folder).config().get("total_steps", 0))
         display = Display(int(total)) if progress else None
-        trainer = setup.resume(folder, given, callbacks, display)
+        trainer = setup.resume(folder, given, callbacks, display, trust=trust, env_id=own)
     else:
         if env is None and experiment is None:
             raise RloptError("env: name an environment, such as env='Pendulum-v1', or an experiment")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 
@@ -24,8 +23,13 @@ from rlopt.loops.evaluation import MAX_LENGTH, Evaluator, check_spaces
 from rlopt.policy import Policy, load_policy, run_policies
 from rlopt.runs.run_folder import RunFolder
 from rlopt.state import tag_floats
+from rlopt.training.saved import refuse_names, saved_settings
 from rlopt.training.video import record_episode
 from rlopt.types import Episode, RloptError
+
+MAX_EPISODES = 10_000
+"""More are not run because a file says so."""
+MAX_THREADS = 1_024
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,12 @@ class Evaluation:
     def max(self) -> float:
         return max(self.returns)
 
+    @property
+    def facts(self) -> dict[str, float]:
+        """Means over the episodes of what they were beside their return, by name."""
+        names = dict.fromkeys(name for episode in self.episodes for name in episode.facts)
+        return {name: float(np.mean([e.facts[name] for e in self.episodes if name in e.facts])) for name in names}
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not finite is None, in ``policy`` tagged as ``rlopt.state.tag_floats`` does."""
         numbers = {
@@ -81,19 +91,25 @@ class Evaluation:
             "seed": self.seed,
             "deterministic": self.deterministic,
             **{name: _finite(value) for name, value in numbers.items()},
-            "episodes": [{"return": _finite(e.total_reward), "length": e.length} for e in self.episodes],
+            "facts": {name: _finite(value) for name, value in self.facts.items()},
+            "episodes": [
+                {"return": _finite(e.total_reward), "length": e.length, **{k: _finite(v) for k, v in e.facts.items()}}
+                for e in self.episodes
+            ],
             "policy": tag_floats(self.meta),
         }
 
 
 def describe(evaluation: Evaluation) -> str:
-    """One line: ``mean return -148.2, 95% interval [-170.0, -126.4] over 20 episodes (Pendulum-v1)``."""
+    """Return one line: ``mean return -148.2, 95% interval [-170.0, -126.4] over 20 episodes (Pendulum-v1)``, and the
+    means of facts where there are some."""
     n = len(evaluation.episodes)
+    facts = "".join(f"; {name} {value:.3g}" for name, value in evaluation.facts.items())
     if n == 1:
-        return f"return {evaluation.mean:.1f} in 1 episode ({evaluation.env_id})"
+        return f"return {evaluation.mean:.1f} in 1 episode ({evaluation.env_id}){facts}"
     low, high = evaluation.interval
     interval = f"95% interval [{low:.1f}, {high:.1f}]"
-    return f"mean return {evaluation.mean:.1f}, {interval} over {n} episodes ({evaluation.env_id})"
+    return f"mean return {evaluation.mean:.1f}, {interval} over {n} episodes ({evaluation.env_id}){facts}"
 
 
 def _finite(value: float) -> float | None:
@@ -113,6 +129,7 @@ def evaluate_path(
     video: Path | str | None = None,
     device: str | torch.device = "cpu",
     run: int | None = None,
+    trust: bool = False,
 ) -> Evaluation:
     """Evaluate the policy of a run folder (its last one) or of a policy folder.
 
@@ -120,24 +137,29 @@ def evaluate_path(
     same seeds, the environment of ``config.yaml``, the statistics frozen with the policy. A policy folder tells its
     environment and seed itself; the default is then 20 episodes, or its run's where it lies in one.
 
-    A run's ``config.yaml`` may name modules of environments and wrappers, which are imported, just as training did. A
-    policy folder, which people pass on, may only name what Gymnasium registers and its own wrappers.
+    The ``config.yaml`` of a run of this user's may name modules of environments and wrappers, which are imported, just
+    as training did. A run or a policy from elsewhere may only name what Gymnasium registers and its own wrappers.
 
     Args:
         env_id: another environment with the same spaces; it keeps the wrappers but not ``env.kwargs``.
         seed: of the episodes; the run's by default.
         video: an mp4 file for episode 0.
         run: which policy, where a run folder holds those of several runs.
+        trust: whether what a run or policy from elsewhere names may be imported.
 
     Raises:
-        RloptError: no policy there, an environment that does not fit it, or a video that cannot be made.
+        RloptError: no policy there, a configuration that is not what was trained, an environment that does not fit or
+            may not be imported, or a video that cannot be made.
     """
     path = Path(path)
     policy = load_policy(path if run is None else run_policies(path)[run], device)
-    env, settings = environment_of(path, policy, env_id)
+    env, settings = environment_of(path, policy, env_id, trust)
     if episodes is None:
         home = run_of(path)
-        episodes = 20 if home is None else build(EvalConfig, home.config().get("eval", {}), "eval").episodes
+        own = None if home is None else build(EvalConfig, saved_settings(home).values.get("eval", {}), "eval")
+        episodes = 20 if own is None else own.episodes
+        if episodes > MAX_EPISODES:
+            raise RloptError(f"{path} asks for {episodes} episodes; say how many (--episodes)")
     if episodes < 1:
         raise RloptError(f"episodes={episodes} must be at least 1")
     if seed is None:
@@ -145,12 +167,12 @@ def evaluate_path(
         if not isinstance(seed, int):
             raise RloptError(f"{path} names no seed that is a whole number; give one (--seed)")
 
-    backend = resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers)
+    backend = resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts)
 
     def make(n: int) -> VectorEnv:
         made = make_env(
             env.id, n, seed=seed, backend=backend, device=stepping_device(backend, policy.device), autoreset=False,
-            kwargs=env.kwargs, wrappers=env.wrappers, timeout=env.timeout, stream="evaluation",
+            kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts, timeout=env.timeout, stream="evaluation",
         )  # fmt: skip
         try:
             check_spaces(policy.spec, made.spec)
@@ -164,7 +186,9 @@ def evaluate_path(
         try:
             evaluator.prepare(episodes)
             if video is not None:  # before the evaluation, because it fails where there is no graphics stack
-                factory = EnvFactory(find_spec(env.id), {**env.kwargs, "render_mode": "rgb_array"}, env.wrappers)
+                factory = EnvFactory(
+                    find_spec(env.id), {**env.kwargs, "render_mode": "rgb_array"}, env.wrappers, env.facts
+                )
                 record_episode(policy, factory, Path(video), seed, deterministic, MAX_LENGTH)
             found = evaluator.evaluate(policy, episodes, deterministic)
         finally:
@@ -180,36 +204,39 @@ def run_of(path: Path) -> RunFolder | None:
     return next((run for run in runs if run.config_path.is_file()), None)
 
 
-def environment_of(path: Path, policy: Policy, env_id: str | None = None) -> tuple[EnvConfig, Mapping[str, Any]]:
-    """The environment to evaluate ``policy`` in, from its run's configuration or from what a policy folder says of
-    itself, and these settings whole. See ``evaluate_path`` for what may be named where."""
-    trusted = (path / "config.yaml").is_file()
-    settings: Mapping[str, Any] = RunFolder(path).config() if trusted else policy.meta
+def environment_of(
+    path: Path, policy: Policy, env_id: str | None = None, trust: bool = False
+) -> tuple[EnvConfig, Mapping[str, Any]]:
+    """Return the environment to evaluate ``policy`` in, from its run's configuration or from what a policy folder says
+    of itself, and these settings whole. See ``evaluate_path`` for what may be named where."""
+    settings: Mapping[str, Any] = policy.meta
+    if (path / "config.yaml").is_file():
+        found = saved_settings(RunFolder(path))
+        settings, own = found.values, found.own
+    else:
+        own = _names_the_same(path, policy.meta.get("env"))
     env = build(EnvConfig, settings.get("env", {"id": policy.spec.id}), "env")
-    if not trusted:
-        _refuse_modules(env, env_id)
+    if not (own or trust):
+        refuse_names(env, path, env_id, "--env ")
     if env_id is not None and env_id != env.id:
-        env = replace(env, id=env_id, kwargs={}, backend="auto")  # the other one's backend may not know it
+        env = replace(env, id=env_id, kwargs={}, backend="auto", facts=())  # these are the other one's
     return env, settings
 
 
-def _refuse_modules(env: EnvConfig, env_id: str | None) -> None:
-    """A file that someone else may have written must not choose what is imported or where files go."""
-    if env_id is None and ":" in env.id:
-        raise RloptError(
-            f"this policy names a module ({env.id}), which no file may choose to import; give it: --env {env.id}"
-        )
-    for wrapper in env.wrappers:
-        name = wrapper if isinstance(wrapper, str) else str(wrapper.get("class"))
-        if name not in gymnasium.wrappers.__all__ or name.startswith("Record"):
-            raise RloptError(
-                f"this policy names the wrapper {name}, which no policy may choose; evaluate its run folder"
-            )
+def _names_the_same(path: Path, env: Any) -> bool:
+    """Whether the policy at ``path`` lies in a run of this user's, in the environment that it names."""
+    with suppress(RloptError):
+        if (run := run_of(path)) is not None:
+            found = run.settings()
+            return found.own and found.values.get("env") == env
+    return False
 
 
 @contextmanager
 def _threads(threads: Any) -> Iterator[None]:
     """The run's number of torch threads, because sums are rounded differently with another."""
+    if isinstance(threads, int) and threads > MAX_THREADS:
+        raise RloptError(f"the run's configuration asks for {threads} threads, more than {MAX_THREADS}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads if isinstance(threads, int) and threads > 0 else 1)
     try:

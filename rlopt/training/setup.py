@@ -5,25 +5,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlopt.config import join, refuse, to_dict
+from rlopt.config import to_dict
 from rlopt.loops.base import Loop
-from rlopt.loops.configuration import RESUMABLE, TrainConfig, build_config, schedule_end
+from rlopt.loops.configuration import TrainConfig
 from rlopt.registry import get_agent, get_loop, load_extensions
-from rlopt.runs.checkpoint import estimate_bytes, saved_config
-from rlopt.runs.run_folder import RunFolder, default_run_dir, parse_config
+from rlopt.runs.checkpoint import estimate_bytes
+from rlopt.runs.run_folder import RunFolder, default_run_dir
+from rlopt.training.saved import refuse_dead_rate, resumed_config
 from rlopt.training.trainer import Callback, Trainer
 from rlopt.types import RloptError, resolve_device
 
 log = logging.getLogger(__name__)
-
-KEPT = "a resumed run keeps its own; only total_steps, device, on_nonfinite and log.… go with resume="
 
 
 def begin(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any = None) -> Trainer:
@@ -47,12 +46,19 @@ def begin(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any 
 
 
 def resume(
-    run: str | Path, changes: Mapping[str, Any], callbacks: Sequence[Callback] = (), display: Any = None
+    run: str | Path,
+    changes: Mapping[str, Any],
+    callbacks: Sequence[Callback] = (),
+    display: Any = None,
+    *,
+    trust: bool = False,
+    env_id: str | None = None,
 ) -> Trainer:
     """Return a trainer that goes on exactly where the newest sound checkpoint of ``run`` stood.
 
     ``changes`` are options that may change, nested or dotted: ``total_steps``, ``device``, ``on_nonfinite`` and those
-    of ``log``.
+    of ``log``. A run that was not made by this user may name no module unless ``trust`` says so, or ``env_id`` names
+    its environment.
 
     Raises RloptError where the configuration is not the one that the checkpoints were saved with, where the run would
     outlive its learning rate, where the buffer no longer fits, or where no checkpoint is sound or left. A run that was
@@ -60,9 +66,8 @@ def resume(
     """
     folder = RunFolder.open(Path(run))
     try:
-        config = settle(build_config(changed_config(folder, changes)))
-        _refuse_edits(folder)
-        _refuse_dead_rate(folder, config)
+        config = settle(resumed_config(folder, changes, trust=trust, env_id=env_id))
+        refuse_dead_rate(folder, config)
         loop = make_loop(config)
         try:
             trainer = make_trainer(config, loop, folder, callbacks, display)
@@ -87,73 +92,6 @@ def resume(
         folder.close()
         raise
     return trainer
-
-
-def refuse_changes(names: Iterable[str]) -> None:
-    """Raise RloptError where an option is named, dotted or not, that a resumed run keeps."""
-    words = list(TrainConfig.__dataclass_fields__)
-    for name in names:
-        top = name.partition(".")[0]
-        if top not in words:
-            refuse(name, top, words, "")
-        if top not in RESUMABLE:
-            raise RloptError(f"{name}: {KEPT}")
-
-
-def changed_config(folder: RunFolder, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the mapping of a run's ``config.yaml`` with ``changes``.
-
-    Raises RloptError where they may not change, or where the file cannot be read.
-    """
-    refuse_changes(changes)
-    config = folder.config()
-    for name, value in changes.items():
-        inner = name.removeprefix("log.")
-        if inner != name:
-            value = {inner: value}
-        nested = name.startswith("log") and isinstance(value, Mapping)
-        config["log" if nested else name] = {**(config.get("log") or {}), **value} if nested else value
-    return config
-
-
-def _refuse_edits(folder: RunFolder) -> None:
-    """Networks, buffers and streams in a checkpoint are those of the configuration it was saved with."""
-    if (saved := saved_config(folder.checkpoints)) is None:
-        return
-    # Both are completed first: a newer rlopt may have options that the older file lacks.
-    before, now = (_flat(to_dict(build_config(mapping)), "") for mapping in (parse_config(*saved), folder.config()))
-    for name in [*before, *(name for name in now if name not in before)]:
-        old, new = before.get(name), now.get(name)
-        if old != new and name.split(".")[0] not in (*RESUMABLE, "run_dir"):
-            raise RloptError(
-                f"{folder.config_path} was changed: {name} is {new or 'missing'}, but the run was trained "
-                f"{'without it' if old is None else f'with {old}'}; put that back (only total_steps, device, "
-                "on_nonfinite and log.… may change), or begin a new run"
-            )
-
-
-def _refuse_dead_rate(folder: RunFolder, config: TrainConfig) -> None:
-    """A run that is extended beyond its schedule would learn no more, and nothing would tell."""
-    saved, end = saved_config(folder.checkpoints), schedule_end(config)
-    before = folder.config() if saved is None else parse_config(*saved)
-    if end is None or config.total_steps <= max(end, before.get("total_steps", 0)):
-        return
-    kind, final = (getattr(config.agent, name, 0.0) for name in ("lr_schedule", "final_learning_rate"))
-    if final == 0.0:
-        raise RloptError(
-            f"total_steps={config.total_steps}: this run's learning rate is 0 from step {end} on "
-            f"(agent.lr_schedule={kind}); begin a new run with that many steps, or with agent.lr_schedule=constant"
-        )
-    log.warning("from step %d on the learning rate stays at %g of what it began with (%s)", end, final, kind)
-
-
-def _flat(mapping: dict[Any, Any], where: str) -> dict[str, str]:
-    """Every leaf as text, under its dotted name."""
-    found: dict[str, str] = {}
-    for key, value in mapping.items():
-        name = join(where, str(key))
-        found |= _flat(value, name) if isinstance(value, dict) else {name: str(value)}
-    return found
 
 
 def settle(config: TrainConfig) -> TrainConfig:

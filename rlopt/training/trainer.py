@@ -23,6 +23,7 @@ from rlopt.policy import Policy, save_policy
 from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints
 from rlopt.runs.logging import Display, Logger
 from rlopt.runs.run_folder import RunFolder, told_as_one_line
+from rlopt.settings import read_settings_text
 from rlopt.types import Episode, RloptError, State
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class Trainer:
         self.checkpoint_minutes, self.checkpoint_every = checkpoint_minutes, checkpoint_every
         self.skip_nonfinite, self.policy_meta, self.callbacks = skip_nonfinite, policy_meta or {}, list(callbacks)
         with told_as_one_line(folder.path):
-            self.checkpoints = Checkpoints(folder.checkpoints, keep=keep, config=folder.config_text())
+            self.checkpoints = Checkpoints(folder.checkpoints, keep=keep, config=read_settings_text(folder.config_path))
         self.tensorboard, self.display = tensorboard, display
         self.logger: Logger | None = None
         self.last_evaluation: list[Episode] = []

@@ -66,13 +66,13 @@ def _film(
 ) -> Episode:
     generator = None if deterministic else torch_generator(seed, "evaluation", "noise", device=policy.device)
     obs = env.reset(seeds=[derive_seed(seed, "evaluation", 0)])
-    counter, carry = EpisodeCounter(1), policy.initial_carry()
+    counter, carry = EpisodeCounter(env.spec, 1), policy.initial_carry()
     while True:
         writer.append_data(_frame(env))
         act = policy.act(obs, carry, deterministic=deterministic, generator=generator)
         step = env.step(act.action)
         obs, carry = step.obs, act.carry
-        found = counter.count(step)
+        found = counter.count(step, act.facts)
         cut = env.spec.episode_limit is None and int(counter.lengths) == max_length
         if cut or found:
             writer.append_data(_frame(env))

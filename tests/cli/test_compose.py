@@ -277,7 +277,16 @@ def test_resume_may_change_the_length_the_device_and_logging(run_folder: Path) -
     assert found == (
         run_folder,
         {"total_steps": 2e6, "log.tensorboard": False, "device": "cpu"},
+        None,
     )
+    assert found is not None and found.env is None
+
+
+def test_the_environment_of_a_resumed_run_may_be_named(run_folder: Path) -> None:
+    """That is the user's word that it may be imported."""
+    for word in ("env=Hopper-v5", "env.id=Hopper-v5"):
+        found = resume_request([f"resume={run_folder}", word])
+        assert found is not None and found.env == "Hopper-v5"
 
 
 @pytest.mark.parametrize(

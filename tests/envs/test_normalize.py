@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.envs import Normalizer
+from rlopt.envs import Normalizer, make_env
+from rlopt.joint import own_obs
 from rlopt.types import EnvSpec, RloptError, Step, map_obs
 
 
@@ -95,7 +96,8 @@ def test_saved_statistics_continue_exactly_and_reading_never_changes_them() -> N
     for step in data[:3]:
         _observe(broken, *step)
     broken.normalize_obs(torch.randn(5, 2))
-    resumed = Normalizer.from_state(_spec(BOX), broken.state_dict())
+    resumed = Normalizer(_spec(BOX), reward=True)
+    resumed.load_state_dict(broken.state_dict())
     for step in data[3:]:
         _observe(resumed, *step)
     probe = torch.randn(4, 2)
@@ -127,3 +129,81 @@ def test_scalar_observations_are_normalised() -> None:
     n = Normalizer(_spec(spaces.Box(-np.inf, np.inf, (), np.float32)), epsilon=0.0)
     _observe(n, torch.tensor([1.0, 3.0]), [0, 0], [0, 0], [1, 1])
     assert n.normalize_obs(torch.tensor([4.0])).tolist() == [2.0]
+
+
+def test_runs_have_statistics_of_their_own_in_rows_one_after_the_other() -> None:
+    together, singles = (
+        Normalizer(_spec(BOX), reward=True, runs=3),
+        [Normalizer(_spec(BOX), reward=True) for _ in "abc"],
+    )
+    torch.manual_seed(1)
+    for _ in range(4):
+        obs, reward = torch.randn(6, 2), torch.randn(6)
+        ended, valid = (torch.rand(6) < 0.3).int(), (torch.rand(6) < 0.8).int()
+        _observe(together, obs, reward.tolist(), ended.tolist(), valid.tolist())
+        for r, single in enumerate(singles):
+            rows = slice(2 * r, 2 * r + 2)
+            _observe(single, obs[rows], reward[rows].tolist(), ended[rows].tolist(), valid[rows].tolist())
+    for shape in ((12, 2), (12, 5, 2)):  # rows of all runs, and windows of them
+        probe = 3 * torch.randn(shape)
+        found = together.normalize_obs(probe)
+        parts = [single.normalize_obs(part) for single, part in zip(singles, probe.split(4), strict=True)]
+        assert torch.equal(found, torch.cat(parts))
+        found = together.normalize_reward(probe[..., 0])
+        parts = [single.normalize_reward(part) for single, part in zip(singles, probe[..., 0].split(4), strict=True)]
+        assert torch.equal(found, torch.cat(parts))
+    for r, single in enumerate(singles):
+        assert torch.equal(together.of_run(r).normalize_obs(probe), single.normalize_obs(probe))
+    resumed = Normalizer(_spec(BOX), reward=True, runs=3)
+    resumed.load_state_dict(together.state_dict())
+    assert torch.equal(resumed.normalize_obs(probe), together.normalize_obs(probe))
+
+
+def test_a_teams_statistics_are_of_the_living_and_leave_masks_and_padding_alone() -> None:
+    env = make_env("rlopt.envs.counting:rlopt/CountTeam-v0", 2, backend="sync", kwargs={"length": 4, "dies": 2})
+    n = Normalizer(env.spec, reward=True)
+    obs, zero = env.reset(), torch.zeros(2, 3, dtype=torch.int64)
+    assert isinstance(obs, dict)
+    seen: list[Tensor] = []
+    for _ in range(4):
+        step = env.step(zero)
+        n.observe(obs, step)
+        seen.append(obs["obs"])
+        obs = step.obs
+    counts = torch.tensor([0.0, 1.0, 2.0, 3.0]).double()
+    moments = n.moments["obs"]
+    assert moments.mean[:, 0].tolist() == [1.5, 0.5, 1.5], "agent 1 saw 0 and 1 before it died"
+    assert moments.variance[:, 0].tolist() == [float(counts.var(correction=0)), 0.25, float(counts.var(correction=0))]
+    assert moments.mean[0].tolist() == [1.5, 0, 0, 0]
+    found = n.normalize_obs({**obs, "obs": seen[3], "state": obs["state"] + 50.0})
+    assert isinstance(found, dict)
+    assert found["action_mask"] is obs["action_mask"]
+    assert found["alive"] is obs["alive"]
+    assert found["obs"][0, 0, 2:].tolist() == [0.0, 0.0], "padding"
+    assert (found["state"] != obs["state"] + 50.0).any(), "the critics' state is normalised like anything else"
+    # One scale for all: that of the team's discounted return, so that the sum of rewards means what it did.
+    team = torch.tensor([6.0, 12.0, 12.0, 16.0], dtype=torch.float64)
+    returns = [float(sum(0.99 ** (t - k) * team[k] for k in range(t + 1))) for t in range(4)]
+    scale = float(np.std(returns))
+    reward = torch.tensor([[1.0, 2.0, 3.0]])
+    assert n.normalize_reward(reward)[0].tolist() == pytest.approx([1 / scale, 2 / scale, 3 / scale])
+
+
+def test_what_one_agent_sees_is_normalised_as_in_the_team() -> None:
+    env = make_env("rlopt.envs.counting:rlopt/CountTeam-v0", 2, backend="sync", kwargs={"length": (4, 6)})
+    n = Normalizer(env.spec)
+    obs = env.reset()
+    for _ in range(9):
+        step = env.step(torch.zeros(2, 3, dtype=torch.int64))
+        n.observe(obs, step)
+        obs = step.obs
+    together = n.normalize_obs(obs)
+    for i, name in enumerate(env.spec.agents):
+        own = n.of_agent(name)
+        assert own is not None
+        assert own.state_dict()["moments"].keys() == {"obs"}
+        alone = own.normalize_obs(own_obs(env.spec, obs, i))
+        expected = own_obs(env.spec, together, i)
+        assert isinstance(alone, dict) and isinstance(expected, dict)
+        assert all(torch.equal(alone[key], expected[key]) for key in alone)
+        Normalizer(env.spec.of_agent(name)).load_state_dict(own.state_dict())

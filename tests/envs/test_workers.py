@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,127 @@ def test_an_environment_that_is_dropped_ends_its_workers() -> None:
     del env
     gc.collect()
     assert not process.is_alive()
+
+
+LATE = """
+import gymnasium, itertools, os, pathlib, signal, time
+from rlopt.envs.counting import CountEnv
+
+class Late(CountEnv):
+    def __init__(self, folder, deaths=0, **kwargs):
+        super().__init__(**kwargs)
+        starts = pathlib.Path(folder)
+        for k in itertools.count():
+            try:
+                (starts / f"start{k}").touch(exist_ok=False)
+                break
+            except FileExistsError:
+                pass
+        if k < deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def step(self, action):
+        while action[0] > 0.5:  # without an end
+            pass
+        return super().step(action)
+
+gymnasium.register("Late-v0", entry_point=Late)
+"""
+
+
+@pytest.fixture
+def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The id of an environment whose first workers die while they start."""
+    (tmp_path / "late.py").write_text(LATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "starts").mkdir()
+    yield "late:Late-v0"
+    sys.modules.pop("late", None)
+
+
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_a_worker_that_dies_while_it_starts_is_started_again(
+    tmp_path: Path, late: str, deaths: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    kwargs = {"folder": str(tmp_path / "starts"), "deaths": deaths}
+    env = make_env(late, 2, backend="async", kwargs=kwargs)
+    try:
+        assert env.reset().tolist() == [[0.0, 0.0], [0.0, 0.0]]
+        assert env.step(torch.zeros(2, 1)).valid.all()
+        assert env.restarts == 0, "nothing was lost: the run is what it would have been"  # type: ignore[attr-defined]
+    finally:
+        env.close()
+    assert caplog.text.count("died while starting; it is started again") == deaths
+    assert len(list((tmp_path / "starts").iterdir())) == 2 + deaths
+
+
+def test_workers_that_never_start_end_the_run(tmp_path: Path, late: str) -> None:
+    kwargs = {"folder": str(tmp_path / "starts"), "deaths": 100}
+    with pytest.raises(
+        RloptError, match=r"the worker of environment 0 died while starting; a script must .*backend=sy"
+    ):
+        make_env(late, 2, backend="async", kwargs=kwargs)
+    assert len(list((tmp_path / "starts").iterdir())) <= 2 + 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX")
+def test_workers_end_with_a_trainer_that_is_killed_even_in_a_step_without_an_end(tmp_path: Path, late: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from rlopt.envs import make_env, workers\n"
+        "if __name__ == '__main__':\n"
+        "    workers._GRACE = 0.3\n"
+        f"    env = make_env({late!r}, 2, backend='async', kwargs={{'folder': {str(tmp_path / 'starts')!r}}})\n"
+        "    env.reset()\n"
+        "    print(*(worker.process.pid for worker in env._workers), flush=True)\n"
+        "    env.step(torch.tensor([[0.0], [1.0]]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    with subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        pids = [int(pid) for pid in trainer.stdout.readline().split()]
+        time.sleep(0.2)  # the second one is in its step
+        trainer.kill()
+    deadline = time.monotonic() + 20.0
+    while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(pids) == 2 and not left
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie that its new parent has not yet looked after."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return not Path("/proc").is_dir()
+
+
+def test_workers_import_what_is_installed_and_not_what_lies_around(
+    tmp_path: Path, late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh forkserver is needed, so this is a process of its own."""
+    for name in ("torch", "numpy", "gymnasium", "socket"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write('{name} ')\n1 / 0\n")
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import os, sys\n"
+        "from rlopt.envs import make_env\n"
+        "if __name__ == '__main__':\n"
+        f"    os.chdir({str(tmp_path)!r})\n"
+        f"    sys.path.append({str(tmp_path)!r})\n"
+        f"    env = make_env({late!r}, 1, backend='async', kwargs={{'folder': 'starts'}})\n"
+        "    print(env.reset().tolist())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout == "[[0.0, 0.0]]\n", done.stderr
+    assert not (tmp_path / "imported").exists()

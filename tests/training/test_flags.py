@@ -121,7 +121,7 @@ def steps(case: Case) -> list[tuple[Obs, Step]]:
 
 @every_case
 def test_the_counter(case: Case) -> None:
-    counter = EpisodeCounter(1)
+    counter = EpisodeCounter(SPEC, 1)
     episodes = [episode for _, step in steps(case) for episode in counter.count(step).values()]
     assert [(e.total_reward, e.length) for e in episodes] == case.episodes
     assert (float(counter.returns), int(counter.lengths)) == (16.0, 1)

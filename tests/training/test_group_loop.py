@@ -155,7 +155,7 @@ def test_the_loss_by_hand():
 
 def test_categorical_terms_by_hand():
     logits = torch.tensor([[0.0, math.log(3.0)]])  # probabilities 1/4, 3/4
-    log_prob, entropy = categorical_terms(lambda params, obs: logits, {}, torch.zeros(1, 1), torch.tensor([1]))
+    log_prob, entropy = categorical_terms(logits, torch.tensor([1]))
     assert float(log_prob) == pytest.approx(math.log(0.75))
     assert float(entropy) == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
 
@@ -165,7 +165,7 @@ def test_squashed_terms_against_the_density_and_the_score():
     mean = torch.tensor([[0.3]], dtype=torch.float64, requires_grad=True)
     log_std = torch.tensor([[-0.5]], dtype=torch.float64, requires_grad=True)
     u, noise = torch.tensor([[1.1]], dtype=torch.float64), torch.tensor([[0.7]], dtype=torch.float64)
-    log_prob, entropy = squashed_terms(lambda params, obs: (mean, log_std), {}, torch.zeros(1, 1), u, noise)
+    log_prob, entropy = squashed_terms((mean, log_std), u, noise)
     s = math.exp(-0.5)
     normal = lambda x: -0.5 * ((x - 0.3) / s) ** 2 - math.log(s) - 0.5 * math.log(2 * math.pi)  # noqa: E731
     assert float(log_prob.detach()) == pytest.approx(normal(1.1) - math.log(1 - math.tanh(1.1) ** 2))

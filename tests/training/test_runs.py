@@ -13,8 +13,9 @@ import torch
 
 import rlopt
 from rlopt.cli import main
-from rlopt.policy import load_policy
+from rlopt.policy import load_policy, save_policy
 from rlopt.runs.display import Display
+from rlopt.state import load_state, save_state, states_equal
 from rlopt.training import train_config
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.setup import begin, make_loop, settle
@@ -97,9 +98,30 @@ def test_all_runs_of_a_folder_are_evaluated_in_an_environment_of_the_users(tmp_p
         evaluate_path(run / "policy" / "run0")
 
 
-def test_statistics_are_not_shared_between_runs() -> None:
-    with pytest.raises(RloptError, match=r"num_runs=2: statistics of observations or rewards are kept for one"):
-        make_loop(config(num_runs=2, env={"id": "Pendulum-v1", "normalize_obs": True}))
+def test_every_run_has_statistics_of_its_own(tmp_path: Path) -> None:
+    """Those of the single run with its seed, as long as both act alike; and so has its policy."""
+    env = {"id": "Pendulum-v1", "normalize_obs": True, "normalize_reward": True}
+    options = {"num_envs": 2, "total_steps": 24, "env": env, "agent": {**AGENT, "fused": False}}
+    together = finish(make_loop(config(num_runs=2, **options)))
+    assert together.normalizer is not None
+    probe = torch.randn(5, 3)
+    for r, policy in enumerate(together.policies()):
+        alone = finish(make_loop(config(**{**options, "seed": 4 + r})))
+        single, own = alone.normalizer, together.normalizer.of_run(r)
+        assert single is not None and single.returns is not None and together.normalizer.returns is not None
+        torch.testing.assert_close(own.normalize_obs(probe), single.normalize_obs(probe), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(together.normalizer.returns.variance[r], single.returns.variance)
+        torch.testing.assert_close(policy.act(probe).action, alone.policy().act(probe).action, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(together.agent.actor.flat[r], alone.agent.actor.flat, rtol=1e-3, atol=1e-4)
+        save_policy(policy, tmp_path / str(r))
+        assert torch.equal(load_policy(tmp_path / str(r)).act(probe).action, policy.act(probe).action)
+        alone.close()
+    state = load_state(save_state(tmp_path / "state", together.state_dict()) and tmp_path / "state")
+    again = make_loop(config(num_runs=2, **options))
+    again.load_state_dict(state)
+    states_equal(again.state_dict(), together.state_dict())
+    for loop in (again, together):
+        loop.close()
 
 
 @pytest.mark.parametrize(

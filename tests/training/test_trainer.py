@@ -23,7 +23,7 @@ from rlopt.training import trainer as trainer_module
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.setup import begin, make_loop, resume
 from rlopt.training.trainer import Callback, Trainer
-from rlopt.types import Episode, RloptError, Step
+from rlopt.types import EnvSpec, Episode, RloptError, Step
 
 SMALL = {"name": "sac", "network": {"hidden": [16]}, "batch_size": 8, "warmup_steps": 20}
 
@@ -307,12 +307,13 @@ def test_a_non_finite_first_observation_is_stored_nowhere(tmp_path, on_nonfinite
 
 def test_a_part_of_an_episode_is_no_episode():
     """The second row's first transition was left out, as the surplus of a run's last vector step is."""
-    counter = EpisodeCounter(2)
+    spec = EnvSpec("test", gym.spaces.Discrete(2), gym.spaces.Discrete(2))
+    counter = EpisodeCounter(spec, 2)
     no, yes = torch.zeros(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
     obs, reward = torch.zeros(2, 1), torch.tensor([1.0, 2.0])
     counter.drop(torch.tensor([False, True]))
     assert counter.count(Step(obs, obs, reward, no, no, no, torch.tensor([True, False]), {})) == {}
-    resumed = EpisodeCounter(2)
+    resumed = EpisodeCounter(spec, 2)
     resumed.load_state_dict(counter.state_dict())
     assert resumed.count(Step(obs, obs, reward, no, yes, yes, yes, {})) == {0: Episode(2.0, 2)}
     assert resumed.count(Step(obs, obs, reward, no, yes, yes, yes, {})) == {0: Episode(1.0, 1), 1: Episode(2.0, 1)}

@@ -51,6 +51,8 @@ def refusal(factory: EnvFactory) -> str | None:
         return "it is not one of Gymnasium's MuJoCo tasks of version 4 or 5"
     if factory.wrappers or factory.spec.additional_wrappers:
         return "wrappers wrap single environments"
+    if factory.facts:
+        return "it has no info to read facts from"
     if kwargs.get("render_mode") is not None:
         return "it does not render"
     try:

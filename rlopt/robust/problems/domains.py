@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from gymnasium import spaces
 
+from rlopt.robust.kernel import check_room
 from rlopt.robust.model import RobustMDP
 from rlopt.robust.sets.l1 import L1
 from rlopt.types import EnvSpec, RloptError
@@ -47,6 +48,7 @@ def river_swim(states: int = 6, gamma: float = 0.95, radius: float = 0.2) -> Rob
     """
     if states < 3:
         raise RloptError(f"states={states}: a river needs at least 3")
+    check_room(states, 2, states)
     kernel, reward = np.zeros((states, 2, states)), np.zeros((states, 2))
     last = states - 1
     kernel[np.arange(states), 0, np.maximum(np.arange(states) - 1, 0)] = 1.0
@@ -82,6 +84,7 @@ def grid_world(
     if any(len(row) != width for row in cells) or not {"S", "G"} <= {c for row in cells for c in row}:
         raise RloptError("rows must be equally long strings of S G H # . with a start and a goal")
     n = height * width
+    check_room(n, 4, n)
     kernel, start = np.zeros((n, 4, n)), np.zeros(n)
     for s in range(n):
         row, column = divmod(s, width)

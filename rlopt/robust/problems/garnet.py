@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlopt.random import numpy_generator
-from rlopt.robust.kernel import Kernel
+from rlopt.robust.kernel import Kernel, check_room
 from rlopt.robust.model import RobustMDP
 from rlopt.robust.sets.l1 import L1, StateL1
 from rlopt.types import RloptError
@@ -38,6 +38,8 @@ def garnet(
         raise RloptError(f"branching={branching}: must lie between 1 and states={states}")
     if rectangular not in ("sa", "s"):
         raise RloptError(f"rectangular={rectangular!r}: choose sa or s")
+    check_room(states, actions, states)
+    check_room(instances, states, actions, branching)
     ends = radius or ((0.1, 0.5) if rectangular == "sa" else (0.5, 1.0))
     drawn = [_instance(numpy_generator(seed + k, "garnet"), states, actions, branching) for k in range(instances)]
     successors, weights, costs, start, budgets, state_budgets = (np.stack(x) for x in zip(*drawn, strict=True))

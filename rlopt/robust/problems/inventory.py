@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rlopt.robust.kernel import Kernel
+from rlopt.robust.kernel import Kernel, check_room
 from rlopt.robust.model import RobustMDP
 from rlopt.robust.sets.ambiguity import Ambiguity
 from rlopt.robust.sets.l1 import L1
@@ -45,6 +45,7 @@ def inventory(
     """
     if min(capacity, largest_order, largest_demand) < 1 or mean_demand <= 0.0:
         raise RloptError("an inventory needs a capacity, orders and demands of at least 1, and a positive mean demand")
+    check_room(capacity + 1, largest_order + 1, largest_demand + 1)
     stock, order, demand = np.ogrid[: capacity + 1, : largest_order + 1, : largest_demand + 1]
     held = np.minimum(stock + order, capacity)
     left = np.maximum(held - demand, 0)
