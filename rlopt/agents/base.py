@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -29,7 +29,8 @@ from rlopt.random import derive_seed, generator_state, set_generator_state, torc
 from rlopt.types import Act, Carry, Clock, EnvSpec, Obs, RloptError, Space, State, Update, option, resolve_device
 
 X = TypeVar("X")
-T = TypeVar("T", Net, Optimiser, Guard, Tensor, torch.Generator)
+C = TypeVar("C", bound="Agent")
+T = TypeVar("T", bound="Net | Optimiser | Guard | Tensor | torch.Generator | Agent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,7 @@ class Agent:
         config: Any = None,
         runs: int = 1,
         precision: str = "float32",
+        parent: tuple[Agent, str] | None = None,
     ) -> None:
         if isinstance(spec, spaces.Space):
             if not args or not isinstance(args[0], spaces.Space):
@@ -141,14 +143,23 @@ class Agent:
             )
         if precision not in PRECISIONS:
             raise RloptError(f"precision={precision} is unknown; choose one of {', '.join(PRECISIONS)}")
-        self.seed, self.runs, self.precision = seed, runs, precision
+        self.seeds = [seed + r for r in range(runs)]
+        """Of every run."""
+        self.runs, self.precision = runs, precision
         self.device = resolve_device(device)
-        self.clock = Clock()
-        self._persistent: dict[str, Net | Optimiser | Guard | Tensor | torch.Generator] = {}
+        self._persistent: dict[str, Net | Optimiser | Guard | Tensor | torch.Generator | Agent] = {}
+        self.parent: Agent | None = None
+        if parent is None:
+            self.clock = Clock()
+            self.guard = self.persist("guard", Guard(self.device, runs))
+        else:
+            self.parent, name = parent
+            self.seeds = [derive_seed(one, "child", name) for one in self.parent.seeds]
+            self.clock, self.guard = self.parent.clock, self.parent.guard.child(name)
+        self.seed = self.seeds[0]
         self.act_generators = self._generators("act")
         self.update_generators = self._generators("update")
         self.act_generator, self.update_generator = self.act_generators[0], self.update_generators[0]
-        self.guard = self.persist("guard", Guard(self.device, runs))
         self.build()
 
     def build(self) -> None:
@@ -180,8 +191,35 @@ class Agent:
     def net(self, name: str, factory: Callable[[], nn.Module]) -> Net:
         """A trainable network, one of each run, with initial weights from streams of its own; registered as
         ``name``."""
-        modules = [build_seeded(factory, derive_seed(self.seed + r, "init", name)) for r in range(self.runs)]
+        modules = [build_seeded(factory, derive_seed(seed, "init", name)) for seed in self.seeds]
         return self.persist(name, Net(modules, self.device))
+
+    def child(self, name: str, cls: type[C], config: AgentConfig, spec: EnvSpec | None = None) -> C:
+        """Return an agent of class ``cls`` that is a part of this one; registered as ``name``.
+
+        It reads this one's clock, its streams derive from this one's seeds and its name, its guard is this one's with
+        names ``name/…``, and its state is part of this one's. Its ``update`` leaves counting to this one.
+
+        Args:
+            spec: what the child sees and does, where that is not what this one does.
+        """
+        made = cls(
+            self.spec if spec is None else spec, config, device=self.device, runs=self.runs, precision=self.precision,
+            parent=(self, name),
+        )  # fmt: skip
+        self.persist(name, made)
+        return made
+
+    @property
+    def children(self) -> dict[str, Agent]:
+        """The agents that are parts of this one, by name."""
+        return {name: thing for name, thing in self._persistent.items() if isinstance(thing, Agent)}
+
+    def family(self) -> Iterator[Agent]:
+        """Yield this agent and all that are part of it."""
+        yield self
+        for child in self.children.values():
+            yield from child.family()
 
     def noise(self, *shape: int) -> Tensor:
         """Standard normal numbers for an update: ``shape``, of several runs (R, *shape), each from its own stream."""
@@ -200,7 +238,7 @@ class Agent:
         return evaluated
 
     def _generators(self, name: str) -> list[torch.Generator]:
-        streams = [torch_generator(self.seed + r, name, device=self.device) for r in range(self.runs)]
+        streams = [torch_generator(seed, name, device=self.device) for seed in self.seeds]
         for r, generator in enumerate(streams):
             self.persist(f"{name}_generator" if self.runs == 1 else f"{name}_generator_{r}", generator)
         return streams
@@ -244,20 +282,22 @@ class Agent:
 
     def end_update(self) -> None:
         """Move what an update moves on the host: the clock."""
-        self.clock.updates += 1
+        if self.parent is None:
+            self.clock.updates += 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """An agent that goes on alone from where this one stands; nothing is shared but the configuration."""
         other = type(self)(
             self.spec, self.config, seed=self.seed, device=self.device, runs=self.runs, precision=self.precision
         )
-        other.load_state_dict(self.state_dict())
+        shared = {"clock": self.clock.state_dict(), "guard": self.guard.state_dict()}
+        other.load_state_dict({**shared, **self.state_dict()})
         memo[id(self)] = other
         return other
 
     def state_dict(self) -> State:
-        """Everything registered, and the clock, as copies."""
-        state: State = {"clock": self.clock.state_dict()}
+        """Everything registered, and the clock (which a child leaves to its parent), as copies."""
+        state: State = {} if self.parent else {"clock": self.clock.state_dict()}
         for name, thing in self._persistent.items():
             if isinstance(thing, torch.Generator):
                 state[name] = generator_state(thing)
@@ -269,10 +309,12 @@ class Agent:
 
     def load_state_dict(self, state: State) -> None:
         """Restore what ``state_dict`` gave, in place. Raises KeyError where anything is missing."""
-        missing = ({"clock"} | self._persistent.keys()) ^ state.keys()
+        own = set() if self.parent else {"clock"}
+        missing = (own | self._persistent.keys()) ^ state.keys()
         if missing:
             raise KeyError(f"this agent and the saved state differ in {', '.join(sorted(missing))}")
-        self.clock.load_state_dict(state["clock"])
+        if self.parent is None:
+            self.clock.load_state_dict(state["clock"])
         for name, thing in self._persistent.items():
             if isinstance(thing, torch.Generator):
                 set_generator_state(thing, state[name])

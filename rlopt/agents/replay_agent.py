@@ -23,8 +23,9 @@ class ReplayAgent(Agent):
     """An agent that acts with the network ``actor``, which its ``build`` makes, and learns from a replay buffer.
 
     An update is a sequence of stages. A subclass writes ``prepare``, ``stages``, and a method for each stage: the stage
-    ``critic`` is ``critic_stage(work)``, the stage ``actor/3`` is ``actor_stage(work, 3)``. Each takes its steps in
-    place and returns what it reports. On a GPU each stage is recorded once, and replayed in whatever order ``stages``
+    ``critic`` is ``critic_stage(work)``, the stage ``actor/3`` is ``actor_stage(work, 3)``, and ``left/critic`` is the
+    stage ``critic`` of the child ``left`` on ``work["left"]``. Each takes its steps in place and returns what it
+    reports. On a GPU each stage is recorded once, and replayed in whatever order ``stages``
     names: what is decided on the host belongs into ``stages`` and ``end_update``, never into a stage.
     """
 
@@ -93,9 +94,12 @@ class ReplayAgent(Agent):
 
     def stage(self, name: str, work: Any) -> Update:
         """Do one stage of an update; its metrics are (), of several runs (R,)."""
-        kind, _, number = name.partition("/")
+        kind, _, rest = name.partition("/")
+        child = self._persistent.get(kind)
+        if isinstance(child, ReplayAgent):
+            return child.stage(rest, work[kind])
         method = getattr(self, f"{kind}_stage")
-        done: Update = method(work, int(number)) if number else method(work)
+        done: Update = method(work, int(rest)) if rest else method(work)
         return done
 
     def update(self, batch: Any) -> Update:
@@ -117,7 +121,9 @@ class ReplayAgent(Agent):
         """Return the numbers of the host that the stages read and that a user may change between updates."""
         found: list[Any] = []
         for thing in self._persistent.values():
-            if isinstance(thing, Optimiser):
+            if isinstance(thing, ReplayAgent):
+                found += thing.constants()
+            elif isinstance(thing, Optimiser):
                 found += [thing.learning_rate, thing.max_grad_norm]
             elif isinstance(thing, Net):
                 found += thing.learns

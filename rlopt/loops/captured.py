@@ -51,8 +51,9 @@ class CapturedUpdate:
     buffer may lie elsewhere).
 
     An agent whose stages come in few orders (a policy delay has two) is recorded order by order; otherwise stage by
-    stage, each once, to be replayed in any order. The learning rate of a schedule is read from the device. Whatever
-    else of the host's a graph fixes (see ``_fixed``) is looked at in every update, and recorded anew where it changed.
+    stage, each once, to be replayed in any order. The learning rate of a schedule is read from the device. What else
+    a graph fixes and a user may change (``ReplayAgent.constants``) is looked at in every update, which is recorded anew
+    where it changed.
 
     On the CPU, where there are no graphs, the same fixed tensors are used by the same calls.
 
@@ -81,8 +82,8 @@ class CapturedUpdate:
         self._orders: set[tuple[str, ...]] = set()
         self._rates = {
             each: torch.ones((), dtype=torch.float64, device=agent.device)
-            for each in _family(agent)
-            if each.schedule.kind != "constant"
+            for each in agent.family()
+            if isinstance(each, ReplayAgent) and each.schedule.kind != "constant"
         }
 
     def __call__(self) -> Update:
@@ -114,7 +115,7 @@ class CapturedUpdate:
             drawn = self.buffer.batch(*drawn)
             drawn = drawn if self.normalizer is None else self.normalizer.normalize_batch(drawn)
         given = list(_leaves(drawn))
-        shape = _shape(drawn), self._fixed()
+        shape = _shape(drawn), self.agent.constants()
         if shape != self._shape:
             self._shape = shape
             self.recorded.clear()
@@ -123,10 +124,6 @@ class CapturedUpdate:
             self._batch = partial(self.buffer.batch, *fixed) if self.gathers else lambda: fixed
         for own, x in zip(self.inputs, given, strict=True):
             own.copy_(x, non_blocking=True)
-
-    def _fixed(self) -> Any:
-        """Return what of the host's a graph fixes and a user may change: rates, limits, and what is frozen."""
-        return [each.constants() for each in _family(self.agent)]
 
     def _prepare(self) -> Any:
         work = self.agent.prepare(self._batch())
@@ -154,7 +151,7 @@ class CapturedUpdate:
                 piece()
         torch.cuda.current_stream(agent.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        for each in _family(agent):
+        for each in agent.family():
             for generator in each.update_generators:
                 graph.register_generator_state(generator)
         # Recording moves the generators on the host. With overlap the environments' thread may allocate meanwhile,
@@ -179,10 +176,6 @@ class CapturedUpdate:
         agent.load_state_dict(state)
         for x, old in zip(passing, before, strict=True):
             x.copy_(old)
-
-
-def _family(agent: ReplayAgent) -> list[ReplayAgent]:
-    return [agent]
 
 
 def _shape(tree: Any) -> Any:

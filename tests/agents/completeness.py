@@ -45,6 +45,8 @@ def walk(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
 def storages(agent: Agent) -> set[int]:
     """Where everything registered lies in memory."""
     found = set()
+    for child in agent.children.values():
+        found |= storages(child)
     for thing in agent._persistent.values():
         if isinstance(thing, Net):
             tensors = [*thing.module.state_dict(keep_vars=True).values()]
@@ -60,7 +62,7 @@ def storages(agent: Agent) -> set[int]:
 
 def unregistered(agent: Agent, constants: dict[str, Tensor]) -> list[str]:
     """Paths of what the state lacks. ``constants`` are tensors of another agent: equal ones there are no state."""
-    known, registered = storages(agent), [*agent._persistent.values()]
+    known, registered = storages(agent), [thing for each in agent.family() for thing in each._persistent.values()]
     missing = []
     for path, thing in walk(agent, "agent", set()):
         if isinstance(thing, Tensor):

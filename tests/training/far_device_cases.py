@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from rlopt.training.setup import begin, make_loop, resume, settle
 from rlopt.training.trainer import Callback
 from rlopt.types import EnvSpec
 from tests.agents.three_actors import ThreeActors
+from tests.agents.two_learners import TwoLearners, TwoLearnersConfig
 from tests.training.far_device import NAME, FarDevice, FarTensor
 
 AGENT = {"network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 10}
@@ -74,6 +76,14 @@ def far(monkeypatch):
 
         monkeypatch.setattr(replay_loop, "ThreadPoolExecutor", Aside)
         yield device
+
+
+@pytest.fixture
+def far_graphs(far, monkeypatch):
+    """The same, where updates are recorded as on a GPU."""
+    far.graphs(monkeypatch)
+    monkeypatch.setattr(captured, "has_graphs", lambda device: device.type == NAME)
+    return far
 
 
 def numbers(tree):
@@ -327,10 +337,8 @@ def test_runs_are_evaluated_at_once_and_each_as_it_would_be_alone(far) -> None:
         pytest.param({"buffer": {"name": "prioritized", "capacity": 16, "device": "cpu"}}, id="replay on the host"),
     ],
 )  # fmt: skip
-def test_a_recorded_update_is_the_eager_one(options, far, monkeypatch) -> None:
+def test_a_recorded_update_is_the_eager_one(options, far_graphs) -> None:
     """Warm-up undone, nothing read from the host while recording, every number that changes read from a tensor."""
-    far.graphs(monkeypatch)
-    monkeypatch.setattr(captured, "has_graphs", lambda device: device.type == NAME)
     eager = finished(make_loop(config(NAME, update_mode="eager", **options)))
     loop = make_loop(config(NAME, update_mode="captured", **options))
     recorded = finished(loop)
@@ -339,43 +347,55 @@ def test_a_recorded_update_is_the_eager_one(options, far, monkeypatch) -> None:
     assert_equal(eager, recorded)
 
 
-def test_stages_are_recorded_once_and_replayed_in_any_order(far, monkeypatch) -> None:
-    """Each in the middle of an update that is under way, whose passing results the warm-up must not change."""
-    far.graphs(monkeypatch)
-    monkeypatch.setattr(captured, "has_graphs", lambda device: device.type == NAME)
-    spec = EnvSpec("test", spaces.Box(-1, 1, (4,), np.float32), spaces.Box(-1, 1, (2,), np.float32))
-    schedule = {"lr_schedule": "linear", "schedule_steps": 30}
-    options = SACConfig(network=NetworkConfig(hidden=(8,)), batch_size=8, fused=False, **schedule)
+BOXES = EnvSpec("test", spaces.Box(-1, 1, (4,), np.float32), spaces.Box(-1, 1, (2,), np.float32))
+SCHEDULED = SACConfig(
+    network=NetworkConfig(hidden=(8,)), batch_size=8, fused=False, lr_schedule="linear", schedule_steps=30
+)
+
+
+def recorded_and_eager(make, updates, before=lambda agent, i: None):
+    """The recorded updates of an agent equal the eager ones; returns the recorder, and the orders of the stages."""
     found = []
     for recorded in (False, True):
-        agent = ThreeActors(spec, options, seed=2, device=NAME)
-        buffer = ReplayBuffer(32, spec.observation_space, spec.action_space, device=NAME, seed=1)
+        agent = make()
+        buffer = ReplayBuffer(32, BOXES.observation_space, BOXES.action_space, device=NAME, seed=1)
         generator = torch.Generator().manual_seed(0)
         for _ in range(32):
-            draw = torch.rand(1, 11, generator=generator)
-            no = torch.zeros(1, dtype=torch.bool)
+            draw, no = torch.rand(1, 11, generator=generator), torch.zeros(1, dtype=torch.bool)
             buffer.add(draw[:, :4], draw[:, 4:6], draw[:, 6], draw[:, 7:], no, no)
         update = captured.CapturedUpdate(agent, buffer, 8)
-        told, orders = [], []
-        for i in range(9):
+        told, orders = [], set()
+        for i in range(updates):
             agent.clock.env_steps = 2 * i
-            orders.append(agent.stages())
-            if i == 6:
-                agent.actors[1].flat.fill_(torch.nan)
+            orders.add(agent.stages())
+            before(agent, i)
             done = update() if recorded else agent.update(buffer.sample(8))
             told.append({path: x.nan_to_num(nan=-1.0) for path, x in numbers(done.metrics).items()})
-            if i == 6:
-                agent.actors[1].flat.fill_(0.1)
-        names = {"prepare", "critic", "target", *(f"actor/{i}" for i in range(3))}
-        assert not recorded or update.recorded.keys() == names
-        assert len(set(orders)) > captured.FEW_ORDERS and agent.guard.first_bad() == "actor/1 loss"
         found.append({**numbers(agent.state_dict()), **numbers(told)})
     assert_equal(*found)
+    return update, orders
 
 
-def test_what_is_frozen_or_set_by_hand_between_updates_is_recorded_anew(far, monkeypatch) -> None:
-    far.graphs(monkeypatch)
-    monkeypatch.setattr(captured, "has_graphs", lambda device: device.type == NAME)
+def test_stages_are_recorded_once_and_replayed_in_any_order(far_graphs) -> None:
+    """Each in the middle of an update that is under way, whose passing results the warm-up must not change."""
+
+    def before(agent, i):
+        if i in (6, 7):
+            agent.actors[1].flat.fill_(torch.nan if i == 6 else 0.1)
+
+    update, orders = recorded_and_eager(lambda: ThreeActors(BOXES, SCHEDULED, seed=2, device=NAME), 9, before)
+    assert update.recorded.keys() == {"prepare", "critic", "target", *(f"actor/{i}" for i in range(3))}
+    assert len(orders) > captured.FEW_ORDERS and update.agent.guard.first_bad() == "actor/1 loss"
+
+
+def test_an_agent_that_holds_agents_is_recorded_whole(far_graphs) -> None:
+    slow = replace(SCHEDULED, lr_schedule="constant", policy_delay=2)
+    options = TwoLearnersConfig(left=SCHEDULED, right=slow, batch_size=8)
+    update, orders = recorded_and_eager(lambda: TwoLearners(BOXES, options, device=NAME), 4)
+    assert update.recorded.keys() == orders and len(orders) == 2
+
+
+def test_what_is_frozen_or_set_by_hand_between_updates_is_recorded_anew(far_graphs) -> None:
     found = []
     for mode in ("eager", "captured"):
         loop = make_loop(config(NAME, update_mode=mode, total_steps=26))
