@@ -14,6 +14,7 @@ from gymnasium import spaces
 from rlopt.agents.group import Rollout
 from rlopt.buffers import Batch
 from rlopt.envs import Normalizer
+from rlopt.nn import NetworkConfig
 from rlopt.registry import get_agent
 from rlopt.types import Step
 from tests.agents.cases import every_learner, make_agent
@@ -58,14 +59,16 @@ def test_off_policy_agents(space: Any, name: str) -> None:
     assert {t.device.type for t in (uniform, action, priority)} == {"cpu"}
 
 
+@pytest.mark.parametrize("memory", ["none", "gru"])
 @pytest.mark.parametrize("actions", [BOX, DISCRETE], ids=["box", "discrete"])
-def test_reinforce(actions: Any) -> None:
+def test_reinforce(actions: Any, memory: str) -> None:
     cls: Any = get_agent("reinforce")
-    agent = cls(VECTOR, actions, cls.config_class(groups=3, group_size=2, entropy_coefficient=0.1))
+    network = NetworkConfig(hidden=(8,), memory=memory, norm="layer", init="orthogonal")
+    agent = cls(VECTOR, actions, cls.config_class(groups=3, group_size=2, entropy_coefficient=0.1, network=network))
     obs = observations()[1]
     yes, group = torch.ones(1, B, dtype=torch.bool), torch.arange(3).repeat_interleave(2)
     with no_default_device():
-        act = agent.act(obs)
+        act = agent.act(obs, agent.initial_carry(B))
         extras = {name: x.unsqueeze(0) for name, x in act.extras.items()}
         action, reward = act.action.unsqueeze(0), yes.float().cumsum(1)
         agent.update(Rollout(obs.unsqueeze(0), action, reward, yes, ~yes, yes, yes[0], group, extras))

@@ -329,6 +329,24 @@ def test_encoders_refuse_what_they_cannot_read(space: spaces.Space[Any], name: s
         make_encoder(space, name)
 
 
+def test_nothing_is_made_elsewhere_than_the_observation_is() -> None:
+    """torch's default device is ``meta`` meanwhile, which mixes with no other."""
+    space = spaces.Dict({
+        "bytes": pixels(40, 40, 3),
+        "wide": pixels(3, 8, 8, low=-2, high=2, dtype=np.float32),
+        "many": spaces.MultiDiscrete([5_000, 3]),
+        "ram": pixels(4),
+    })  # fmt: skip
+    encoder = make_encoder(space)
+    obs = {k: torch.as_tensor(np.stack([s.sample(), s.sample()])) for k, s in space.spaces.items()}
+    expected = encoder(obs)
+    with torch.device("meta"):
+        found = encoder(obs)
+        with hidden_products(torch.bfloat16):
+            assert encoder(obs).device.type == "cpu"
+    assert torch.equal(found, expected)
+
+
 # bf16
 
 
