@@ -31,7 +31,7 @@ from rlopt.nn import (
 from rlopt.nn.actors import NetworkActor
 from rlopt.nn.distributions import squashed_gaussian
 from rlopt.policy import Policy
-from rlopt.types import Act, Carry, Metrics, Obs, Update, map_obs, option
+from rlopt.types import Act, Carry, Metrics, Obs, RloptError, Update, map_obs, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,11 @@ class ReinforceConfig(GroupAgentConfig):
     optimiser: OptimiserConfig = option(OptimiserConfig, "optimiser of the policy")
     max_grad_norm: float | None = option(None, "clip the gradient to this norm (null: never)", above=0.0)
     network: NetworkConfig = option(lambda: NetworkConfig(hidden=(64, 64), activation="tanh"), "shape of the policy")
+
+    def __post_init__(self) -> None:
+        for name in ("critic_hidden", "value_gain"):
+            if getattr(self.network, name) is not None:
+                raise RloptError(f"agent.network.{name}: agent=reinforce has no critic; leave it out")
 
 
 def policy_outputs(actor: Net, params: Params, obs: Obs) -> Any:

@@ -390,3 +390,8 @@ def test_actions_of_several_components_are_learnt_and_exported(tmp_path, actions
     assert answer.tolist() == best[0]
     assert loop.evaluate(2)[0].total_reward == 1.0 + 2.0 + 2 * sum(best[0])
     loop.close()
+
+
+def test_options_of_a_critic_are_refused_where_there_is_none():
+    with pytest.raises(RloptError, match=r"network\.critic_hidden: agent=reinforce has no critic"):
+        ReinforceConfig(network=NetworkConfig(critic_hidden=(4,)))
