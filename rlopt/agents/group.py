@@ -1,4 +1,4 @@
-"""What agents that learn from groups of episodes share: the rollout, and advantages relative to the group.
+"""What agents that learn from groups of episodes share: their options, and advantages relative to the group.
 
 T steps, N episodes side by side, G groups of N / G episodes that begin in the same state.
 """
@@ -6,12 +6,11 @@ T steps, N episodes side by side, G groups of N / G episodes that begin in the s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
 from rlopt.agents.base import AgentConfig
-from rlopt.types import Obs, option
+from rlopt.types import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,34 +20,6 @@ class GroupAgentConfig(AgentConfig):
     groups: int = option(4, "groups of episodes per rollout; a group shares its first state", low=1)
     group_size: int = option(4, "episodes per group", low=2)
     horizon: int | None = option(None, "steps after which an episode is cut (null: the environment's own limit)", low=1)
-
-
-class Rollout(NamedTuple):
-    """N whole episodes, padded to the longest: what a ``GroupLoop`` hands to ``agent.update``.
-
-    Row n is an episode: its transitions are the first ones of its column, ``valid`` where they are real. Padding
-    has reward 0 and some observation of the episode.
-    """
-
-    obs: Obs
-    """(T, N, …) what the policy saw (normalised where the run normalises observations)."""
-    action: Tensor
-    """(T, N, A) in environment units, or (T, N) int64."""
-    reward: Tensor
-    """(T, N) float32."""
-    terminated: Tensor
-    """(T, N) bool: the bootstrap is cut here: the episode ended for good, or a life was lost."""
-    truncated: Tensor
-    """(T, N) bool: a limit, or the loop's horizon, ended the episode."""
-    valid: Tensor
-    """(T, N) bool: a transition."""
-    complete: Tensor
-    """(N,) bool: the episode came to its end. False where it was lost half-way (a dead worker, a non-finite value), so
-    that its return is unknown."""
-    group: Tensor
-    """(N,) int64 in [0, G)."""
-    extras: dict[str, Tensor] = {}
-    """(T, N, …) what the agent declared in ``extra_fields``."""
 
 
 def returns_to_go(reward: Tensor, gamma: float, terminated: Tensor | None = None) -> Tensor:

@@ -16,7 +16,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.agents.base import Agent
-from rlopt.agents.group import GroupAgentConfig, Rollout, leave_one_out, returns_to_go
+from rlopt.agents.group import GroupAgentConfig, leave_one_out, returns_to_go
+from rlopt.buffers import Rollout
 from rlopt.nn import (
     CategoricalActor,
     MultiCategoricalActor,
@@ -95,6 +96,7 @@ def advantages(rollout: Rollout, gamma: float, credit: str, groups: int) -> tupl
     still running at step t; with ``episode`` G_t is the return from the start, and b_t that of the others. Episodes
     that did not come to their end take no part. A truncated episode is taken as ended: nothing is bootstrapped.
     """
+    assert rollout.complete is not None and rollout.group is not None
     used = rollout.valid & rollout.complete
     score = returns_to_go(rollout.reward * used, gamma, None if credit == "episode" else rollout.terminated)
     counted = used

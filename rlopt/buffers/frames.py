@@ -185,10 +185,6 @@ class FrameRing:
         young = self._start[(self._age < self._top) & (self._start >= 0)]
         return min([pushed, *(int(numbers.min()) for numbers in (used, young) if len(numbers))])
 
-    def restart(self) -> None:
-        """The next row written is number 0, and follows none."""
-        self._open = np.zeros(self.num_envs, bool)
-
     def cut(self, t: int) -> None:
         """Row ``t`` holds no transitions; its frames stay what followed row ``t - 1``."""
         self.links[t % self.capacity_rows].copy_(torch.tensor([0, REPEAT, NONE]))

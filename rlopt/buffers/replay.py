@@ -1,60 +1,28 @@
-"""The replay buffer: a storage of transitions and a sampler over its slots."""
+"""The replay buffer: a storage of transitions, and samplers over its slots."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rlopt.buffers.frames import SideStore
+from rlopt.buffers.layout import Fields, Layout
 from rlopt.buffers.placement import Placement
-from rlopt.buffers.samplers.base import Sampler, UniformSampler
-from rlopt.buffers.storage import Fields, Layout, Storage
-from rlopt.types import Obs, RloptError, Space, State, map_obs, on_device
+from rlopt.buffers.samplers.base import NothingToDraw, Sampler, SamplerOver, UniformSampler
+from rlopt.buffers.storage import Storage
+from rlopt.buffers.transition import Batch, make_reward_transform
+from rlopt.random import derive_seed
+from rlopt.types import RloptError, Space, State, on_device
 
 _log = logging.getLogger(__name__)
-
-
-class Batch(NamedTuple):
-    """A minibatch of transitions, raw, as the environment gave them."""
-
-    obs: Obs
-    """(B, …)."""
-    action: Tensor
-    """(B, A) in environment units, or (B,) int64."""
-    reward: Tensor
-    """(B,) the n-step return Σ γ^i r_i of the window."""
-    next_obs: Obs
-    """(B, …) where the window led."""
-    terminated: Tensor
-    """(B,) float32: 1 where the bootstrap is cut."""
-    discount: Tensor
-    """(B,) γ^k, k the true length of the window. The target is reward + discount·(1 - terminated)·V(next_obs)."""
-    weight: Tensor | None
-    """(B,) importance weights, None where all are 1."""
-    index: Tensor  # type: ignore[assignment]
-    """(B,) slots, for ``update_priority``."""
-    extras: dict[str, Tensor] = {}
-    """What the agent declared in ``extra_fields``."""
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """``function`` of every tensor."""
-        return Batch(
-            map_obs(function, self.obs),
-            function(self.action),
-            function(self.reward),
-            map_obs(function, self.next_obs),
-            function(self.terminated),
-            function(self.discount),
-            None if self.weight is None else function(self.weight),
-            function(self.index),
-            {key: function(value) for key, value in self.extras.items()},
-        )
+_WHOLE = (int, np.integer)
 
 
 class Windows(NamedTuple):
@@ -65,35 +33,44 @@ class Windows(NamedTuple):
     inside: Tensor
     """(B, L) bool: true from the first transition to the last of its episode, the newest, or before an invalid one."""
     reward: Tensor
-    """(B, L) single rewards; undefined where not ``inside``."""
+    """(B, L) or (B, L, n) single rewards, raw; undefined where not ``inside``."""
 
 
 class ReplayBuffer:
     """Stores transitions of N environments and draws minibatches of them.
 
-    Everything but images is packed side by side into one float32 block (rows, N, width), so that a draw is one gather;
-    uint8 leaves lie apart, and so do Discrete and MultiDiscrete numbers that may lie beyond 2**24. Other numbers of Box
-    spaces, integers too, are kept as float32.
+    Everything but images and masks is packed side by side into one float32 block (rows, N, width), so that a draw is
+    one gather; uint8 and bool leaves lie apart, and so do Discrete and MultiDiscrete numbers that may lie beyond 2**24.
+    Other numbers of Box spaces, integers too, are kept as float32.
 
     Args:
         capacity: transitions kept; rounded up to a whole number of vector steps.
-        observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them.
-        action_space: Box, Discrete or MultiDiscrete.
+        observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them. Several agents are an axis
+            of the leaves.
+        action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         num_envs: N, the rows of every ``add``.
-        sampler: which transitions are drawn; ``UniformSampler()`` by default.
+        sampler: which transitions are drawn; ``UniformSampler()`` by default. Several samplers over the same
+            transitions are a dict of them by name; a draw is then a dict of minibatches.
         n_step: length of the return window. It ends early at the end of an episode (with the true exponent in
             ``discount``), at an invalid row, and at the newest transition; it never crosses any of them.
         gamma: discount inside the window.
         extra_fields: {name: (shape, dtype)} stored with each transition (see ``agent.extra_fields``).
         device: where the data lies: a torch device, or ``disk`` (see ``Placement``).
-        seed: of the sampler.
+        seed: of the samplers.
         frame_stack: how many frames the uint8 images hold along their first axis, to store each frame once and rebuild
             the stacks when drawn (see ``frames``); None stores images as they come.
         folder: where ``device="disk"`` makes its files; None for the current directory.
         batch_device: where batches go; None for where the data lies.
+        reward_transform: ``sign`` or ``clip`` (to [-1, 1]) of each single reward, made when it is drawn and before
+            n-step sums; None or ``raw`` for none. What is stored is raw.
+        reward_shape: () for one reward per environment, (n,) where its n agents are paid apart.
+        derived: leaves that are gathered from the leaf ``state`` when they are drawn, instead of stored
+            (see ``Layout``; ``spec.derived``).
+        masks: {name of a sampler: name of a bool extra}: that sampler draws only transitions whose extra is true.
 
     Raises:
-        RloptError: the planned size does not fit into the device's free memory, or ``frame_stack`` fits no image.
+        RloptError: the planned size does not fit into the device's free memory, ``frame_stack`` fits no image, or
+            arguments do not go together.
     """
 
     def __init__(
@@ -102,7 +79,7 @@ class ReplayBuffer:
         observation_space: Space,
         action_space: Space,
         num_envs: int = 1,
-        sampler: Sampler | None = None,
+        sampler: Sampler | Mapping[str, Sampler] | None = None,
         n_step: int = 1,
         gamma: float = 0.99,
         extra_fields: Fields | None = None,
@@ -111,6 +88,10 @@ class ReplayBuffer:
         frame_stack: int | None = None,
         folder: str | Path | None = None,
         batch_device: torch.device | str | None = None,
+        reward_transform: str | None = None,
+        reward_shape: tuple[int, ...] = (),
+        derived: Mapping[str, Tensor] | None = None,
+        masks: Mapping[str, str] | None = None,
     ) -> None:
         if capacity < num_envs or n_step < 1:
             raise RloptError(
@@ -118,11 +99,27 @@ class ReplayBuffer:
             )
         self.capacity_rows = math.ceil(capacity / num_envs)
         self.num_envs, self.n_step, self.gamma = num_envs, n_step, gamma
-        self.sampler: Sampler = UniformSampler() if sampler is None else sampler
+        self.reward_shape, self._transform = reward_shape, make_reward_transform(reward_transform)
         self.rows_written = 0
         self._invalid = 0
+        self.several = isinstance(sampler, Mapping)
+        """Whether draws are dicts of minibatches."""
+        self.samplers: dict[str, Sampler] = (
+            dict(sampler) if isinstance(sampler, Mapping) else {"": sampler or UniformSampler()}
+        )
+        fields = _masks(masks or {}, self.samplers, extra_fields or {})
+        self._listeners = [(each, fields.get(name)) for name, each in self.samplers.items()]
 
-        layout = Layout(self.capacity_rows, num_envs, observation_space, action_space, extra_fields, frame_stack)
+        layout = Layout(
+            self.capacity_rows,
+            num_envs,
+            observation_space,
+            action_space,
+            extra_fields,
+            frame_stack,
+            reward_shape,
+            derived,
+        )
         placement = Placement(device, folder)
         self._plan = _describe(layout, placement)
         _log.info("%s", self._plan)
@@ -130,10 +127,32 @@ class ReplayBuffer:
         self.device = placement.device
         self.batch_device = self.device if batch_device is None else torch.device(batch_device)
         self.layout, self.block, self.slices = layout, self.storage.block, layout.slices
-        self.sampler.bind(layout.slots, self.device, seed)
+        side_by_side = slice(layout.slices["reward"].start, layout.slices["valid"].stop)
+        self._rewards_and_flags = self.block.view(-1, layout.width)[:, side_by_side]
         self._powers = gamma ** torch.arange(n_step + 1, dtype=torch.float32, device=self.device)
         self._discount = self._powers[:0]
         self._following = num_envs * torch.arange(n_step, device=self.device)
+        self._makers: dict[str, Callable[[Tensor, Tensor | None], Batch]] = {}
+        for name, each in self.samplers.items():
+            each.bind(layout.slots, self.device, derive_seed(seed, "sampler", name) if self.several else seed)
+            self._makers[name] = self.gather
+            if isinstance(each, SamplerOver):
+                each.attach(self)
+                self._makers[name] = each.batch
+
+    @property
+    def sampler(self) -> Sampler:
+        """The one sampler. Raises RloptError where there are several."""
+        if self.several:
+            raise RloptError(f"this buffer has the samplers {', '.join(self.samplers)}; name one: buffer.samplers[…]")
+        return self.samplers[""]
+
+    @property
+    def gathers_only(self) -> bool:
+        """Whether a minibatch is one gather of the slots drawn and nothing else, so that a recorded graph may repeat
+        it."""
+        plain = not self.several and not isinstance(self.sampler, SamplerOver)
+        return plain and self.n_step == 1 and not self.layout.frames
 
     def __len__(self) -> int:
         """Slots that hold transitions (invalid ones included)."""
@@ -150,37 +169,49 @@ class ReplayBuffer:
         return self.storage.nbytes
 
     def describe(self) -> str:
-        """One line on the planned size; logged before anything is allocated."""
+        """Return one line on the planned size; it was logged before anything was allocated."""
         return self._plan
 
     def add(
         self,
-        obs: Obs,
-        action: Tensor,
-        reward: Tensor,
-        next_obs: Obs,
-        terminated: Tensor,
-        truncated: Tensor,
-        ended: Tensor | None = None,
-        valid: Tensor | None = None,
-        **extras: Tensor,
+        obs: Any,
+        action: Any,
+        reward: Any,
+        next_obs: Any,
+        terminated: Any,
+        truncated: Any,
+        ended: Any = None,
+        valid: Any = None,
+        **extras: Any,
     ) -> None:
-        """Store one vector step: every argument is (N, …).
+        """Store one vector step: every argument is (N, …), a tensor or an array; see ``Transition``.
 
         ``ended`` says where an episode ended (by default: where terminated or truncated), ``valid`` which rows are
-        transitions at all (by default: all). Raises RloptError where a field is missing, unknown or of
-        another size, and then stores nothing.
+        transitions at all (by default: all). Of one environment the axis may be left out.
+
+        Raises:
+            RloptError: a field is missing, unknown, or of another size or kind; nothing is stored then.
         """
-        values = self.layout.step(obs, action, reward, next_obs, terminated, truncated, ended, extras)
-        self.storage.check(values, valid)
+        values = self.layout.values(obs, action, reward, next_obs, terminated, truncated, ended, extras)
+        if valid is not None:
+            valid = self.layout.flag("valid", valid)
+        if self.storage.frames:
+            self.storage.check(values, valid)
+        if self.rows_written == 0 and self.storage.derived:
+            self.storage.check_derived(obs, next_obs)
         row = self._claim_row()
         if valid is not None:
             self._invalid += int((~valid).sum())
         self.storage.write(self.rows_written - 1, values, valid)
-        self.sampler.wrote(row * self.num_envs, self.num_envs, valid)
+        for sampler, mask in self._listeners:
+            drawable = valid
+            if mask is not None:
+                allowed = values[mask].reshape(self.num_envs).to(torch.bool)
+                drawable = allowed if valid is None else allowed & valid.to(allowed.device)
+            sampler.wrote(row * self.num_envs, self.num_envs, drawable)
 
     def _claim_row(self) -> int:
-        """The row to write next; forgets the invalid transitions that it held."""
+        """Return the row to write next; forget the invalid transitions that it held."""
         row = self.rows_written % self.capacity_rows
         if self._invalid and self.rows_written >= self.capacity_rows:
             self._invalid -= int((self.block[row, :, self.slices["valid"]] == 0).sum())
@@ -193,14 +224,47 @@ class ReplayBuffer:
         self.storage.write_nothing(self.rows_written - 1)
         self._invalid += self.num_envs
         nothing = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        self.sampler.wrote(row * self.num_envs, self.num_envs, nothing)
+        for sampler in self.samplers.values():
+            sampler.wrote(row * self.num_envs, self.num_envs, nothing)
 
-    def sample(self, batch_size: int) -> Batch:
-        """Draw a minibatch of ``batch_size`` transitions. Raises RloptError while the buffer holds none."""
-        return self.batch(*self.draw(batch_size))
+    def sample(self, batch_size: int) -> Any:
+        """Draw a ``Batch`` of ``batch_size`` transitions, or of slices where the sampler is a ``SequenceSampler``.
 
-    def batch(self, index: Tensor, weight: Tensor | None = None) -> Batch:
-        """The transitions of the slots ``index`` (B,), which must hold some, with the weights (B,) ``draw`` gave."""
+        Of several samplers a dict of batches by name, without those that have nothing to draw yet.
+
+        Raises:
+            RloptError: while there is nothing to draw, or ``batch_size`` is no positive integer.
+        """
+        if not self.several:
+            return self.batch(*self.draw(batch_size))
+        batches: dict[str, Batch] = {}
+        for name in self.samplers:
+            try:
+                batches[name] = self.batch(*self.draw(batch_size, name), name)
+            except NothingToDraw:
+                continue
+        if not batches:
+            raise NothingToDraw
+        return batches
+
+    def draw(self, batch_size: int, sampler: str = "") -> tuple[Tensor, Tensor | None]:
+        """Return slots (B,) that the sampler of that name chooses, and their weights (B,), None where all are 1.
+        Raises as ``sample`` does."""
+        size = len(self)
+        if size - self._invalid <= 0:
+            raise NothingToDraw
+        if not isinstance(batch_size, _WHOLE) or batch_size < 1:
+            raise RloptError(f"a minibatch has a whole number of transitions, at least 1, not {batch_size}")
+        return self.samplers[sampler].sample(int(batch_size), size)
+
+    def batch(self, index: Tensor, weight: Tensor | None = None, sampler: str = "") -> Batch:
+        """Return the batch that the sampler of that name makes of the slots ``index`` (B,), which must hold
+        transitions, with the weights (B,) that ``draw`` gave."""
+        batch = self._makers[sampler](index, weight)
+        return batch if self.batch_device == self.device else batch.map(lambda x: on_device(x, self.batch_device))
+
+    def gather(self, index: Tensor, weight: Tensor | None = None) -> Batch:
+        """Return the transitions of the slots ``index`` (B,), where the data lies."""
         storage, batch_size = self.storage, index.numel()
         packed = storage.gather(index)
         if self.n_step == 1:
@@ -208,6 +272,8 @@ class ReplayBuffer:
             if self._discount.numel() != batch_size:
                 self._discount = self._powers[1].expand(batch_size)
             reward, discount = storage.leaf("reward", packed, index), self._discount
+            if self._transform is not None:
+                reward = self._transform(reward)
             terminated = storage.leaf("terminated", packed, index)
         else:
             reward, discount, last = self._returns(index)
@@ -217,54 +283,74 @@ class ReplayBuffer:
             terminated = storage.leaf("terminated", last_packed, last)
         action = storage.leaf("action", packed, index)
         extras = {key: storage.leaf(name, packed, index) for key, name in self.layout.extras.items()}
-        batch = Batch(obs, action, reward, next_obs, terminated, discount, weight, index, extras)
-        return batch if self.batch_device == self.device else batch.map(lambda x: on_device(x, self.batch_device))
+        return Batch(obs, action, reward, next_obs, terminated, discount, weight, index, extras)
 
-    def update_priority(self, index: Tensor, priority: Tensor | None) -> None:
-        """Tell the sampler the new priorities (B,) of the slots ``index`` (B,); None is ignored."""
-        if priority is not None:
-            if self.batch_device != self.device:
-                index, priority = index.to(self.device), priority.to(self.device)
-            self.sampler.update_priority(index, priority)
+    def transformed(self, reward: Tensor) -> Tensor:
+        """Return single rewards (…) as learning takes them."""
+        return reward if self._transform is None else self._transform(reward)
 
-    def draw(self, batch_size: int) -> tuple[Tensor, Tensor | None]:
-        """Slots (B,) of valid transitions and their weights (B,), None where all are 1. Raises as ``sample`` does."""
-        size = len(self)
-        if size - self._invalid <= 0:
-            raise RloptError("the replay buffer holds no transition yet; add some before sampling")
-        index, weight = self.sampler.sample(batch_size, size)
-        if self._invalid and not self.sampler.excludes_invalid:
-            return self._redraw(index, weight, size)
-        return index, weight
+    def update_priority(self, index: Any, priority: Any) -> None:
+        """Tell the sampler the new priorities (B,) of the slots ``index`` (B,), tensors or arrays; None is ignored. Of
+        several samplers both are dicts by name."""
+        if priority is None:
+            return
+        if not self.several:
+            self.samplers[""].update_priority(self._here(index), self._here(priority))
+            return
+        for name, values in priority.items():
+            if values is not None:
+                self.samplers[name].update_priority(self._here(index[name]), self._here(values))
 
-    def _redraw(self, index: Tensor, weight: Tensor | None, size: int) -> tuple[Tensor, Tensor | None]:
-        """Replace the few draws that fell on rows which are no transitions."""
-        valid = self.block.view(-1, self.layout.width)[:, self.slices["valid"].start]
-        bad = (valid.index_select(0, index) == 0).nonzero().flatten()
-        while bad.numel():
-            again, again_weight = self.sampler.sample(int(bad.numel()), size)
-            index = index.index_copy(0, bad, again)
-            if weight is not None and again_weight is not None:
-                weight = weight.index_copy(0, bad, again_weight)
-            bad = bad[valid.index_select(0, again) == 0]
-        return index, weight
+    def _here(self, values: Any) -> Tensor:
+        """Return ``values`` as a tensor where the data lies."""
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        return tensor if self.batch_device == self.device else tensor.to(self.device)
 
     def windows(self, index: Tensor, following: Tensor) -> Windows:
-        """The windows that begin at the slots ``index`` (B,); ``following`` (L,) is N·(0 … L - 1)."""
+        """Return the windows that begin at the slots ``index`` (B,); ``following`` (L,) is N·(0 … L - 1)."""
         slots = (index[:, None] + following) % self.layout.slots
-        columns = self.block.view(-1, self.layout.width)[:, self.slices["reward"].start : self.slices["valid"].stop]
-        reward, terminated, ended, valid = columns.index_select(0, slots.flatten()).view(*slots.shape, 4).unbind(2)
+        columns = self._columns(slots)
+        *_, terminated, ended, valid = columns.unbind(2)
         newest = (self.rows_written - 1) % self.capacity_rows
         over = (terminated != 0) | (ended != 0) | (slots // self.num_envs == newest)
         goes_on = ~over[:, :-1] & (valid[:, 1:] != 0)
         inside = torch.ones_like(over)
         inside[:, 1:] = goes_on.cumprod(1).bool()
-        return Windows(slots, inside, reward)
+        return Windows(slots, inside, columns[..., :-3] if self.reward_shape else columns[..., 0])
+
+    def run_up(self, index: Tensor, steps: int) -> Tensor:
+        """Return how many transitions (B,), at most ``steps``, lead up to the slots ``index`` (B,) in the same
+        window."""
+        row, rows = index // self.num_envs, self.capacity_rows
+        # The same rows of a ring that never wraps.
+        number = row + (self.rows_written - 1 - row).div(rows, rounding_mode="floor") * rows
+        held = number - max(0, self.rows_written - rows)
+        back = torch.arange(1, steps + 1, device=index.device)
+        slots = (index[:, None] - self.num_envs * back) % self.layout.slots
+        *_, terminated, ended, valid = self._columns(slots).unbind(2)
+        leads = (terminated == 0) & (ended == 0) & (valid != 0) & (back <= held[:, None])
+        return leads.cumprod(1).sum(1)
+
+    def begins_window(self, row: int) -> Tensor:
+        """Return which transitions (N,) of the row at this place of the ring, the newest, follow none of the same
+        window."""
+        if self.rows_written == 1 or self.capacity_rows == 1:
+            return torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        before = self.block[row - 1, :, self.slices["terminated"].start : self.slices["valid"].stop]
+        terminated, ended, valid = before.unbind(1)
+        return (terminated != 0) | (ended != 0) | (valid == 0)
+
+    def _columns(self, slots: Tensor) -> Tensor:
+        """Return rewards and flags (B, L, n + 3) of the slots (B, L)."""
+        return self._rewards_and_flags.index_select(0, slots.flatten()).view(*slots.shape, -1)
 
     def _returns(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns, discounts and last slots of the n-step windows that begin at ``index``."""
+        """Return n-step returns, discounts and last slots of the windows that begin at ``index``."""
         slots, inside, rewards = self.windows(index, self._following)
-        terms = torch.where(inside, self._powers[:-1] * rewards, 0.0)
+        counted, powers = inside, self._powers[:-1]
+        if self.reward_shape:
+            counted, powers = counted[..., None], powers[:, None]
+        terms = torch.where(counted, powers * self.transformed(rewards), 0.0)
         reward = terms[:, 0]
         for i in range(1, self.n_step):  # in this order, which fixes the last bit
             reward = reward + terms[:, i]
@@ -274,8 +360,10 @@ class ReplayBuffer:
     # Saving
 
     def state_dict(self) -> State:
-        """Everything but the rows, which ``read_rows`` gives in segments."""
-        state = {"rows_written": self.rows_written, "invalid": self._invalid, "sampler": self.sampler.state_dict()}
+        """Return everything but the rows, which ``read_rows`` gives in segments."""
+        samplers = {name: sampler.state_dict() for name, sampler in self.samplers.items()}
+        state: State = {"rows_written": self.rows_written, "invalid": self._invalid}
+        state |= {"samplers": samplers} if self.several else {"sampler": samplers[""]}
         frames = self.storage.state_dict(self.rows_written)
         return {**state, "frames": frames} if frames else state
 
@@ -283,20 +371,34 @@ class ReplayBuffer:
         """Continue where ``state_dict`` stood. With single frames this comes before ``write_rows`` of the
         ``side_stores``."""
         self.rows_written, self._invalid = int(state["rows_written"]), int(state["invalid"])
-        self.sampler.load_state_dict(state["sampler"])
+        saved = state["samplers"] if self.several else {"": state["sampler"]}
+        for name, sampler in self.samplers.items():
+            sampler.load_state_dict(saved[name])
         self.storage.load_state_dict(state.get("frames", {}), self.rows_written)
 
     def side_stores(self) -> dict[str, SideStore]:
-        """Row logs to be saved beside this one: frames that are in no row."""
+        """Return row logs to be saved beside this one: frames that are in no row."""
         return self.storage.side_stores()
 
     def read_rows(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Rows ``start … stop-1`` since the beginning, (stop - start, N, …), on the CPU."""
+        """Return rows ``start … stop-1`` since the beginning, (stop - start, N, …), on the CPU."""
         return self.storage.read_rows(start, stop)
 
     def write_rows(self, start: int, rows: dict[str, Tensor]) -> None:
         """Put back what ``read_rows`` gave. Raises ValueError where names or shapes differ from this buffer's."""
         self.storage.write_rows(start, rows)
+
+
+def _masks(masks: Mapping[str, str], samplers: Mapping[str, Sampler], fields: Fields) -> dict[str, str]:
+    """Return the stored fields that say what each sampler may draw."""
+    for name, extra in masks.items():
+        if name not in samplers:
+            raise RloptError(f"masks names the sampler {name!r}; there are {', '.join(samplers)}")
+        if fields.get(extra) != ((), torch.bool):
+            raise RloptError(
+                f"the mask {extra!r} of the sampler {name!r} must be declared in extra_fields as ((), bool)"
+            )
+    return {name: f"extras/{extra}" for name, extra in masks.items()}
 
 
 def _describe(layout: Layout, placement: Placement) -> str:

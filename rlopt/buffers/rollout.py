@@ -1,178 +1,133 @@
-"""On-policy data: T steps of N environments, drawn for some epochs in shuffled minibatches, then forgotten."""
+"""On-policy data: T steps of N environments, learnt from for some epochs of reshuffled minibatches, then forgotten."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlopt.buffers.placement import Placement
-from rlopt.buffers.samplers.reshuffled import ReshuffledSampler
-from rlopt.buffers.storage import Fields, Layout, Storage
-from rlopt.types import Obs, RloptError, Space, map_obs
+from rlopt.buffers.transition import Transition
+from rlopt.types import Obs, RloptError, map_obs
 
 
 class Rollout(NamedTuple):
-    """Transitions as they were stored: (T, N, …) from ``RolloutBuffer.rollout``, (B, …) from ``minibatches``."""
+    """T steps of N environments in the order in which they happened: what an on-policy loop gives to ``agent.update``.
 
-    obs: Obs
-    action: Tensor
-    reward: Tensor
-    next_obs: Obs
-    terminated: Tensor
-    """float32: 1 where the bootstrap is cut."""
-    ended: Tensor
-    """float32: 1 where the episode ended, truncation included."""
-    valid: Tensor
-    """float32: 0 where this is no transition; minibatches hold none of those."""
-    extras: dict[str, Tensor]
-
-
-class RolloutBuffer:
-    """Holds T vector steps and draws them without replacement, for K epochs, by random reshuffling.
-
-    Steps go in through the same ``add`` as a replay buffer's. What is known only afterwards (returns, advantages) is
-    declared in ``computed`` and given at once by ``fill``::
-
-        while not buffer.full:
-            ...
-            buffer.add(obs, action, reward, next_obs, terminated, truncated, ended, valid, log_prob=log_prob)
-        advantage = gae(buffer.rollout(), ...)
-        buffer.fill(advantage=advantage)
-        for batch in buffer.minibatches(epochs=10, batch_size=64, generator=generator):
-            ...
-        buffer.clear()
-
-    Args:
-        length: T.
-        observation_space: as of ``ReplayBuffer``; so are action_space, num_envs, extra_fields, device, frame_stack.
-        computed: {name: (shape, dtype)} of extras that ``fill`` gives.
+    What a fixed number of steps and whole episodes have in common: column n is one environment's time line. Where
+    ``ended``, the next row begins another episode (or, in a group's rollout, padding: rows that are not ``valid``, with
+    reward 0). ``next_obs`` is the true last observation there, which a truncated episode bootstraps from.
     """
 
-    def __init__(
-        self,
-        length: int,
-        observation_space: Space,
-        action_space: Space,
-        num_envs: int = 1,
-        extra_fields: Fields | None = None,
-        computed: Fields | None = None,
-        device: torch.device | str = "cpu",
-        frame_stack: int | None = None,
-    ) -> None:
-        if length < 1:
-            raise RloptError(f"a rollout needs a length of at least 1, not {length}")
-        self.length, self.num_envs = length, num_envs
-        self._computed = dict(computed or {})
-        both = self._computed.keys() & (extra_fields or {}).keys()
-        if both:
-            raise RloptError(f"{', '.join(sorted(both))}: declared both in extra_fields and in computed; choose one")
-        extras = {**(extra_fields or {}), **self._computed}
-        self.layout = Layout(length, num_envs, observation_space, action_space, extras, frame_stack)
-        self.storage = Storage(self.layout, Placement(device))
-        self.device = self.storage.device
-        shape = (num_envs,)
-        self._blank = {
-            self.layout.extras[name]: torch.zeros((*shape, *form), dtype=dtype, device=self.device)
-            for name, (form, dtype) in self._computed.items()
-        }
-        self._filled: set[str] = set()
-        self.rows_written = 0
+    obs: Obs
+    """(T, N, …) what the policy saw (normalised where the run normalises observations)."""
+    action: Tensor
+    """(T, N, …) in environment units: (T, N, A), (T, N) int64, of a team (T, N, n, …)."""
+    reward: Tensor
+    """(T, N), or (T, N, n) where agents are paid apart; float32."""
+    next_obs: Obs | None
+    """(T, N, …) where each step led, seen as ``obs`` is; None where the agent bootstraps from nothing."""
+    terminated: Tensor
+    """(T, N) bool: the bootstrap is cut here."""
+    truncated: Tensor
+    """(T, N) bool: a limit, or the loop's horizon, ended the episode; the bootstrap goes on."""
+    ended: Tensor
+    """(T, N) bool: the last row of an episode."""
+    valid: Tensor
+    """(T, N) bool: a transition."""
+    extras: dict[str, Tensor] = {}
+    """{name: (T, N, …)} what the agent declared in ``extra_fields``, and what it adds (``with_extras``)."""
+    group: Tensor | None = None
+    """(N,) int64 in [0, G): the group of each column; None where there are no groups."""
+    complete: Tensor | None = None
+    """(N,) bool: the episode came to its end. False where it was lost half-way (a dead worker, a non-finite value), so
+    that its return is unknown. None where columns are not episodes."""
 
-    @property
-    def full(self) -> bool:
-        """Whether T steps are held."""
-        return self.rows_written == self.length
+    @classmethod
+    def of(cls, steps: Sequence[Transition], group: Tensor | None = None, complete: Tensor | None = None) -> Rollout:
+        """Return the rollout of T ``steps``. Where their ``next_obs`` are of no use, give them an empty dict."""
 
-    def add(
-        self,
-        obs: Obs,
-        action: Tensor,
-        reward: Tensor,
-        next_obs: Obs,
-        terminated: Tensor,
-        truncated: Tensor,
-        ended: Tensor | None = None,
-        valid: Tensor | None = None,
-        **extras: Tensor,
-    ) -> None:
-        """Store one vector step, as ``ReplayBuffer.add`` does. Raises RloptError where T are held already."""
-        if self.full:
-            raise RloptError(f"the rollout holds its {self.length} steps; clear it before the next one")
-        values = self.layout.step(obs, action, reward, next_obs, terminated, truncated, ended, extras)
-        if given := self._blank.keys() & values.keys():
-            raise RloptError(f"{', '.join(sorted(given))}: computed afterwards; give it to fill")
-        values.update(self._blank)
-        self.storage.check(values, valid)
-        self.storage.write(self.rows_written, values, valid)
-        self.rows_written += 1
+        def stack(rows: Sequence[Tensor]) -> Tensor:
+            return torch.stack(list(rows))
 
-    def fill(self, **computed: Tensor) -> None:
-        """Give every value (steps so far, N, …) of the extras named in ``computed``."""
-        for name, value in computed.items():
-            if name not in self._computed:
-                raise RloptError(
-                    f"{name} is not declared in computed ({', '.join(self._computed) or 'which is empty'})"
-                )
-            held = self.storage.held(self.layout.extras[name], self.rows_written)
-            held.copy_(value.reshape(held.shape))
-            self._filled.add(name)
+        def flags(rows: Sequence[Tensor | None], default: Callable[[Transition], Tensor]) -> Tensor:
+            return stack([default(step) if row is None else row for row, step in zip(rows, steps, strict=True)])
 
-    def clear(self) -> None:
-        """Forget everything held, to begin the next rollout."""
-        self.rows_written = 0
-        self._filled.clear()
-        self.storage.restart()
+        next_obs = None if steps[0].next_obs == {} else _stack_obs([step.next_obs for step in steps])
+        return cls(
+            _stack_obs([step.obs for step in steps]),
+            stack([step.action for step in steps]),
+            stack([step.reward for step in steps]),
+            next_obs,
+            stack([step.terminated for step in steps]),
+            stack([step.truncated for step in steps]),
+            flags([step.ended for step in steps], lambda step: step.terminated | step.truncated),
+            flags([step.valid for step in steps], lambda step: torch.ones_like(step.terminated)),
+            {name: stack([step.extras[name] for step in steps]) for name in steps[0].extras},
+            group,
+            complete,
+        )
 
-    def rollout(self) -> Rollout:
-        """Everything held so far, (T, N, …)."""
-        shape = (self.rows_written, self.num_envs)
-        held = self._read(torch.arange(math.prod(shape), device=self.device))
+    def with_extras(self, **extras: Tensor) -> Rollout:
+        """Return the rollout with further extras (T, N, …), such as advantages."""
+        return self._replace(extras={**self.extras, **extras})
 
-        def shaped(value: Tensor) -> Tensor:
-            return value.reshape(*shape, *value.shape[1:])
-
+    def map(self, function: Callable[[Tensor], Tensor]) -> Rollout:
+        """Apply ``function`` to every tensor that is (T, N, …)."""
         return Rollout(
-            map_obs(shaped, held.obs),
-            shaped(held.action),
-            shaped(held.reward),
-            map_obs(shaped, held.next_obs),
-            shaped(held.terminated),
-            shaped(held.ended),
-            shaped(held.valid),
-            {key: shaped(value) for key, value in held.extras.items()},
+            map_obs(function, self.obs),
+            function(self.action),
+            function(self.reward),
+            None if self.next_obs is None else map_obs(function, self.next_obs),
+            function(self.terminated),
+            function(self.truncated),
+            function(self.ended),
+            function(self.valid),
+            {name: function(value) for name, value in self.extras.items()},
+            self.group,
+            self.complete,
         )
 
-    def minibatches(self, epochs: int, batch_size: int, generator: torch.Generator) -> Iterator[Rollout]:
-        """Each valid transition once per epoch, in a fresh order each time, drawn by ``ReshuffledSampler``.
+    def positions(self) -> Tensor:
+        """Return the flat positions (M,) of the M transitions, ``t * N + n``."""
+        return self.valid.flatten().nonzero().flatten()
 
-        The last minibatch of an epoch is smaller where ``batch_size`` does not divide the number of transitions. One
-        number is taken from ``generator``. Raises RloptError where a computed extra has not been filled.
-        """
-        if missing := self._computed.keys() - self._filled:
-            raise RloptError(f"{', '.join(sorted(missing))}: not computed yet; call fill first")
-        valid = self.storage.held("valid", self.rows_written).flatten().nonzero().flatten()
-        count = valid.numel()
-        if count == 0 or batch_size < 1:
-            raise RloptError(f"minibatches of {batch_size} out of {count} transitions: there is nothing to draw")
-        sampler = ReshuffledSampler()
-        seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
-        sampler.bind(count, self.device, seed)
-        sampler.wrote(0, count, None)
-        for _ in range(epochs):
-            for drawn in range(0, count, batch_size):
-                index, _ = sampler.sample(min(batch_size, count - drawn), count)
-                yield self._read(valid.index_select(0, index))
+    def at(self, position: Tensor) -> Rollout:
+        """Return the steps at flat positions (B,): every field is (B, …), and groups are left out."""
+        return self.map(lambda x: x.flatten(0, 1).index_select(0, position))._replace(group=None, complete=None)
 
-    def _read(self, index: Tensor) -> Rollout:
-        storage = self.storage
-        packed = storage.gather(index)
-        obs, next_obs = storage.observations(index, packed, self.rows_written)
-        action, reward, terminated, ended, valid = (
-            storage.leaf(name, packed, index) for name in ("action", "reward", "terminated", "ended", "valid")
-        )
-        extras = {key: storage.leaf(name, packed, index) for key, name in self.layout.extras.items()}
-        return Rollout(obs, action, reward, next_obs, terminated, ended, valid, extras)
+    def columns(self, index: Tensor) -> Rollout:
+        """Return the time lines of the environments ``index`` (B,): every field is (T, B, …)."""
+        chosen = self.map(lambda x: x.index_select(1, index))
+        group, complete = (None if x is None else x.index_select(0, index) for x in (self.group, self.complete))
+        return chosen._replace(group=group, complete=complete)
+
+
+def minibatches(count: int, epochs: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield indices in [0, ``count``), (``batch_size``,) at a time: in each epoch every one once, reshuffled anew.
+
+    The one loop over epochs and minibatches of every on-policy agent, whatever is counted: transitions, time lines,
+    episodes, tokens::
+
+        positions = rollout.positions()
+        for chosen in minibatches(len(positions), epochs=10, batch_size=64, generator=generator):
+            batch = rollout.at(positions[chosen])
+
+    The last minibatch of an epoch is smaller where ``batch_size`` does not divide ``count``. Sampling without
+    replacement in this way is random reshuffling; indices lie on the generator's device.
+
+    Raises:
+        RloptError: there is nothing to draw.
+    """
+    if count < 1 or batch_size < 1:
+        raise RloptError(f"minibatches of {batch_size} out of {count}: there is nothing to draw")
+    for _ in range(epochs):
+        yield from torch.split(torch.randperm(count, generator=generator, device=generator.device), batch_size)
+
+
+def _stack_obs(steps: Sequence[Obs]) -> Obs:
+    first = steps[0]
+    if isinstance(first, dict):
+        return {key: torch.stack([step[key] for step in steps if isinstance(step, dict)]) for key in first}
+    return torch.stack([step for step in steps if isinstance(step, Tensor)])

@@ -7,115 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.buffers.frames import FrameRing, SideStore, plan_frames
+from rlopt.buffers.frames import FrameRing, SideStore
+from rlopt.buffers.layout import SOURCE, Layout
 from rlopt.buffers.placement import Placement
-from rlopt.types import Obs, RloptError, Space, State, obs_leaves
-
-Fields = dict[str, tuple[tuple[int, ...], torch.dtype]]
-"""{name: (shape, dtype)} of what a transition holds."""
-EXACT = (torch.float32, torch.float16, torch.bool, torch.int8, torch.int16)
-"""Types that float32 holds exactly (uint8 is kept as bytes all the same)."""
-LARGEST = 2**24
-"""Up to here float32 holds every integer."""
-FLAGS = ("reward", "terminated", "ended", "valid")
-
-
-class Layout:
-    """What a storage will hold and how large it is; allocates nothing.
-
-    Leaves that float32 holds exactly are packed side by side into one block (rows, N, width). Bytes, and integers that
-    may lie beyond 2**24, lie apart in their own type. With ``frame_stack`` = k, uint8 leaves of at least two axes, the
-    first a multiple of k, are kept as single frames.
-
-    Raises:
-        RloptError: ``frame_stack`` fits none of the observations.
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        num_envs: int,
-        observation_space: Space,
-        action_space: Space,
-        extra_fields: Fields | None = None,
-        frame_stack: int | None = None,
-    ) -> None:
-        self.rows, self.num_envs, self.frame_stack = rows, num_envs, frame_stack
-        self.single = not isinstance(observation_space, spaces.Dict)
-        leaves = obs_leaves(observation_space)
-        self.names = {p: {key: f"{p}/{key}" if key else p for key in leaves} for p in ("obs", "next_obs")}
-        self.stacks = {key: _shape(leaf) for key, leaf in leaves.items() if _is_stack(leaf, frame_stack)}
-        if frame_stack is not None and not self.stacks:
-            shapes = ", ".join(str(_shape(leaf)) for leaf in leaves.values())
-            raise RloptError(
-                f"buffer.frame_stack={frame_stack} needs uint8 images stacked along their first axis, not {shapes}; "
-                "leave it out"
-            )
-        self.extras = {name: f"extras/{name}" for name in extra_fields or {}}
-        self.fields: Fields = {}
-        self.slices: dict[str, slice] = {}
-        self.tensors: Fields = {}
-        self.width = 0
-        for names in self.names.values():
-            for key, leaf in leaves.items():
-                self._place(names[key], _shape(leaf), _dtype(leaf), _packs(leaf), key in self.stacks)
-        self._place("action", _shape(action_space), _dtype(action_space), _packs(action_space))
-        for name in FLAGS:
-            self._place(name, (), torch.float32, True)
-        for name, (shape, dtype) in (extra_fields or {}).items():
-            self._place(self.extras[name], shape, dtype, dtype in EXACT)
-        self.tensors = {"block": ((rows, num_envs, self.width), torch.float32), **self.tensors}
-        self.frames = {key: plan_frames(rows, num_envs, frame_stack or 1, s) for key, s in self.stacks.items()}
-
-    def _place(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, packed: bool, framed: bool = False) -> None:
-        self.fields[name] = (shape, dtype)
-        if packed:
-            self.slices[name] = slice(self.width, self.width + math.prod(shape))
-            self.width += math.prod(shape)
-        elif not framed:
-            self.tensors[name] = ((self.rows, self.num_envs, *shape), dtype)
-
-    @property
-    def slots(self) -> int:
-        return self.rows * self.num_envs
-
-    @property
-    def nbytes(self) -> int:
-        """Planned size."""
-        every = [*self.tensors.values(), *(t for ring in self.frames.values() for t in ring.values())]
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in every)
-
-    def step(
-        self,
-        obs: Obs,
-        action: Tensor,
-        reward: Tensor,
-        next_obs: Obs,
-        terminated: Tensor,
-        truncated: Tensor,
-        ended: Tensor | None,
-        extras: dict[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """One vector step by the names of the fields; names that are unknown are kept, for ``Storage.check``."""
-        ended = terminated if ended is None else ended
-        if self.num_envs == 1 and truncated.is_cpu and truncated.dtype == ended.dtype == torch.bool:
-            ended = truncated if truncated.item() else ended  # the same in a fifth of the time
-        else:
-            ended = ended | truncated
-        values = {"action": action, "reward": reward, "terminated": terminated, "ended": ended}
-        if isinstance(obs, Tensor) and isinstance(next_obs, Tensor):
-            values["obs"], values["next_obs"] = obs, next_obs
-        else:
-            for prefix, tree in (("obs", obs), ("next_obs", next_obs)):
-                names = self.names[prefix]
-                leaves = {"": tree} if isinstance(tree, Tensor) else tree
-                values.update({names.get(key) or f"{prefix}/{key}": leaf for key, leaf in leaves.items()})
-        if extras:
-            values.update({self.extras.get(key) or f"extras/{key}": value for key, value in extras.items()})
-        return values
+from rlopt.types import Obs, RloptError, State
 
 
 class Storage:
@@ -142,9 +39,8 @@ class Storage:
         for key, plan in layout.frames.items():
             tensors = {name: placement.empty(*spec) for name, spec in plan.items()}
             self.frames[key] = FrameRing(tensors, layout.frame_stack or 1, placement)
+        self.derived = {key: gather.to(self.device) for key, gather in layout.derived.items()}
         self._flat = self.block.view(-1, layout.width)
-        self._given = layout.fields.keys() - {"valid"}
-        self._sizes = {name: self.num_envs * math.prod(shape) for name, (shape, _) in layout.fields.items()}
         self._write = []
         for name, where in layout.slices.items():
             if name != "valid":
@@ -171,16 +67,19 @@ class Storage:
         return own + sum(ring.nbytes for ring in self.frames.values())
 
     def check(self, values: Mapping[str, Tensor], valid: Tensor | None) -> None:
-        """Raises RloptError where ``values`` are not one row of this storage's fields."""
-        if values.keys() != self._given:
-            differ = ", ".join(sorted(values.keys() ^ self._given))
-            raise RloptError(f"this step and the buffer's fields differ in {differ}; give each declared field once")
-        for name, value in values.items():
-            if value.numel() != self._sizes[name]:
-                shape = (self.num_envs, *self.layout.fields[name][0])
-                raise RloptError(f"{name} has shape {tuple(value.shape)}; this buffer takes {shape}")
+        """Raises RloptError where stacked images do not follow from one another."""
         for key, ring in self.frames.items():
             ring.check(*self._pair(values, key), valid)
+
+    def check_derived(self, obs: Obs, next_obs: Obs) -> None:
+        """Raises RloptError where a derived leaf is not what will be gathered in its place."""
+        for name, tree in (("obs", obs), ("next_obs", next_obs)):
+            for key, gather in self.layout.derived.items():
+                if isinstance(tree, Mapping) and key in tree:
+                    given, source = (torch.as_tensor(tree[k]).cpu() for k in (key, SOURCE))
+                    made = gather.of(source.reshape(self.num_envs, -1))
+                    if not torch.equal(made, given.reshape(made.shape).to(made.dtype)):
+                        raise RloptError(f"derived[{key!r}] does not give {name}[{key!r}] from {name}[{SOURCE!r}]")
 
     def write(self, number: int, values: Mapping[str, Tensor], valid: Tensor | None) -> None:
         """Store row ``number``: every field but ``valid`` (N, …), already checked, and ``valid`` (N,), None where
@@ -201,7 +100,7 @@ class Storage:
             for name, where, shape in away:
                 line[:, where].copy_(values[name].reshape(shape))
         for name, tensor in self.apart.items():
-            tensor[row].copy_(values[name], non_blocking=not self._on_cpu)
+            tensor[row].copy_(values[name].reshape(tensor.shape[1:]), non_blocking=not self._on_cpu)
 
     def _fetched(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The packed fields brought from another device in one transfer."""
@@ -228,11 +127,6 @@ class Storage:
             tensor[number % self.rows].zero_()
         for ring in self.frames.values():
             ring.cut(number)
-
-    def restart(self) -> None:
-        """Forget everything: the next row written is number 0 again."""
-        for ring in self.frames.values():
-            ring.restart()
 
     def gather(self, index: Tensor) -> Tensor:
         """The packed part (B, width) of the slots ``index`` (B,)."""
@@ -274,7 +168,11 @@ class Storage:
         names = self.layout.names[prefix]
         if self.layout.single:
             return stacks[""] if stacks else self.leaf(names[""], packed, index)
-        return {key: stacks[key] if key in stacks else self.leaf(n, packed, index) for key, n in names.items()}
+        tree = {key: stacks[key] if key in stacks else self.leaf(n, packed, index) for key, n in names.items()}
+        if self.derived:
+            tree.update({key: gather.of(tree[SOURCE]) for key, gather in self.derived.items()})
+            tree = {key: tree[key] for key in self.layout.keys}
+        return tree
 
     def _pair(self, values: Mapping[str, Tensor], key: str) -> tuple[Tensor, Tensor]:
         names = self.layout.names
@@ -313,27 +211,3 @@ class Storage:
         """Comes before the side stores' ``write_rows``, which it may enlarge."""
         for i, ring in enumerate(self.frames.values()):
             ring.load_state_dict(state[str(i)], written)
-
-
-def _shape(space: Space) -> tuple[int, ...]:
-    return tuple(space.shape or ())
-
-
-def _dtype(space: Space) -> torch.dtype:
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        return torch.int64
-    return torch.uint8 if space.dtype == np.uint8 else torch.float32
-
-
-def _packs(space: Space) -> bool:
-    """Whether float32 holds every value of a leaf that is not made of bytes."""
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        first = np.asarray(space.start)
-        last = first + np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1
-        return bool(first.min() >= -LARGEST and last.max() <= LARGEST)
-    return _dtype(space) == torch.float32
-
-
-def _is_stack(space: Space, frame_stack: int | None) -> bool:
-    shape = _shape(space)
-    return frame_stack is not None and _dtype(space) == torch.uint8 and len(shape) >= 2 and shape[0] % frame_stack == 0

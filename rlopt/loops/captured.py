@@ -68,10 +68,7 @@ class CapturedUpdate:
             raise RloptError(f"update_mode=captured cannot be: {reason}; use update_mode=eager")
         assert isinstance(agent, ReplayAgent)
         self.agent, self.buffer, self.batch_size, self.normalizer = agent, buffer, batch_size, normalizer
-        self.gathers = (
-            normalizer is None and buffer.n_step == 1 and not buffer.layout.frames
-            and buffer.batch_device == buffer.device
-        )  # fmt: skip
+        self.gathers = normalizer is None and buffer.gathers_only and buffer.batch_device == buffer.device
         """Whether the graphs gather the minibatch themselves."""
         self.index = torch.zeros(0, dtype=torch.int64)
         """(B,) slots of the latest minibatch, where the buffer is."""

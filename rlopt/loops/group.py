@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rlopt.agents.base import Agent
-from rlopt.agents.group import GroupAgentConfig, Rollout
+from rlopt.agents.group import GroupAgentConfig
+from rlopt.buffers import Rollout, Transition
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.loops import construction
 from rlopt.loops.base import Loop, Progress, finite_rows, normalizer_state
@@ -98,17 +99,16 @@ class GroupLoop(Loop):
         complete = torch.zeros(n, dtype=torch.bool, device=device)
         taken = torch.zeros(n, dtype=torch.int64, device=device)
         counter, finished = EpisodeCounter(self.env.spec, n), dict[int, Episode]()
-        steps: list[dict[str, Tensor]] = []
-        seen: list[Obs] = []
+        steps: list[Transition] = []
         carry = begun = self.agent.initial_carry(n)
         going = alive.cpu()
         while self.step < self.total_steps and bool(going.any()):
-            seen.append(obs if self.normalizer is None else self.normalizer.normalize_obs(obs))
-            act = self.agent.act(seen[-1], carry)
+            seen = obs if self.normalizer is None else self.normalizer.normalize_obs(obs)
+            act = self.agent.act(seen, carry)
             step = self._judge(self.env.step(act.action), alive, taken)
-            flags = {"terminated": step.terminated, "truncated": step.truncated, "valid": step.valid}
             extras = {name: act.extras[name] for name in self.agent.extra_fields}
-            steps.append({"action": act.action, "reward": step.reward, **flags, **extras})
+            flags = (step.terminated, step.truncated, step.ended, step.valid)
+            steps.append(Transition(seen, act.action, step.reward, {}, *flags, extras))
             if self.normalizer is not None:
                 self.normalizer.observe(obs, step)
             obs, carry = step.obs, next_carry(carry, act.carry, begun, step.ended, step.valid)
@@ -122,14 +122,10 @@ class GroupLoop(Loop):
         episodes = [finished[row] for row in sorted(finished)]
         if bool(alive.any()) or not bool(complete.any()):
             return None, episodes
-        stacked = {name: torch.stack([s[name] for s in steps]) for name in steps[0]}
-        observed, valid = _stack(seen), stacked["valid"]
-        if bool((valid[1:] & ~valid[:-1]).any()):  # a surplus row between transitions: they move up
-            order = valid.byte().argsort(stable=True, dim=0, descending=True)
-            stacked = {name: _in_order(x, order) for name, x in stacked.items()}
-            observed = map_obs(lambda x: _in_order(x, order), observed)
-        extras = {name: stacked.pop(name) for name in self.agent.extra_fields}
-        rollout = Rollout(obs=observed, **stacked, complete=complete, group=self.group, extras=extras)
+        rollout = Rollout.of(steps, self.group, complete)
+        if bool((rollout.valid[1:] & ~rollout.valid[:-1]).any()):  # a surplus row between transitions: they move up
+            order = rollout.valid.byte().argsort(stable=True, dim=0, descending=True)
+            rollout = rollout.map(lambda x: _in_order(x, order))
         if self.normalizer is not None:
             rollout = rollout._replace(reward=self.normalizer.normalize_reward(rollout.reward))
         return rollout, episodes
@@ -189,10 +185,3 @@ def _without_nonfinite(obs: Obs) -> Obs:
 def _in_order(x: Tensor, order: Tensor) -> Tensor:
     """Return ``x`` (T, N, …) with the rows of each column in ``order`` (T, N)."""
     return x.gather(0, order.view(*order.shape, *[1] * (x.ndim - 2)).expand_as(x))
-
-
-def _stack(steps: list[Obs]) -> Obs:
-    first = steps[0]
-    if isinstance(first, dict):
-        return {k: torch.stack([s[k] for s in steps if isinstance(s, dict)]) for k in first}
-    return torch.stack([s for s in steps if isinstance(s, Tensor)])

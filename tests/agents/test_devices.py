@@ -11,8 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlopt.agents.group import Rollout
-from rlopt.buffers import Batch
+from rlopt.buffers import Batch, Rollout
 from rlopt.envs import Normalizer
 from rlopt.nn import NetworkConfig
 from rlopt.registry import get_agent
@@ -71,6 +70,6 @@ def test_reinforce(actions: Any, memory: str) -> None:
         act = agent.act(obs, agent.initial_carry(B))
         extras = {name: x.unsqueeze(0) for name, x in act.extras.items()}
         action, reward = act.action.unsqueeze(0), yes.float().cumsum(1)
-        agent.update(Rollout(obs.unsqueeze(0), action, reward, yes, ~yes, yes, yes[0], group, extras))
+        agent.update(Rollout(obs.unsqueeze(0), action, reward, None, yes, ~yes, yes, yes, extras, group, yes[0]))
         assert agent.guard.first_bad() is None
     assert agent.clock.updates == 1

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlopt.agents import Agent
-from rlopt.agents.group import Rollout
+from rlopt.buffers import Rollout
 from rlopt.nn import NetworkConfig, Optimiser
 from rlopt.registry import get_agent
 from tests.agents.cases import every_learner
@@ -112,8 +112,8 @@ def test_the_policy_gradient_of_a_group_is_named() -> None:
         agent = cls(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), cls.config_class(groups=1, group_size=2))
         yes = torch.ones(1, 2, dtype=torch.bool)
         rollout = Rollout(
-            torch.rand(1, 2, 3), torch.zeros(1, 2).long(), torch.rand(1, 2), yes, ~yes, yes, yes[0],
-            torch.zeros(2).long(),
+            torch.rand(1, 2, 3), torch.zeros(1, 2).long(), torch.rand(1, 2), None, yes, ~yes, yes, yes,
+            group=torch.zeros(2).long(), complete=yes[0],
         )  # fmt: skip
         agent.update(spoil(rollout, field, value) if culprit else rollout)
         assert agent.guard.first_bad() == culprit

@@ -1,133 +1,112 @@
-"""On-policy data: T steps in, K shuffled epochs out."""
+"""On-policy data: T steps in, reshuffled minibatches out."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import pytest
 import torch
-from gymnasium import spaces
+from torch import Tensor
 
-from rlopt.buffers import RolloutBuffer
+from rlopt.buffers import Rollout, Transition, minibatches
 from rlopt.types import RloptError
 
 T, N = 4, 3
 
 
-def filled(**options: object) -> RolloutBuffer:
-    buffer = RolloutBuffer(
-        T,
-        spaces.Box(-1, 1, (2,)),
-        spaces.Discrete(3),
-        N,
-        extra_fields={"log_prob": ((), torch.float32)},
-        computed={"advantage": ((), torch.float32), "rank": ((), torch.int64)},
-        **options,  # type: ignore[arg-type]
-    )
+def steps(**extras: Any) -> list[Transition]:
+    """Every content is told by a number, 10·t + n; one row is no transition, one episode is truncated."""
+    found = []
     for t in range(T):
         number = 10 * t + torch.arange(N, dtype=torch.float32)
+        obs = {"a": number[:, None].expand(N, 2), "b": number.to(torch.uint8)}
+        next_obs = {"a": obs["a"] + 0.5, "b": obs["b"] + 1}
         no = torch.zeros(N, dtype=torch.bool)
-        buffer.add(
-            number[:, None].expand(N, 2),
-            torch.arange(N),
-            number,
-            number[:, None].expand(N, 2) + 0.5,
-            no,
-            torch.tensor([t == 2, False, False]),
-            valid=torch.tensor([True, t != 1, True]),
-            log_prob=-number,
+        truncated, valid = torch.tensor([t == 2, False, False]), torch.tensor([True, t != 1, True])
+        found.append(
+            Transition(obs, torch.arange(N), number, next_obs, no, truncated, None, valid, {"log_prob": -number})
         )
-    return buffer
+    return found
 
 
-def compute(buffer: RolloutBuffer) -> None:
-    rank = torch.arange(T * N).view(T, N) + 2**40
-    buffer.fill(advantage=2 * buffer.rollout().reward, rank=rank)
+def test_steps_are_stacked_in_order() -> None:
+    rollout = Rollout.of(steps())
+    expected = (10 * torch.arange(T)[:, None] + torch.arange(N)).float()
+    assert torch.equal(rollout.reward, expected) and torch.equal(rollout.extras["log_prob"], -expected)
+    assert isinstance(rollout.obs, dict) and isinstance(rollout.next_obs, dict)
+    assert rollout.obs["a"].shape == (T, N, 2) and rollout.obs["b"].dtype == torch.uint8
+    assert torch.equal(rollout.next_obs["a"][:, :, 0], expected + 0.5)
+    assert rollout.ended.nonzero().tolist() == [[2, 0]] == rollout.truncated.nonzero().tolist()
+    assert (~rollout.valid).nonzero().tolist() == [[1, 1]] and rollout.group is None is rollout.complete
 
 
-def test_what_went_in_can_be_read_in_order() -> None:
-    buffer = filled()
-    assert buffer.full
-    data = buffer.rollout()
-    expected = 10 * torch.arange(T)[:, None] + torch.arange(N)
-    assert torch.equal(data.reward, expected.float())
-    assert isinstance(data.obs, torch.Tensor) and data.obs.shape == (T, N, 2)
-    assert torch.equal(data.extras["log_prob"], -expected.float())
-    assert data.ended.nonzero().tolist() == [[2, 0]] and not data.terminated.any()
-    assert (data.valid == 0).nonzero().tolist() == [[1, 1]]
-
-
-def test_every_valid_transition_comes_once_per_epoch_with_what_was_computed() -> None:
-    buffer = filled()
-    compute(buffer)
-    batches = list(buffer.minibatches(3, 4, torch.Generator().manual_seed(0)))
+def test_every_transition_comes_once_per_epoch_with_what_was_computed() -> None:
+    rollout = Rollout.of(steps())
+    rollout = rollout.with_extras(advantage=2 * rollout.reward)
+    positions = rollout.positions()
+    generator = torch.Generator().manual_seed(0)
+    batches = [rollout.at(positions[chosen]) for chosen in minibatches(len(positions), 3, 4, generator)]
     assert [len(b.reward) for b in batches] == [4, 4, 3] * 3
     expected = sorted(float(10 * t + e) for t in range(T) for e in range(N) if (t, e) != (1, 1))
-    orders = []
-    for epoch in range(3):
-        rewards = torch.cat([b.reward for b in batches[3 * epoch : 3 * epoch + 3]])
-        assert sorted(rewards.tolist()) == expected
-        orders.append(rewards.tolist())
-    assert orders[0] != orders[1] != orders[2]
+    orders = [torch.cat([b.reward for b in batches[i : i + 3]]).tolist() for i in (0, 3, 6)]
+    assert all(sorted(order) == expected for order in orders) and orders[0] != orders[1] != orders[2]
     for b in batches:
-        assert isinstance(b.next_obs, torch.Tensor)
-        assert torch.equal(b.next_obs[:, 0], b.reward + 0.5)
-        assert torch.equal(b.extras["advantage"], 2 * b.reward)
-        assert torch.equal(b.extras["rank"], 2**40 + (b.reward // 10 * N + b.reward % 10).long())
-        assert bool(b.valid.all())
+        assert isinstance(b.obs, dict) and isinstance(b.next_obs, dict)
+        assert torch.equal(b.next_obs["a"][:, 0], b.reward + 0.5) and bool(b.valid.all())
+        assert torch.equal(b.extras["advantage"], 2 * b.reward) and torch.equal(b.extras["log_prob"], -b.reward)
+        assert torch.equal(b.action, (b.reward % 10).long())
+
+
+def test_time_lines_keep_their_order_and_their_groups() -> None:
+    rollout = Rollout.of(steps(), group=torch.tensor([0, 0, 1]), complete=torch.tensor([True, False, True]))
+    chosen = rollout.columns(torch.tensor([2, 0]))
+    assert chosen.reward[:, 0].tolist() == [2, 12, 22, 32] and chosen.reward[:, 1].tolist() == [0, 10, 20, 30]
+    assert chosen.group is not None and chosen.group.tolist() == [1, 0]
+    assert chosen.complete is not None and chosen.complete.all()
+    assert rollout.at(torch.tensor([5])).group is None
+
+
+def test_what_bootstraps_from_nothing_keeps_no_next_observations() -> None:
+    rollout = Rollout.of([step._replace(next_obs={}) for step in steps()])
+    assert rollout.next_obs is None and rollout.at(torch.tensor([0])).next_obs is None
+
+
+def advantages(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016), written as an agent would write it."""
+    delta = rollout.reward + gamma * ~rollout.terminated * next_value - value
+    out, following = torch.zeros_like(delta), torch.zeros(delta.shape[1])
+    for t in reversed(range(len(delta))):
+        cut = rollout.terminated[t] | rollout.ended[t]
+        now = delta[t] + gamma * lam * ~cut * following
+        out[t] = torch.where(rollout.valid[t], now, 0.0)
+        following = torch.where(rollout.valid[t], now, following)  # a surplus row stands still
+    return out
+
+
+def test_a_truncated_episode_bootstraps_from_its_true_last_observation() -> None:
+    """γ = λ = ½, V(s) = 1 everywhere but at the truncated episode's last observation, where it is 9; by hand."""
+    no, yes = torch.tensor([False]), torch.tensor([True])
+    zero = torch.zeros(1, 1)
+
+    def one(reward: float, truncated: Tensor, terminated: Tensor, next_obs: float) -> Transition:
+        return Transition(zero, torch.zeros(1), torch.tensor([reward]), zero + next_obs, terminated, truncated)
+
+    rollout = Rollout.of([one(2, no, no, 0), one(4, yes, no, 8), one(6, no, yes, 8), one(0, no, no, 0)])
+    assert isinstance(rollout.next_obs, Tensor)
+    found = advantages(rollout, torch.ones(4, 1), 1 + rollout.next_obs[..., 0], 0.5, 0.5)
+    # δ = 2 + ½ - 1, 4 + ½·9 - 1, 6 - 1, 0 + ½ - 1.
+    assert found.flatten().tolist() == [1.5 + 0.25 * 7.5, 7.5, 5.0, -0.5]
 
 
 def test_the_order_depends_on_the_generator_alone() -> None:
-    def order(seed: int) -> list[float]:
-        buffer = filled()
-        compute(buffer)
-        return [r for b in buffer.minibatches(2, 5, torch.Generator().manual_seed(seed)) for r in b.reward.tolist()]
+    def order(seed: int) -> list[list[int]]:
+        return [chosen.tolist() for chosen in minibatches(9, 2, 5, torch.Generator().manual_seed(seed))]
 
     assert order(1) == order(1) != order(2)
+    assert [len(chosen) for chosen in order(1)] == [5, 4, 5, 4]
 
 
-def test_a_cleared_rollout_holds_the_next_one() -> None:
-    buffer = filled()
-    compute(buffer)
-    flag = torch.zeros(N, dtype=torch.bool)
-    more = (torch.ones(N, 2), torch.zeros(N, dtype=torch.int64), torch.ones(N), torch.ones(N, 2), flag, flag)
-    with pytest.raises(RloptError, match="clear it"):
-        buffer.add(*more, log_prob=torch.zeros(N))
-    buffer.clear()
-    buffer.add(*more, log_prob=torch.zeros(N))
-    assert not buffer.full and buffer.rollout().reward.tolist() == [[1.0] * N]
-    with pytest.raises(RloptError, match="call fill first"):  # the last rollout's advantages are gone
-        next(buffer.minibatches(1, 2, torch.Generator()))
-
-
-def test_mistakes_are_told() -> None:
-    buffer = filled()
-    with pytest.raises(RloptError, match="value is not declared"):
-        buffer.fill(value=torch.zeros(T, N))
-    buffer.clear()
-    flag = torch.zeros(N, dtype=torch.bool)
-    with pytest.raises(RloptError, match="give it to fill"):
-        buffer.add(
-            torch.ones(N, 2), torch.arange(N), torch.ones(N), torch.ones(N, 2), flag, flag,
-            log_prob=torch.zeros(N), advantage=torch.zeros(N),
-        )  # fmt: skip
-    fields = {"value": ((), torch.float32)}
-    with pytest.raises(RloptError, match="choose one"):
-        RolloutBuffer(2, spaces.Box(-1, 1, (1,)), spaces.Discrete(2), extra_fields=fields, computed=fields)
-    with pytest.raises(RloptError, match="length of at least 1"):
-        RolloutBuffer(0, spaces.Box(-1, 1, (1,)), spaces.Discrete(2))
-
-
-def test_stacked_images_are_kept_once() -> None:
-    """One episode that goes on over three rollouts: the ring of frames begins anew with each."""
-    space = spaces.Box(0, 255, (2, 1, 1), np.uint8)
-    buffer = RolloutBuffer(3, space, spaces.Discrete(2), frame_stack=2)
-    no = torch.tensor([False])
-    for first in (0, 3, 6):
-        for t in range(first, first + 3):
-            obs, next_obs = (torch.tensor([i, i + 1], dtype=torch.uint8).view(1, 2, 1, 1) for i in (t, t + 1))
-            buffer.add(obs, torch.tensor([0]), torch.ones(1), next_obs, no, no)
-        data = buffer.rollout()
-        assert isinstance(data.obs, torch.Tensor) and isinstance(data.next_obs, torch.Tensor)
-        assert (data.obs.flatten() - first).tolist() == [0, 1, 1, 2, 2, 3]
-        assert (data.next_obs.flatten() - first).tolist() == [1, 2, 2, 3, 3, 4]
-        buffer.clear()
+@pytest.mark.parametrize(("count", "size"), [(0, 3), (3, 0)])
+def test_minibatches_of_nothing(count: int, size: int) -> None:
+    with pytest.raises(RloptError, match="nothing to draw"):
+        next(minibatches(count, 1, size, torch.Generator()))

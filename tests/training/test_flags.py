@@ -14,11 +14,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.agents.group import Rollout, returns_to_go
+from rlopt.agents.group import returns_to_go
 from rlopt.agents.reinforce import Reinforce, ReinforceConfig
 from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
-from rlopt.buffers import ReplayBuffer
-from rlopt.buffers.samplers.sequence import SequenceSampler
+from rlopt.buffers import ReplayBuffer, Rollout, SequenceSampler, UniformSampler
 from rlopt.envs import Normalizer
 from rlopt.loops.episodes import EpisodeCounter
 from rlopt.loops.evaluation import run_episodes
@@ -144,9 +143,9 @@ def test_the_normaliser(case: Case) -> None:
     assert float(normalizer.returns.mean) == pytest.approx(sum(running) / len(running))
 
 
-def filled(case: Case, n_step: int) -> ReplayBuffer:
+def filled(case: Case, **options: Any) -> ReplayBuffer:
     """What ``ReplayLoop`` stores of the five rows."""
-    buffer = ReplayBuffer(8, SPEC.observation_space, SPEC.action_space, n_step=n_step, gamma=GAMMA)
+    buffer = ReplayBuffer(8, SPEC.observation_space, SPEC.action_space, gamma=GAMMA, **options)
     loop = replay_loop(case, buffer)
     for _ in range(5):
         loop.advance()
@@ -178,9 +177,8 @@ def test_windows(case: Case) -> None:
 
 @every_case
 def test_slices(case: Case) -> None:
-    buffer = filled(case, n_step=1)
-    buffer.draw = lambda size: (torch.zeros(1, dtype=torch.int64), None)  # type: ignore[method-assign, assignment]
-    found = SequenceSampler(buffer, 5).sample(1)
+    found = filled(case, sampler=SequenceSampler(UniformSampler(), 5)).batch(torch.zeros(1, dtype=torch.int64))
+    assert found.mask is not None
     assert found.reward[found.mask > 0].tolist() == case.slice
     assert float(found.terminated.sum()) == float(case.terminated or len(case.slice) > 2)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlopt.agents.group import GroupAgentConfig, Rollout, leave_one_out, returns_to_go
+from rlopt.agents.group import GroupAgentConfig, leave_one_out, returns_to_go
 from rlopt.agents.reinforce import (
     Reinforce,
     ReinforceConfig,
@@ -19,6 +19,7 @@ from rlopt.agents.reinforce import (
     policy_loss,
     squashed_terms,
 )
+from rlopt.buffers import Rollout
 from rlopt.envs import make_env
 from rlopt.envs.normalize import Normalizer
 from rlopt.loops.group import GroupLoop
@@ -115,7 +116,8 @@ def hand_made() -> Rollout:
     reward = torch.tensor([[1.0, 4.0, 9.0], [1.0, 0.0, 9.0], [1.0, 0.0, 0.0]])
     nothing = torch.zeros(3, 3)
     complete, group = torch.tensor([True, True, False]), torch.zeros(3, dtype=torch.int64)
-    return Rollout(nothing, nothing, reward, nothing.bool(), nothing.bool(), valid, complete, group)
+    no = nothing.bool()
+    return Rollout(nothing, nothing, reward, None, no, no, no, valid, group=group, complete=complete)
 
 
 def test_advantages_of_return_to_go_by_hand():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -10,30 +10,32 @@ from torch import Tensor
 from rlopt.random import generator_state, set_generator_state, torch_generator
 from rlopt.types import RloptError, State
 
+if TYPE_CHECKING:
+    from rlopt.buffers.replay import ReplayBuffer
+    from rlopt.buffers.transition import Batch
+
 
 class Sampler(Protocol):
     """Chooses slots of a ring of ``slots`` transitions. Slot numbers are flat: ``row * num_envs + environment``."""
 
     name: ClassVar[str]
-    excludes_invalid: ClassVar[bool]
-    """Whether slots that hold no transition are never returned; where False, the buffer draws those again."""
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
-        """Called once by the buffer that owns this sampler."""
+        """Begin anew for a ring of ``slots`` on ``device``; called once by the buffer that owns this sampler."""
         ...
 
     def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
-        """Slots ``first … first + count - 1`` (no wrap-around) now hold new transitions; ``valid`` (count,) bool says
-        which of them are transitions at all, None that all are."""
+        """Hear that slots ``first … first + count - 1`` (no wrap-around) hold new transitions; ``valid`` (count,) bool
+        says which of them may be drawn, None that all may."""
         ...
 
     def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
-        """``batch_size`` slots (B,) int64 among the first ``size`` written ones, and importance weights (B,) or None
-        for 1."""
+        """Return ``batch_size`` slots (B,) int64 among the first ``size`` written ones, only such as may be drawn, and
+        importance weights (B,) or None for 1. Raises NothingToDraw where there is none."""
         ...
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
-        """New priorities (B,) of slots ``index`` (B,); ignored by samplers without priorities."""
+        """Take new priorities (B,) of slots ``index`` (B,); samplers without priorities ignore them."""
         ...
 
     def state_dict(self) -> State: ...
@@ -41,77 +43,164 @@ class Sampler(Protocol):
     def load_state_dict(self, state: State) -> None: ...
 
 
-class UniformSampler:
-    """Every stored transition with equal probability, with replacement."""
+class NothingToDraw(RloptError):
+    """No slot may be drawn."""
 
-    name: ClassVar[str] = "uniform"
-    excludes_invalid: ClassVar[bool] = False
+    def __init__(self) -> None:
+        super().__init__("the replay buffer holds no transition yet; add some before sampling")
+
+
+class SamplerOver:
+    """A sampler over another one, ``inner``: that one chooses slots, this one makes batches of its own of them.
+
+    A subclass writes ``batch``; ``attach`` is called once by the buffer, after ``bind``.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, inner: Sampler) -> None:
+        self.inner = inner
+
+    def attach(self, buffer: ReplayBuffer) -> None:
+        """Learn whose slots these are. Raises RloptError where they do not go together."""
+        self.buffer = buffer
+
+    def batch(self, index: Tensor, weight: Tensor | None) -> Batch:
+        """Return the minibatch that ``inner`` chose the slots ``index`` (B,) and ``weight`` (B,) for."""
+        raise NotImplementedError
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
-        self.device = device
-        self.generator = torch_generator(seed, "sampler", device=device)
+        self.inner.bind(slots, device, seed)
 
     def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
-        pass
+        self.inner.wrote(first, count, valid)
 
     def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
-        return torch.randint(size, (batch_size,), generator=self.generator, device=self.device), None
+        return self.inner.sample(batch_size, size)
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
-        pass
+        self.inner.update_priority(index, priority)
 
     def state_dict(self) -> State:
-        return {"generator": generator_state(self.generator)}
+        return {"inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        set_generator_state(self.generator, state["generator"])
+        self.inner.load_state_dict(state["inner"])
 
 
 class Validity:
-    """Which slots hold transitions, for samplers that never return the others. Costs nothing while all do."""
+    """Knows which slots may be drawn. Costs nothing while all may."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
         self.slots, self.device = slots, device
         self.mask: Tensor | None = None
         """(slots,) bool; None while no slot was ever written invalid. Slots never written count as valid."""
         self.invalid = 0
+        self.position = 0
+        """Where the newest write ended, once there is a mask."""
+        self._queue: Tensor | None = None
+        """(slots,) a ring of the valid slots, oldest first; made when ``draw`` first needs it."""
+        self._head = self._tail = self._filled = 0
 
     def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
         if self.mask is None:
             if valid is None:
                 return
             self.mask = torch.ones(self.slots, dtype=torch.bool, device=self.device)
-        if valid is None and self.invalid == 0:
+        before, self.position = self.position, first + count
+        if valid is None and self.invalid == 0 and self._queue is None:
             return
         written = self.mask[first : first + count]
-        self.invalid -= int((~written).sum())
+        gone = int((~written).sum())
         written.fill_(True) if valid is None else written.copy_(valid)
-        self.invalid += int((~written).sum())
+        come = int((~written).sum())
+        self.invalid += come - gone
+        if first != before % self.slots:
+            self._queue = None  # not the order of a ring
+        if self._queue is not None:
+            # Rows are overwritten in the order in which they were written: their slots are the oldest of the queue.
+            self._head += (count - gone) if first < self._filled else 0
+            self._filled = max(self._filled, self.position)
+            places = torch.arange(self._tail, self._tail + count - come, device=self.device) % self.slots
+            self._queue[places] = first + written.nonzero().flatten()
+            self._tail += count - come
 
     def count(self, size: int) -> int:
-        """Transitions among the ``size`` slots written. Raises RloptError where there is none."""
+        """Return how many of the ``size`` slots written may be drawn. Raises NothingToDraw where none may."""
         if size - self.invalid <= 0:
-            raise RloptError("the replay buffer holds no transition yet; add some before sampling")
+            raise NothingToDraw
         return size - self.invalid
 
+    def draw(self, count: int, size: int, generator: torch.Generator) -> Tensor:
+        """Return slots (``count``,) among the ``size`` written, each valid one with equal probability."""
+        held = self.count(size)
+        index = torch.randint(held, (count,), generator=generator, device=self.device)
+        if self.mask is None:
+            return index
+        if self._queue is None:
+            self._fill_queue(size)
+        assert self._queue is not None
+        return self._queue[(index + self._head) % self.slots]
+
+    def _fill_queue(self, size: int) -> None:
+        assert self.mask is not None
+        order = torch.arange(size, device=self.device)
+        if size == self.slots:
+            order = (order + self.position) % size
+        order = order[self.mask[order]]
+        self._queue = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
+        self._queue[: order.numel()] = order
+        self._head, self._tail, self._filled = 0, order.numel(), size
+
     def state_dict(self) -> State:
-        return {"mask": None if self.mask is None else self.mask.clone()}
+        mask = None if self.mask is None else self.mask.clone()
+        return {"mask": mask, "position": self.position}
 
     def load_state_dict(self, state: State) -> None:
         mask = state["mask"]
         self.mask = None if mask is None else mask.to(self.device, copy=True)
         self.invalid = 0 if self.mask is None else int((~self.mask).sum())
+        self.position = int(state["position"])
+        self._queue = None
+
+
+class UniformSampler:
+    """Draws every stored transition with equal probability, with replacement."""
+
+    name: ClassVar[str] = "uniform"
+
+    def bind(self, slots: int, device: torch.device, seed: int) -> None:
+        self.device = device
+        self.generator = torch_generator(seed, "sampler", device=device)
+        self.validity = Validity(slots, device)
+
+    def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
+        self.validity.wrote(first, count, valid)
+
+    def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
+        if self.validity.mask is not None:
+            return self.validity.draw(batch_size, size, self.generator), None
+        return torch.randint(size, (batch_size,), generator=self.generator, device=self.device), None
+
+    def update_priority(self, index: Tensor, priority: Tensor) -> None:
+        pass
+
+    def state_dict(self) -> State:
+        return {"generator": generator_state(self.generator), "validity": self.validity.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        set_generator_state(self.generator, state["generator"])
+        self.validity.load_state_dict(state["validity"])
 
 
 class DistinctSampler:
-    """Every stored transition with equal probability, without replacement inside a minibatch.
+    """Draws every stored transition with equal probability, without replacement inside a minibatch.
 
     The control of "Experience Replay with Random Reshuffling" (arXiv 2503.02269): it has no epochs. A minibatch larger
     than what is stored takes everything once, then again.
     """
 
     name: ClassVar[str] = "distinct"
-    excludes_invalid: ClassVar[bool] = True
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
         self.device = device
@@ -131,9 +220,7 @@ class DistinctSampler:
             return self._smallest_keys(batch_size, size), None
         index = torch.empty(0, dtype=torch.int64)
         while (missing := batch_size - index.numel()) > 0:
-            drawn = torch.randint(size, (missing,), generator=self.generator)
-            if self.validity.mask is not None:
-                drawn = drawn[self.validity.mask[drawn]]
+            drawn = self.validity.draw(missing, size, self.generator)
             index = first_occurrences(torch.cat((index, drawn)) if index.numel() else drawn)
         return index, None
 
@@ -156,7 +243,7 @@ class DistinctSampler:
 
 
 def first_occurrences(index: Tensor) -> Tensor:
-    """``index`` (K,) without later repetitions, in its own order."""
+    """Return ``index`` (K,) without later repetitions, in its own order."""
     ordered, order = index.sort(stable=True)
     again = ordered[1:] == ordered[:-1]
     if not bool(again.any()):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlopt.buffers.samplers.base import Sampler, Validity
+from rlopt.buffers.samplers.base import Sampler
 from rlopt.types import State
 
 
@@ -22,8 +22,6 @@ class RunSamplers:
         num_envs: R·N.
     """
 
-    excludes_invalid = True
-
     def __init__(self, samplers: Sequence[Sampler], num_envs: int) -> None:
         if num_envs % len(samplers):
             raise ValueError(f"{num_envs} environments cannot be shared by {len(samplers)} runs")
@@ -34,7 +32,6 @@ class RunSamplers:
         runs = len(self.samplers)
         for r, sampler in enumerate(self.samplers):
             sampler.bind(slots // runs, device, seed + r)
-        self.validity = [Validity(slots // runs, device) for _ in range(runs)]
         self._first = self.each * torch.arange(runs, device=device)[:, None]
 
     def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
@@ -43,12 +40,10 @@ class RunSamplers:
         for r, sampler in enumerate(self.samplers):
             mine = None if by_run is None or bool(by_run[r].all()) else by_run[r]
             sampler.wrote(first // runs, count // runs, mine)
-            if not sampler.excludes_invalid:
-                self.validity[r].wrote(first // runs, count // runs, mine)
 
     def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
         runs = len(self.samplers)
-        drawn = [self._draw(r, batch_size // runs, size // runs) for r in range(runs)]
+        drawn = [sampler.sample(batch_size // runs, size // runs) for sampler in self.samplers]
         local = torch.stack([index for index, _ in drawn])
         if self.each == 1:
             slots = torch.add(self._first, local, alpha=self.width)
@@ -56,16 +51,6 @@ class RunSamplers:
             slots = (local // self.each) * self.width + local % self.each + self._first
         weights = [weight for _, weight in drawn if weight is not None]
         return slots.flatten(), torch.cat(weights) if weights else None
-
-    def _draw(self, r: int, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
-        index, weight = self.samplers[r].sample(batch_size, size)
-        mask = self.validity[r].mask
-        while mask is not None and self.validity[r].count(size) and (missing := int((~mask[index]).sum())):
-            keep, (again, again_weight) = mask[index], self.samplers[r].sample(missing, size)
-            index = torch.cat((index[keep], again))
-            if weight is not None and again_weight is not None:
-                weight = torch.cat((weight[keep], again_weight))
-        return index, weight
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
         runs = len(self.samplers)
@@ -75,13 +60,8 @@ class RunSamplers:
             sampler.update_priority(numbers, values)
 
     def state_dict(self) -> State:
-        return {
-            "samplers": [sampler.state_dict() for sampler in self.samplers],
-            "validity": [validity.state_dict() for validity in self.validity],
-        }
+        return {"samplers": [sampler.state_dict() for sampler in self.samplers]}
 
     def load_state_dict(self, state: State) -> None:
         for sampler, saved in zip(self.samplers, state["samplers"], strict=True):
             sampler.load_state_dict(saved)
-        for validity, saved in zip(self.validity, state["validity"], strict=True):
-            validity.load_state_dict(saved)

@@ -35,7 +35,6 @@ class PrioritizedSampler:
     """
 
     name: ClassVar[str] = "prioritized"
-    excludes_invalid: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -30,7 +30,6 @@ class ReshuffledSampler:
     """
 
     name: ClassVar[str] = "reshuffled"
-    excludes_invalid: ClassVar[bool] = True
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
         self.slots, self.device = slots, device
