@@ -258,6 +258,15 @@ def shape_of(space: Space) -> tuple[int, ...]:
     return tuple(space.shape or ())
 
 
+def tensor_dtype(space: Space) -> torch.dtype:
+    """Return the type of tensors of a translated observation space: float32, uint8, int64, or bool of masks."""
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return torch.int64
+    if isinstance(space, spaces.MultiBinary):
+        return torch.bool
+    return torch.uint8 if space.dtype == np.uint8 else torch.float32
+
+
 def binary(shape: tuple[int, ...]) -> spaces.MultiBinary:
     """Return a MultiBinary space; Gymnasium holds those of (3,) and of 3 for different ones."""
     return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec as GymSpec
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from rlopt.config import hint
 from rlopt.envs.spaces import ActionCodec, ObservationCodec
 from rlopt.envs.streams import RowStreams
 from rlopt.random import derive_seed
-from rlopt.types import EnvSpec, Obs, RloptError, Space, State, Step, map_obs, map_obs2, obs_leaves
+from rlopt.types import EnvSpec, Obs, RloptError, Space, State, Step, map_obs, map_obs2, obs_leaves, tensor_dtype
 
 
 class Outcome(NamedTuple):
@@ -129,7 +128,7 @@ class TorchEnv:
         self._streams.seed([derive_seed(seed, stream, slot) for slot in range(num_envs)])
         self._elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
-        self._dtypes = {key: _tensor_dtype(s) for key, s in obs_leaves(self.spec.observation_space).items()}
+        self._dtypes = {key: tensor_dtype(s) for key, s in obs_leaves(self.spec.observation_space).items()}
         shape = self.spec.action_space.shape
         assert shape is not None
         self._action_shape = (num_envs, *shape)
@@ -309,14 +308,6 @@ class TorchEnv:
 def _select(mask: Tensor, new: Any, old: Any) -> Any:
     """Row by row the new state where ``mask`` (N,) is true, else the old one."""
     return map_obs2(lambda a, b: torch.where(mask.view(-1, *[1] * (b.dim() - 1)), a, b), new, old)
-
-
-def _tensor_dtype(space: Space) -> torch.dtype:
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        return torch.int64
-    if isinstance(space, spaces.MultiBinary):  # a mask: others are translated to Box
-        return torch.bool
-    return torch.uint8 if str(space.dtype) == "uint8" else torch.float32
 
 
 def own_class(spec: GymSpec) -> type[TorchEnv] | None:

@@ -15,7 +15,19 @@ from rlopt.envs.normalize import Normalizer
 from rlopt.envs.spaces import ActionCodec, Leaf, ObservationCodec
 from rlopt.nn.actors import Actor
 from rlopt.policy.statistics import frozen_statistics, load_statistics
-from rlopt.types import Act, Carry, EnvSpec, Obs, RloptError, map_obs, on_device, resolve_device
+from rlopt.policy.team import TeamActor
+from rlopt.types import (
+    Act,
+    Carry,
+    EnvSpec,
+    Obs,
+    RloptError,
+    map_obs,
+    obs_leaves,
+    on_device,
+    resolve_device,
+    seen_leaves,
+)
 
 
 class Policy:
@@ -29,6 +41,9 @@ class Policy:
         carry = policy.initial_carry()
         while not over:
             action, carry = policy(obs, carry)
+
+    A team's policy sees joint observations, of which it needs neither ``state`` nor ``alive``, and gives joint actions
+    (N, n, …); ``policy.of_agent("agent_0")`` acts for one agent, with its own observation alone.
     """
 
     def __init__(self, spec: EnvSpec, actor: Actor, normalizer: Normalizer | None = None) -> None:
@@ -40,6 +55,7 @@ class Policy:
         self._generator: torch.Generator | None = None
         self._observations: ObservationCodec | None = None
         self._actions: ActionCodec | None = None
+        self._ignored: set[str] = set()
 
     @property
     def device(self) -> torch.device:
@@ -98,9 +114,11 @@ class Policy:
             RloptError: wrong keys, shapes or dtypes, an index outside its space, or a carry that is missing or unfit.
         """
         if self._observations is None or self._actions is None:
-            self._observations = ObservationCodec(self.spec.observation_space)
+            seen, joint = seen_leaves(self.spec), self.spec.observation_space
+            self._observations = ObservationCodec(spaces.Dict(seen) if self.spec.agents else joint)
             self._actions = ActionCodec(self.spec.action_space)
-        values = _flatten(obs, self._observations)
+            self._ignored = obs_leaves(joint).keys() - seen.keys() if self.spec.agents else set()
+        values = _flatten(obs, self._observations, self._ignored)
         source = next((v.device for v in values.values() if isinstance(v, Tensor)), None)
         dtypes = [torch.from_numpy(np.empty(0, dtype)).dtype for dtype in self._observations.dtypes]
         rows: set[int | None] = set()
@@ -128,6 +146,23 @@ class Policy:
         if n is not None:
             return array
         return int(array[0]) if codec.discrete else array[0]
+
+    def of_agent(self, agent: int | str) -> Policy:
+        """Return the policy of one agent, by number or name, which sees its own observation alone.
+
+        It shares its network with this one; its statistics are those of now.
+
+        Raises:
+            RloptError: there is no such agent, or one network acts for the whole team at once.
+        """
+        spec = self.spec.of_agent(agent)
+        if not isinstance(self.actor, TeamActor):
+            raise RloptError(f"one network acts for all of {self.spec.id}'s agents at once; use the policy of the team")
+        i = self.spec.agents.index(agent) if isinstance(agent, str) else agent
+        normalizer = None if self.normalizer is None else self.normalizer.of_agent(i)
+        one = Policy(spec, self.actor.of_agent(i), normalizer)
+        one.meta = copy.deepcopy(self.meta)
+        return one
 
     def _own_generator(self) -> torch.Generator:
         if self._generator is None or self._generator.device != self.device:
@@ -158,8 +193,8 @@ def _check_carry(carry: Any, wanted: Carry) -> None:
         )
 
 
-def _flatten(obs: Any, codec: ObservationCodec) -> dict[str, Any]:
-    """The leaves of a nested observation by their joined keys."""
+def _flatten(obs: Any, codec: ObservationCodec, ignored: set[str]) -> dict[str, Any]:
+    """The leaves of a nested observation by their joined keys. Those ``ignored`` may be there or not."""
     if codec.single:
         if isinstance(obs, Mapping):
             raise RloptError(f"this policy sees {_describe(codec.leaves[0])}, not a dictionary with {_words(obs)}")
@@ -180,7 +215,7 @@ def _flatten(obs: Any, codec: ObservationCodec) -> dict[str, Any]:
     wanted = {leaf.key for leaf in codec.leaves}
     if missing := wanted - found.keys():
         raise RloptError(f"the observation lacks {_words(missing)}; this policy sees {_words(wanted)}")
-    if surplus := found.keys() - wanted:
+    if surplus := found.keys() - wanted - ignored:
         raise RloptError(f"the observation has {_words(surplus)} too many; this policy sees {_words(wanted)}")
     return found
 
@@ -196,7 +231,8 @@ def _leaf_tensor(leaf: Leaf, value: Any, dtype: torch.dtype, device: torch.devic
     if tuple(x.shape[1:] if batched else x.shape) != shape:
         many = "(N" + "".join(f", {n}" for n in shape) + ")"
         raise RloptError(f"this policy sees {_describe(leaf)}: {shape}, or {many} for a batch, not {tuple(x.shape)}")
-    if not dtype.is_floating_point and (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool):
+    unlike = x.is_floating_point() or x.is_complex() or (x.dtype == torch.bool != dtype)
+    if not dtype.is_floating_point and unlike:
         raise RloptError(f"this policy sees {_describe(leaf)}: whole numbers ({dtype}), not {x.dtype}")
     if not dtype.is_floating_point:
         _check_range(leaf, x)
@@ -207,7 +243,7 @@ def _leaf_tensor(leaf: Leaf, value: Any, dtype: torch.dtype, device: torch.devic
 def _check_range(leaf: Leaf, x: Tensor) -> None:
     """Indices outside their space would be an obscure failure of the device, or another's image wrapped around."""
     start: Any = getattr(leaf.space, "start", 0)
-    size: Any = 256  # uint8
+    size: Any = 2 if isinstance(leaf.space, spaces.MultiBinary) else 256  # a mask, or uint8
     if isinstance(leaf.space, spaces.Discrete):
         size = leaf.space.n
     elif isinstance(leaf.space, spaces.MultiDiscrete):

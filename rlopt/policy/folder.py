@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from rlopt.files import digest_file, fresh_folder, remove, replace_folder, write_file
-from rlopt.nn.actors import Actor, make_actor
+from rlopt.nn.actors import Actor
 from rlopt.nn.module import build_seeded
 from rlopt.policy.exported import Policy
 from rlopt.policy.specification import spec_from_json, spec_to_json
 from rlopt.policy.statistics import check_tensors, frozen_statistics, load_statistics
+from rlopt.policy.team import SharedActor, build_actor
 from rlopt.registry import load_extensions
 from rlopt.state import CorruptCheckpoint, checksum, load_state, read_json, save_state, tag_floats, untag_floats
 from rlopt.types import RloptError, State, resolve_device
@@ -45,8 +46,11 @@ def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None
 
     Raises:
         OSError: if the disk fails or is full; what was there before is untouched.
-        RloptError: if ``path`` holds something else than a policy, which would be lost.
+        RloptError: if ``path`` holds something else than a policy, which would be lost, or if the policy is one
+            agent's part of a network that its team shares.
     """
+    if isinstance(policy.actor, SharedActor):
+        raise RloptError(f"{policy.spec.id} acts with a network that its team shares; save the policy of the team")
     path = Path(os.path.abspath(path))
     if path.exists() and not (path / DESCRIPTION).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise RloptError(f"{path} is there and is no policy; name another folder for this one")
@@ -172,12 +176,10 @@ def _load(folder: Path, device: torch.device) -> Policy:
     _check_options(data["options"], 0)
     load_extensions()  # networks of installed packages, which the description may name
     with torch.device("meta"):
-        shapes = make_actor(data["kind"], spec.observation_space, spec.action_space, data["options"]).state_dict()
+        shapes = build_actor(spec, data["kind"], data["options"]).state_dict()
     check_tensors(weights, shapes, "the network has")
     # The weights drawn here are overwritten at once; drawing them must not move torch's global generator.
-    actor = build_seeded(
-        lambda: make_actor(data["kind"], spec.observation_space, spec.action_space, data["options"]), 0
-    )
+    actor = build_seeded(lambda: build_actor(spec, data["kind"], data["options"]), 0)
     assert isinstance(actor, Actor)
     actor.load_state_dict(weights, strict=True)
     actor.to(device).requires_grad_(False).eval()
