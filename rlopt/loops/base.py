@@ -120,6 +120,14 @@ class Loop(ABC):
         restarts = getattr(self.env, "restarts", None)
         return {} if restarts is None else {"worker_restarts": float(restarts)}
 
+    def updates_left(self) -> float | None:
+        """Return how many updates are to be made from here to ``total_steps``; None where that cannot be told."""
+        return None
+
+    def idle_reason(self) -> str | None:
+        """Return why this run, as it is configured, ends without a single update; None where it will learn."""
+        return None
+
     def first_bad(self) -> str | None:
         """``observation`` or ``reward`` where the environment gave a non-finite one, else what the agent's guard met
         first."""

@@ -163,6 +163,19 @@ class ReplayLoop(SteppingLoop):
             add_metrics(metrics, update.metrics)
         return updates
 
+    def updates_left(self) -> float:
+        updates, steps = self.config.update_ratio
+        learning = self.total_steps - max(self.step, self.config.first_update)
+        return (self.owed + max(learning, 0) * updates) / steps
+
+    def idle_reason(self) -> str | None:
+        updates, steps = self.config.update_ratio
+        first = self.config.first_update
+        if (self.total_steps - first) * updates >= steps:
+            return None
+        option = "warmup_steps" if self.config.learning_starts is None else "learning_starts"
+        return f"total_steps={self.total_steps} is over before the first update (agent.{option}={first})"
+
     def _drop_episodes(self) -> None:
         self._cut = True
 

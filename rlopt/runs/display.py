@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -14,16 +15,17 @@ PANEL_SECONDS = 0.25
 """Between redrawings of the panel."""
 
 _RETURNS = {"return": "episode_return", "evaluation": "evaluation_return"}
-_KNOWN = ("steps_per_second", "env_seconds", "learn_seconds", "updates", *_RETURNS.values())
+_KNOWN = ("steps_per_second", "seconds_left", "env_seconds", "learn_seconds", "updates", *_RETURNS.values())
 
 
 class Display:
     """Shows progress on ``stream``.
 
-    ``update`` takes any floats; these names have their own place: ``steps_per_second``, ``episode_return`` (training),
-    ``evaluation_return``, ``env_seconds`` and ``learn_seconds`` (as shares of their sum); ``updates`` is not shown, the
-    rest (losses) is listed in order. A value stays until it is replaced. A closed pipe silences the display; what an
-    encoding lacks is shown as ``?``.
+    ``update`` takes any floats; these names have their own place: ``steps_per_second``, ``seconds_left`` (NaN where
+    nobody can tell; where it is not given the speed tells), ``episode_return`` (training), ``evaluation_return``,
+    ``env_seconds`` and ``learn_seconds`` (as shares of their sum); ``updates`` is not shown, the rest (losses) is
+    listed in order. A value stays until it is replaced. A closed pipe silences the display; what an encoding lacks is
+    shown as ``?``.
     """
 
     def __init__(self, total_steps: int, unit: str = "steps", stream: TextIO | None = None, runs: int = 1) -> None:
@@ -128,6 +130,8 @@ class Display:
         return f"env {100 * env / total:.0f}% learn {100 * learn / total:.0f}%" if total > 0 else ""
 
     def _left(self) -> str:
+        if (given := self._values.get("seconds_left")) is not None:
+            return f"left {_duration(given)}" if math.isfinite(given) else ""
         rate = self._rate()
         steps = self.runs * (self.total_steps - (self._step or 0))
         return f"left {_duration(steps / rate)}" if rate > 0 else ""

@@ -141,6 +141,8 @@ class Trainer:
         self._updates = 0
         # Wall-clock facts; never part of what a resume repeats.
         self._env_seconds = self._learn_seconds = 0.0
+        self._update_seconds = math.nan
+        """What an update took when it was last measured."""
         self._window_start, self._window_step = perf_counter(), 0
 
     def resume(self) -> bool:
@@ -171,6 +173,9 @@ class Trainer:
         for c in self.callbacks:
             c.on_start(self)
         self._window_start, self._window_step = perf_counter(), first
+        idle = self.loop.idle_reason()
+        if idle is not None:
+            self._say(f"{idle}: nothing will be learnt")
         saved_at = monotonic()
         status = FINISHED
         with _Signals(self):
@@ -186,6 +191,8 @@ class Trainer:
                     self._save()
                     saved_at = monotonic()
             saved = self._save()
+        if idle is not None and status == FINISHED:
+            self._say(f"no update was made, so nothing was learnt: {idle}")
         signum = self._signal if status == INTERRUPTED else None
         result = Result(status, self.loop.step, self.last_evaluation, self.folder.path, signum, self._first_bad, saved)
         for c in self.callbacks:
@@ -275,11 +282,25 @@ class Trainer:
         if self.display is not None:
             self.display.total_steps = self.loop.total_steps  # lower once a solver has converged
             self.display.runs = self.loop.runs
-            self.display.update(self.loop.step, values)
+            self.display.update(self.loop.step, {**values, "seconds_left": self._seconds_left(seconds)})
         self._sums, self._returns, self._updates = {}, [], 0
         self._env_seconds = self._learn_seconds = 0.0
         self._window_start, self._window_step = now, self.loop.step
         return stop
+
+    def _seconds_left(self, seconds: float) -> float:
+        """Estimate the time to the end from a window of ``seconds``: what its steps took and what its updates took,
+        apart, because a run that has only warmed up learns later. NaN where no update was timed yet."""
+        steps = max(self.loop.step - self._window_step, 1)
+        steps_left = self.loop.total_steps - self.loop.step
+        updates_left = self.loop.updates_left()
+        if updates_left is None:
+            return steps_left * seconds / steps
+        if self._updates:
+            self._update_seconds = self._learn_seconds / self._updates
+        if updates_left == 0:
+            return steps_left * (seconds - self._learn_seconds) / steps
+        return steps_left * (seconds - self._learn_seconds) / steps + updates_left * self._update_seconds
 
     def _nonfinite(self) -> bool:
         """Report a non-finite value if there was one; true where it asks for the stop."""

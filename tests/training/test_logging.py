@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import subprocess
 import sys
@@ -227,6 +228,15 @@ def test_speed_is_measured_where_none_is_given(clock: Clock) -> None:
     clock.now += 20.0
     shown.update(60, {})
     assert out.getvalue().splitlines() == ["step 20/100 (20%)", "step 60/100 (60%)  2 steps/s  left 20s"]
+
+
+def test_a_time_left_that_is_given_wins_over_the_speed(clock: Clock) -> None:
+    out = io.StringIO()
+    shown = Display(100, stream=out)
+    for step, left in ((20, math.nan), (60, 90.0)):
+        clock.now += 20.0
+        shown.update(step, {"steps_per_second": 2.0, "seconds_left": left})
+    assert out.getvalue().splitlines() == ["step 20/100 (20%)  2 steps/s", "step 60/100 (60%)  2 steps/s  left 1m30s"]
 
 
 def test_the_time_left_of_runs_side_by_side(clock: Clock) -> None:

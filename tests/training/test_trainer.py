@@ -93,6 +93,47 @@ def test_the_update_ratio_is_exact(tmp_path, ratio, updates):
     assert trainer.loop.agent.clock.updates == updates
 
 
+@pytest.mark.parametrize("ratio", [(1, 1), (1, 4), (3, 2)])
+def test_the_updates_that_are_left_are_those_that_come(tmp_path, ratio):
+    left: list[float] = []
+
+    class Watch(Callback):
+        def on_step(self, trainer, progress):
+            left.append(trainer.loop.updates_left() + trainer.loop.agent.clock.updates)
+
+    trainer = begin(config(tmp_path / "run", agent={**SMALL, "update_ratio": list(ratio)}), callbacks=[Watch()])
+    run_to_end(trainer)
+    assert set(left) == {80 * ratio[0] / ratio[1]} and trainer.loop.updates_left() == 0
+
+
+def test_the_time_left_counts_steps_and_updates_apart():
+    """A window of the warm-up tells nothing of the updates to come; later ones do, whatever part of them learnt."""
+    loop = SimpleNamespace(step=1_000, total_steps=2_000, updates_left=lambda: 900.0)
+    trainer = SimpleNamespace(loop=loop, _window_step=0, _updates=0, _learn_seconds=0.0, _update_seconds=float("nan"))
+    assert np.isnan(Trainer._seconds_left(trainer, 1.0))
+    trainer.__dict__.update(_updates=100, _learn_seconds=2.0)
+    assert Trainer._seconds_left(trainer, 3.0) == pytest.approx(1.0 + 900 * 0.02)
+    trainer.__dict__.update(_updates=0, _learn_seconds=0.0)
+    assert Trainer._seconds_left(trainer, 1.0) == pytest.approx(1.0 + 900 * 0.02)
+    loop.updates_left = lambda: None
+    assert Trainer._seconds_left(trainer, 5.0) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("agent", "option"), [({"warmup_steps": 100}, "warmup_steps=100"), ({"learning_starts": 99}, "learning_starts=99")]
+)
+def test_a_run_that_never_learns_says_so(tmp_path, caplog, agent, option):
+    settings = {"agent": {**PLAIN, "update_ratio": [1, 2], **agent}, "total_steps": 100}
+    result = run_to_end(begin(config(tmp_path / "run", **settings)))
+    assert result.status == "finished"
+    before, after = (line for line in caplog.messages if "learnt" in line)
+    assert before == f"total_steps=100 is over before the first update (agent.{option}): nothing will be learnt"
+    assert after.startswith("no update was made, so nothing was learnt: total_steps=100")
+    caplog.clear()
+    run_to_end(resume(tmp_path / "run", {"total_steps": 110}))
+    assert not [line for line in caplog.messages if "learnt" in line]
+
+
 def test_the_run_folder_holds_what_it_promises(tmp_path):
     run = tmp_path / "run"
     result = run_to_end(begin(config(run, log={"every": 25, "tensorboard": True})))
