@@ -1,7 +1,8 @@
-"""The live display of a run: a panel on a terminal, plain lines elsewhere. It never stops a run."""
+"""The live display of a run: a panel on a terminal and in a notebook, plain lines elsewhere. It never stops a run."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import sys
@@ -139,6 +140,9 @@ class Display:
     # Writing, come what may
 
     def _open_live(self) -> None:
+        if self._stream is sys.stdout and (show := _notebook()) is not None:
+            self._live = _NotebookPanel(show)
+            return
         if self._stream is None or not self._stream.isatty():
             return
         from rich.console import Console
@@ -177,6 +181,35 @@ class Display:
                 live.stop()
             except (OSError, ValueError):
                 return
+
+
+class _NotebookPanel:
+    """Shows one output that changes, below the lines that stay; has what is used of rich's ``Live``."""
+
+    def __init__(self, show: Callable[..., Any]) -> None:
+        self._show, self._handle = show, None
+        self.console = self
+
+    def update(self, panel: Any, refresh: bool = True) -> None:
+        if self._handle is None:
+            self._handle = self._show(panel, display_id=True)
+        else:
+            self._handle.update(panel)
+
+    def print(self, line: str, **_: Any) -> None:
+        sys.stdout.write(line + "\n")
+
+    def stop(self) -> None:
+        self._handle = None
+
+
+def _notebook() -> Callable[..., Any] | None:
+    """Return what shows an object in the notebook whose kernel this process is; None elsewhere."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    show: Callable[..., Any] = importlib.import_module("IPython.display").display
+    return show
 
 
 def _discard(stream: TextIO | None) -> None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,6 +229,30 @@ def test_speed_is_measured_where_none_is_given(clock: Clock) -> None:
     clock.now += 20.0
     shown.update(60, {})
     assert out.getvalue().splitlines() == ["step 20/100 (20%)", "step 60/100 (60%)  2 steps/s  left 20s"]
+
+
+def test_a_notebook_has_one_panel_that_changes(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[str] = []
+
+    def show(panel: Any, display_id: bool = False) -> Any:
+        shown.append(panel._repr_mimebundle_([], [])["text/plain"])
+        return SimpleNamespace(update=show)
+
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=show))
+    panel = Display(100)
+    panel.message("run folder: runs/a")
+    for step in (20, 60):
+        clock.now += 20.0
+        panel.update(step, {"critic_loss": 0.5})
+    panel.close()
+    assert capsys.readouterr().out == "run folder: runs/a\n"
+    assert len(shown) == 2 and "20/100 steps" in shown[0] and "60/100 steps" in shown[1]
+    shell.__dict__.clear()  # IPython on a terminal
+    assert Display(100)._live is None
 
 
 def test_a_time_left_that_is_given_wins_over_the_speed(clock: Clock) -> None:
