@@ -124,6 +124,15 @@ def default_of(cls: type[Any], name: str) -> Any:
     return _default(cls.__dataclass_fields__[name])
 
 
+def over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested options ``base`` with those of ``given`` in their place."""
+    found = dict(base)
+    for key, value in given.items():
+        below = found.get(key)
+        found[key] = over(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return found
+
+
 def to_dict(obj: Any) -> dict[str, Any]:
     """A built configuration as plain data, ready for YAML or JSON; ``build`` turns it back into an equal object."""
     return {f.name: plain(getattr(obj, f.name)) for f in dataclasses.fields(obj) if f.init}

@@ -4,6 +4,10 @@ Names map to ``module:attribute`` text, imported when used. Packages outside rlo
 groups below, or programs by ``register_agent``, ``register_sampler`` and ``register_loop``. A checkpoint, a policy or a
 configuration file only ever names what is registered; none of them can name a class to import.
 
+An agent's name may stand for a class and presets, ``(target, {"agent": {…}, "buffer": {…}})``: options that hold where
+neither a file nor the user gives others. ``agent=NAME`` is then the same on the command line and from Python, and what
+runs, tables and plots call it.
+
 Entry-point groups: ``rlopt.agents``, ``rlopt.samplers`` and ``rlopt.loops`` (name = class), ``rlopt.networks`` and
 ``rlopt.envs`` (a module that registers when imported, or a function called once), ``rlopt.configs`` (a package with
 config groups).
@@ -11,15 +15,18 @@ config groups).
 
 from __future__ import annotations
 
+import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 Target = str | type[Any]
+Presets = Mapping[str, Mapping[str, Any]]
+Entry = Target | tuple[Target, Presets]
 
-AGENTS: dict[str, Target] = {
+AGENTS: dict[str, Entry] = {
     "sac": "rlopt.agents.sac:SAC",
     "sac_2018": "rlopt.agents.sac_2018:SAC2018",
     "sac_discrete": "rlopt.agents.sac_discrete:DiscreteSAC",
@@ -33,7 +40,7 @@ AGENTS: dict[str, Target] = {
     "partial_policy_iteration": "rlopt.agents.drpg:PartialPolicyIteration",
     "robust_mirror_descent": "rlopt.agents.drpg:RobustMirrorDescent",
 }
-SAMPLERS: dict[str, Target] = {
+SAMPLERS: dict[str, Entry] = {
     "uniform": "rlopt.buffers.samplers.base:UniformSampler",
     "distinct": "rlopt.buffers.samplers.base:DistinctSampler",
     "reshuffled": "rlopt.buffers.samplers.reshuffled:ReshuffledSampler",
@@ -41,7 +48,7 @@ SAMPLERS: dict[str, Target] = {
     "lap": "rlopt.buffers.samplers.prioritized:LAPSampler",
     "prioritized_reshuffled": "rlopt.buffers.samplers.prioritized_reshuffled:PrioritizedReshuffledSampler",
 }
-LOOPS: dict[str, Target] = {
+LOOPS: dict[str, Entry] = {
     "replay": "rlopt.loops.replay:ReplayLoop",
     "robust": "rlopt.loops.robust:RobustLoop",
     "group": "rlopt.loops.group:GroupLoop",
@@ -49,9 +56,12 @@ LOOPS: dict[str, Target] = {
 }
 
 
-def register_agent(name: str, target: Target) -> None:
-    """Make ``agent=name`` available: an agent class, or ``module:Class`` text imported when first used."""
-    _register("agent", name, target, AGENTS, "rlopt.agents")
+def register_agent(name: str, target: Target, presets: Presets | None = None) -> None:
+    """Make ``agent=name`` available: an agent class, or ``module:Class`` text imported when first used, and ``presets``
+    of the groups ``agent`` and ``buffer``."""
+    if unknown := set(presets or ()) - {"agent", "buffer"}:
+        raise ValueError(f"presets of an agent are of the groups agent and buffer, not {', '.join(sorted(unknown))}")
+    _register("agent", name, (target, presets) if presets else target, AGENTS, "rlopt.agents")
 
 
 def register_sampler(name: str, target: Target) -> None:
@@ -80,6 +90,12 @@ def get_agent(name: str) -> Any:
     return _get("agent", name, AGENTS, "rlopt.agents")
 
 
+def agent_presets(name: str) -> dict[str, Any]:
+    """Return the options that the agent called ``name`` presets, by group; none of an unknown one."""
+    entry = AGENTS.get(name)
+    return copy.deepcopy(dict(entry[1])) if isinstance(entry, tuple) else {}
+
+
 def get_sampler(name: str) -> Any:
     """The sampler class called ``name``. Raises RloptError, with the nearest right name, where there is none."""
     return _get("sampler", name, SAMPLERS, "rlopt.samplers")
@@ -90,9 +106,9 @@ def get_loop(name: str) -> Any:
     return _get("loop", name, LOOPS, "rlopt.loops")
 
 
-def target_text(name: str, table: dict[str, Target], group: str) -> str:
+def target_text(name: str, table: dict[str, Entry], group: str) -> str:
     """Where a registered name leads, as ``module:attribute`` text, without importing it."""
-    target = table.get(name)
+    target = _target(table.get(name))
     if target is None:
         return _entry_points(group)[name].value
     return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
@@ -113,7 +129,11 @@ def config_packages() -> dict[str, str]:
     return {name: point.value for name, point in _entry_points("rlopt.configs").items()}
 
 
-def _register(kind: str, name: str, target: Target, table: dict[str, Target], group: str) -> None:
+def _target(entry: Entry | None) -> Target | None:
+    return entry[0] if isinstance(entry, tuple) else entry
+
+
+def _register(kind: str, name: str, target: Entry, table: dict[str, Entry], group: str) -> None:
     known = table.get(name)
     if (known is not None and known != target) or name in _entry_points(group):
         from rlopt.types import RloptError
@@ -123,11 +143,11 @@ def _register(kind: str, name: str, target: Target, table: dict[str, Target], gr
     table[name] = target
 
 
-def _get(kind: str, name: str, table: dict[str, Target], group: str) -> Any:
+def _get(kind: str, name: str, table: dict[str, Entry], group: str) -> Any:
     from rlopt.config import hint
     from rlopt.types import RloptError
 
-    target = table.get(name)
+    target = _target(table.get(name))
     if isinstance(target, type):
         return target
     if isinstance(target, str):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import rlopt
 from rlopt import registry
@@ -47,13 +49,25 @@ def _lines(kind: str, dirs: list[Path]) -> Lines:
 
 
 def _registered(
-    group: str, names: list[str], table: dict[str, registry.Target], entry_group: str, dirs: list[Path]
+    group: str, names: list[str], table: dict[str, registry.Entry], entry_group: str, dirs: list[Path]
 ) -> Lines:
     """What is registered, with its docstring's first line, and further configurations of the same group."""
     lines = {name: docstring_line(registry.target_text(name, table, entry_group)) for name in names}
+    if group == "agent":
+        lines = {name: f"{line} {_presets(registry.agent_presets(name))}".strip() for name, line in lines.items()}
     for name, file in group_files(group, dirs).items():
         lines.setdefault(name, head_comment(file))
     return dict(sorted(lines.items()))
+
+
+def _presets(presets: Mapping[str, Any]) -> str:
+    """What a name presets, as one would give it."""
+    found = []
+    for group, options in presets.items():
+        rest = dict(options)
+        found += [f"{group}={rest.pop('name')}"] if "name" in rest else []
+        found += [f"{group}.{key}={value}" for key, value in rest.items()]
+    return f"({', '.join(found)})" if found else ""
 
 
 def _envs(dirs: list[Path]) -> Lines:

@@ -13,10 +13,10 @@ from gymnasium.envs.registration import load_env_creator
 
 from rlopt.agents.base import AgentConfig
 from rlopt.buffers.samplers.base import Sampler
-from rlopt.config import build, call_options, checked, join, option_names, refuse, with_arguments
+from rlopt.config import build, call_options, checked, join, option_names, over, refuse, with_arguments
 from rlopt.envs.factory import find_spec
 from rlopt.nn import PRECISIONS
-from rlopt.registry import agent_names, get_agent, get_sampler, sampler_names
+from rlopt.registry import agent_names, agent_presets, get_agent, get_sampler, sampler_names
 from rlopt.types import RloptError, option
 
 Wrapper = str | dict[str, Any]
@@ -124,7 +124,7 @@ def build_config(mapping: Mapping[str, Any]) -> TrainConfig:
     Raises RloptError in one line that names the option: unknown, of a wrong type, out of range, or not registered.
     """
     agent = agent_config(mapping.get("agent", {"name": "sac"}))
-    buffer = buffer_config(mapping.get("buffer", {"name": "uniform"}))
+    buffer = buffer_config(mapping.get("buffer", {}), agent.name)
     for name in mapping:
         words = list(TrainConfig.__dataclass_fields__)
         if name not in words:
@@ -138,12 +138,19 @@ def build_config(mapping: Mapping[str, Any]) -> TrainConfig:
 
 
 def agent_config(options: Any) -> AgentConfig:
-    """Return the checked options of the agent that ``options``, a mapping or such an object, name."""
+    """Return the checked options of the agent that ``options``, a mapping or such an object, name; what they leave out
+    is as the name presets it."""
+    if isinstance(options, Mapping) and isinstance(name := options.get("name"), str):
+        options = over(agent_presets(name).get("agent", {}), options)
     return _options(options, "agent", lambda name: get_agent(name).config_class)  # type: ignore[no-any-return]
 
 
-def buffer_config(options: Any) -> BufferConfig:
-    """Return the checked options of the replay buffer and of the sampler that ``options`` name."""
+def buffer_config(options: Any, agent: str | None = None) -> BufferConfig:
+    """Return the checked options of the replay buffer and of the sampler that ``options`` name; what they leave out is
+    as the name of the ``agent`` presets it."""
+    preset = {"name": "uniform", **agent_presets(agent or "").get("buffer", {})}
+    if isinstance(options, Mapping) and options.get("name", preset["name"]) == preset["name"]:
+        options = over(preset, options)
     return _options(options, "buffer", lambda name: buffer_class(get_sampler(name)))  # type: ignore[no-any-return]
 
 

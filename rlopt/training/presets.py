@@ -25,9 +25,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlopt.config import defaults, hint, plain
+from rlopt.config import defaults, hint, over, plain
 from rlopt.loops.configuration import TrainConfig, build_config
-from rlopt.registry import agent_names, get_agent, load_extensions, sampler_names
+from rlopt.registry import agent_names, agent_presets, get_agent, load_extensions, sampler_names
 from rlopt.training.config_files import config_dirs, group_files, shipped_configs
 from rlopt.types import RloptError
 
@@ -205,7 +205,7 @@ def _with_hydra(
         layers = [settings, plain(values)]
         under = defaults(TrainConfig, without=("agent", "buffer"))
         if isinstance(name := OmegaConf.select(OmegaConf.merge(*layers), "agent.name"), str):
-            under["agent"] = defaults(get_agent(name).config_class)
+            under["agent"] = over(defaults(get_agent(name).config_class), agent_presets(name).get("agent", {}))
         merged = OmegaConf.merge(under, *layers)
         resolved = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
