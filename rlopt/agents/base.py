@@ -24,7 +24,7 @@ from rlopt.nn import (
     hidden_products,
 )
 from rlopt.nn.guard import Guard
-from rlopt.policy import Policy
+from rlopt.policy import EvaluationMode, Policy
 from rlopt.random import derive_seed, generator_state, set_generator_state, torch_generator
 from rlopt.types import Act, Carry, Clock, EnvSpec, Obs, RloptError, Space, State, Update, option, resolve_device
 
@@ -104,6 +104,8 @@ class Agent:
     config_class: ClassVar[type[AgentConfig]]
     supports_runs: ClassVar[bool] = False
     """Whether several runs can be stacked along a leading axis."""
+    evaluation_mode = EvaluationMode()
+    """How its policies act where they are evaluated, unless ``eval.mode`` and ``eval.epsilon`` say otherwise."""
     supports_memory: ClassVar[bool] = False
     """Whether its losses run networks with a memory over sequences."""
     extra_fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}

@@ -116,7 +116,18 @@ def evaluate_parser() -> Parser:
     )
     parser.add_argument("--env", metavar="ID", help="another environment with the same spaces")
     parser.add_argument("--trust", action="store_true", help=TRUST)
-    parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
+    parser.add_argument(
+        "--mode",
+        choices=("agent", "deterministic", "sample"),
+        default="agent",
+        help="take the most likely actions, or samples (default: as in training)",
+    )
+    parser.add_argument(
+        "--epsilon", type=float, metavar="E", help="fraction of actions that are random all the same (default: so too)"
+    )
+    parser.add_argument(
+        "--max-steps", type=_at_least_one, metavar="N", help="cut episodes off after so many steps (default: the run's)"
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="of the episodes (default: the run's)")
     parser.add_argument("--device", default="cpu", metavar="D", help="where the policy runs (default: cpu)")
     parser.add_argument("--video", metavar="FILE.mp4", help="film the first episode")

@@ -34,7 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.path,
         arguments.episodes,
         env_id=arguments.env,
-        deterministic=not arguments.stochastic,
+        mode=arguments.mode,
+        epsilon=arguments.epsilon,
+        max_steps=arguments.max_steps,
         seed=arguments.seed,
         device=arguments.device,
         trust=arguments.trust,
@@ -71,7 +73,9 @@ def _write(found: Any, where: str | None) -> None:
 def _more(evaluation: Evaluation) -> str:
     """The second line: extremes, seed and kind of actions."""
     lengths = [episode.length for episode in evaluation.episodes]
-    kind = "modes" if evaluation.deterministic else "samples"
+    kind = "modes" if evaluation.mode.deterministic else "samples"
+    if evaluation.mode.epsilon:
+        kind = f"{kind} (and {evaluation.mode.epsilon:g} random actions)"
     return (
         f"returns {evaluation.min:.1f} to {evaluation.max:.1f}, lengths {min(lengths)} to {max(lengths)}, "
         f"seed {evaluation.seed}, {kind} of the policy"

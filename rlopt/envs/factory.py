@@ -182,6 +182,8 @@ class EnvRequest:
     autoreset: bool
     timeout: float
     """Seconds that one step of a worker may take."""
+    evaluation: bool = False
+    """Whether it is for evaluations, where a backend's protocol may differ (lost lives, clipped rewards)."""
 
     @property
     def common(self) -> dict[str, Any]:

@@ -147,6 +147,7 @@ def make_env(
     facts: Sequence[str] = (),
     timeout: float = 60.0,
     stream: str = "env",
+    evaluation: bool = False,
 ) -> VectorEnv:
     """N copies of the environment ``id`` behind the one contract (``rlopt.envs.vector.VectorEnv``).
 
@@ -169,6 +170,7 @@ def make_env(
             environment declares itself, in ``metadata["facts"]``.
         timeout: seconds that one step of a worker may take (``async``).
         stream: the name of the random stream; evaluation uses its own.
+        evaluation: whether it is for evaluations, which a backend may run by another protocol than training.
 
     Time limits stay, and truncation stays apart from termination. An environment whose ``state_dict()`` is None
     cannot be saved: at resume it is reset with a fresh derived seed, its partial episode is dropped, n-step windows
@@ -182,5 +184,5 @@ def make_env(
         raise RloptError(f"num_envs={num_envs} must be at least 1")
     chosen = resolve_backend(id, backend, kwargs=kwargs, wrappers=wrappers, facts=facts)
     factory = EnvFactory(find_spec(id), dict(kwargs or {}), tuple(wrappers), tuple(facts))
-    request = EnvRequest(id, factory, num_envs, seed, stream, resolve_device(device), autoreset, timeout)
+    request = EnvRequest(id, factory, num_envs, seed, stream, resolve_device(device), autoreset, timeout, evaluation)
     return _find_backend(chosen)(request)

@@ -62,6 +62,8 @@ class Loop(ABC):
         """Reached exactly; ``advance`` never goes past it."""
         self.step = 0
         self._bad: str | None = None
+        if env is not None and evaluator is not None:
+            evaluator.tell_limit(env.spec)
 
     @classmethod
     def build(cls, config: TrainConfig) -> Self:
@@ -85,8 +87,11 @@ class Loop(ABC):
     def settle(cls, config: TrainConfig) -> TrainConfig:
         """Return ``config`` with what it leaves open to this loop decided, such as the environment's backend."""
         e = config.env
-        backend = resolve_backend(e.id, e.backend, kwargs=e.kwargs, wrappers=e.wrappers, facts=e.facts)
-        return replace(config, env=replace(e, backend=backend))
+        found = {
+            resolve_backend(each.id, e.backend, kwargs=each.kwargs, wrappers=each.wrappers, facts=each.facts)
+            for each in (e, e.for_evaluation())
+        }
+        return replace(config, env=replace(e, backend=found.pop() if len(found) == 1 else "sync"))
 
     @abstractmethod
     def advance(self) -> Progress:
@@ -101,15 +106,19 @@ class Loop(ABC):
         """Continue from what ``state_dict`` gave."""
 
     def evaluate(self, episodes: int) -> list[Episode]:
-        """Run evaluation episodes with the deterministic policy of every run; touches nothing that training uses."""
+        """Run evaluation episodes with the policy of every run; touches nothing that training uses."""
         return [] if self.evaluator is None else self.evaluator.evaluate_runs(self.policies(), episodes)
 
     def policies(self) -> list[Policy]:
-        """What one deploys of every run, with its observation statistics."""
-        policies = self.agent.policies
-        if self.normalizer is None:
-            return policies
-        return [Policy(policy.spec, policy.actor, self.normalizer.of_run(r)) for r, policy in enumerate(policies)]
+        """Return what one deploys of every run, with its observation statistics and the mode in which it is
+        evaluated."""
+        policies, mode = self.agent.policies, self.agent.evaluation_mode
+        if self.normalizer is not None:
+            each = enumerate(policies)
+            policies = [Policy(policy.spec, policy.actor, self.normalizer.of_run(r)) for r, policy in each]
+        for policy in policies:
+            policy.evaluation_mode = mode if self.evaluator is None else self.evaluator.mode_of(mode)
+        return policies
 
     def policy(self) -> Policy:
         """The first run's."""

@@ -22,6 +22,10 @@ from rlopt.types import RloptError, option
 Wrapper = str | dict[str, Any]
 
 
+EVALUATION = ("kwargs", "wrappers", "facts")
+"""What may differ between the environments of training and of evaluation."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig:
     """The environment, as ``rlopt.envs.make_env`` takes it."""
@@ -38,6 +42,25 @@ class EnvConfig:
     timeout: float = option(60.0, "seconds that one step of a worker process may take", above=0.0)
     normalize_obs: bool = option(False, "divide observations by running statistics, frozen in evaluation")
     normalize_reward: bool = option(False, "divide rewards by the running deviation of the discounted return")
+    evaluation: dict[str, Any] = option(
+        dict, "what differs in evaluations: kwargs (added to kwargs), wrappers, facts (instead of these)"
+    )
+
+    def __post_init__(self) -> None:
+        self.for_evaluation()
+
+    def for_evaluation(self) -> EnvConfig:
+        """Return the environment that evaluations run in."""
+        if not self.evaluation:
+            return self
+        for name in self.evaluation:
+            if name not in EVALUATION:
+                refuse(join("env.evaluation", name), name, EVALUATION, "env.evaluation")
+        changed = {**self.evaluation, "evaluation": {}}
+        if isinstance(changed.get("kwargs"), Mapping):
+            changed["kwargs"] = {**self.kwargs, **changed["kwargs"]}
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return build(EnvConfig, {**own, **changed}, "env.evaluation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +89,17 @@ class EvalConfig:
 
     every: int | None = option(5_000, "steps between evaluations (null: at the end only)", low=1)
     episodes: int = option(10, "episodes per evaluation", low=1)
+    max_steps: int | None = option(
+        None, "steps after which an episode is cut off (null: the environment's limit, or 27000 if it has none)", low=1
+    )
+    mode: str = option(
+        "agent",
+        "how policies act: deterministic, sample, agent (as that says)",
+        choices=("agent", "deterministic", "sample"),
+    )
+    epsilon: float | None = option(
+        None, "fraction of actions that are random all the same (null: as the agent says)", low=0.0, high=1.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,12 @@ from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
 
 
-def environment(config: TrainConfig, num_envs: int, device: torch.device, stream: str, autoreset: bool) -> VectorEnv:
-    """Return ``num_envs`` copies of the configured environment, with seeds from the random stream ``stream``."""
-    e = config.env
+def environment(
+    config: TrainConfig, num_envs: int, device: torch.device, stream: str, autoreset: bool, evaluation: bool = False
+) -> VectorEnv:
+    """Return ``num_envs`` copies of the configured environment, with seeds from the random stream ``stream``; for
+    ``evaluation`` as ``env.evaluation`` changes it."""
+    e = config.env.for_evaluation() if evaluation else config.env
     return make_env(
         e.id,
         num_envs,
@@ -25,6 +28,7 @@ def environment(config: TrainConfig, num_envs: int, device: torch.device, stream
         facts=e.facts,
         timeout=e.timeout,
         stream=stream,
+        evaluation=evaluation,
     )
 
 
@@ -36,8 +40,12 @@ def evaluator(config: TrainConfig, device: torch.device) -> Evaluator:
     round a row's sine differently by its place in the batch.
     """
     together = config.num_runs > 1 and device.type != "cpu" and config.env.backend in ("torch", "warp", "native")
-    home = stepping_device(config.env.backend, device)
-    return Evaluator(lambda n: environment(config, n, home, "evaluation", autoreset=False), config.seed, together)
+    home, e = stepping_device(config.env.backend, device), config.eval
+
+    def make(n: int) -> VectorEnv:
+        return environment(config, n, home, "evaluation", autoreset=False, evaluation=True)
+
+    return Evaluator(make, config.seed, together, e.max_steps, e.mode, e.epsilon)
 
 
 def normalizer(config: TrainConfig, env: VectorEnv, gamma: float, device: torch.device) -> Normalizer | None:

@@ -14,9 +14,9 @@ import torch
 
 from rlopt.envs import VectorEnv
 from rlopt.loops.episodes import EpisodeCounter
-from rlopt.policy import Policy
+from rlopt.policy import EvaluationMode, Policy
 from rlopt.random import derive_seed, torch_generator
-from rlopt.types import EnvSpec, Episode, Obs, RloptError, State, map_obs, next_carry, obs_leaves, on_device
+from rlopt.types import Act, Carry, EnvSpec, Episode, Obs, RloptError, State, map_obs, next_carry, obs_leaves, on_device
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +24,24 @@ MAX_SLOTS = 64
 """Episodes of one policy that an ``Evaluator`` runs side by side; more run in waves."""
 MAX_LOST = 10
 """Times that one slot may lose its worker before the evaluation is given up."""
-MAX_LENGTH = 100_000
-"""Steps after which an episode is cut off where the environment declares no limit: a policy may never reach the end."""
+NO_LIMIT = 27_000
+"""Steps after which an episode is cut off where neither the environment nor ``max_steps`` has a limit, because a policy
+may never reach the end: the 108,000 frames of an Atari game."""
 
 
-def run_episodes(policy: Policy, env: VectorEnv, episodes: int, seed: int, deterministic: bool = True) -> list[Episode]:
+def step_limit(spec: EnvSpec, max_steps: int | None) -> int | None:
+    """Return the steps after which an evaluation's episode is cut off; None where only the environment ends it."""
+    return max_steps if max_steps is not None or spec.episode_limit is not None else NO_LIMIT
+
+
+def run_episodes(
+    policy: Policy,
+    env: VectorEnv,
+    episodes: int,
+    seed: int,
+    mode: EvaluationMode | None = None,
+    max_steps: int | None = None,
+) -> list[Episode]:
     """Run ``episodes`` whole episodes of ``policy`` and return them in the order of their seeds.
 
     Episode i starts from ``derive_seed(seed, "evaluation", i)`` in slot i modulo ``env.num_envs``; where there are more
@@ -37,12 +50,13 @@ def run_episodes(policy: Policy, env: VectorEnv, episodes: int, seed: int, deter
 
     Args:
         env: built with ``autoreset=False``; it is reset first, whatever it did before.
+        mode: how the policy acts; by default as it says itself.
+        max_steps: as ``step_limit`` takes it.
 
     Raises:
-        RloptError: a slot keeps losing its worker process.
+        RloptError: the policy does not fit the environment, or a slot keeps losing its worker process.
     """
-    generator = None if deterministic else torch_generator(seed, "evaluation", "noise", device=policy.device)
-    return _waves([policy], env, episodes, [seed], generator)
+    return _waves([policy], env, episodes, [seed], mode, max_steps)
 
 
 def _waves(
@@ -50,50 +64,58 @@ def _waves(
     env: VectorEnv,
     episodes: int,
     seeds: Sequence[int],
-    generator: torch.Generator | None = None,
+    mode: EvaluationMode | None,
+    max_steps: int | None,
 ) -> list[Episode]:
     """``episodes`` of every policy, each with its own seed and its own part of the slots; a policy's number is its
     episodes' ``run``, and they come policy by policy."""
     if env.autoreset:
         raise ValueError("evaluation needs an environment built with autoreset=False")
+    check_spaces(policies[0].spec, env.spec)
     each = env.num_envs // len(policies)
     waves = [range(first, min(first + each, episodes)) for first in range(0, episodes, each)]
-    done = [e for wave in waves for e in _wave(policies, env, wave, seeds, generator)]
+    players = [Player(policy, seed, mode) for policy, seed in zip(policies, seeds, strict=True)]
+    done = [e for wave in waves for e in _wave(players, env, wave, seeds, max_steps)]
     return sorted(done, key=lambda e: e.run)
 
 
+class Player:
+    """A policy, the mode in which it acts, and the stream of its random actions."""
+
+    def __init__(self, policy: Policy, seed: int, mode: EvaluationMode | None) -> None:
+        self.policy, self.mode = policy, policy.evaluation_mode if mode is None else mode
+        self.generator = torch_generator(seed, "evaluation", "noise", device=policy.device)
+
+    def act(self, obs: Obs, carry: Carry) -> Act:
+        return self.policy.act_as(self.mode, obs, carry, self.generator)
+
+
 def _wave(
-    policies: Sequence[Policy], env: VectorEnv, wave: range, seeds: Sequence[int], generator: torch.Generator | None
+    players: Sequence[Player], env: VectorEnv, wave: range, seeds: Sequence[int], max_steps: int | None
 ) -> list[Episode]:
-    """The episodes with these numbers of each policy, one in each of its slots from the first on; deterministic
-    without a generator."""
-    n, each = env.num_envs, env.num_envs // len(policies)
-    parts = [slice(r * each, (r + 1) * each) for r in range(len(policies))]
+    """The episodes with these numbers of each policy, one in each of its slots from the first on."""
+    n, each = env.num_envs, env.num_envs // len(players)
+    parts = [slice(r * each, (r + 1) * each) for r in range(len(players))]
     slots = torch.arange(n) % each
     row_seeds = [derive_seed(seed, "evaluation", wave.start + slot) for seed in seeds for slot in range(each)]
     alive = slots < len(wave)
     # Slots beyond the last episode are left as the wave before ended them, so that nothing steps them.
     obs = env.reset(seeds=row_seeds, mask=alive.to(env.device) if wave.start else None)
-    counter, done = EpisodeCounter(env.spec, n, len(policies)), dict[int, Episode]()
-    begun = [policy.initial_carry(each) for policy in policies]
+    counter, done = EpisodeCounter(env.spec, n, len(players)), dict[int, Episode]()
+    begun, limit = [player.policy.initial_carry(each) for player in players], step_limit(env.spec, max_steps)
     carry = list(begun)
     while bool(alive.any()):
-        acts = [
-            policy.act(_rows(obs, part), carry[r], deterministic=generator is None, generator=generator)
-            for r, (policy, part) in enumerate(zip(policies, parts, strict=True))
-        ]
+        acts = [player.act(_rows(obs, part), c) for player, part, c in zip(players, parts, carry, strict=True)]
         step = env.step(torch.cat([act.action for act in acts]).to(env.device))
         obs = step.obs
         for r, (act, part) in enumerate(zip(acts, parts, strict=True)):
             if act.carry is not None:
-                ended, valid = (on_device(x[part], policies[r].device) for x in (step.ended, step.valid))
+                ended, valid = (on_device(x[part], players[r].policy.device) for x in (step.ended, step.valid))
                 carry[r] = next_carry(carry[r], act.carry, begun[r], ended, valid)
         facts = {name: torch.cat([act.facts[name] for act in acts]) for name in acts[0].facts}
         over = {i: episode for i, episode in counter.count(step, facts).items() if alive[i]}
-        if env.spec.episode_limit is None:
-            late = (alive & (counter.lengths >= MAX_LENGTH)).nonzero().flatten().tolist()
-            if late:
-                log.warning("%s: an evaluation episode was cut off after %d steps", env.spec.id, MAX_LENGTH)
+        if limit is not None and (late := (alive & (counter.lengths >= limit)).nonzero().flatten().tolist()):
+            log.warning("%s: %d evaluation episodes were cut off after %d steps", env.spec.id, len(late), limit)
             over |= {i: counter.episode(i) for i in late}
         if int(counter.lost.max()) > MAX_LOST:
             raise RloptError(
@@ -120,16 +142,36 @@ class Evaluator:
         seed: the run's; every evaluation runs the same episodes.
         together: whether ``evaluate_runs`` has one vector of environments for all runs, instead of one run after the
             other.
+        max_steps: steps after which an episode is cut off; None for the environment's own limit, or ``NO_LIMIT`` where
+            it has none, which is said once.
+        mode: ``deterministic``, ``sample``, or ``agent`` for what the agent says; and so ``epsilon``, or None.
     """
 
-    def __init__(self, make: Callable[[int], VectorEnv], seed: int, together: bool = False) -> None:
-        self._make, self._seed, self._together = make, seed, together
+    def __init__(
+        self,
+        make: Callable[[int], VectorEnv],
+        seed: int,
+        together: bool = False,
+        max_steps: int | None = None,
+        mode: str = "agent",
+        epsilon: float | None = None,
+    ) -> None:
+        self._make, self._seed, self._together, self._max_steps = make, seed, together, max_steps
+        self._mode, self._epsilon = mode, epsilon
         self._env: VectorEnv | None = None
         self._beginning: State | None = None
+        self._said = False
 
-    def evaluate(self, policy: Policy, episodes: int, deterministic: bool = True, run: int = 0) -> list[Episode]:
+    def mode_of(self, mode: EvaluationMode) -> EvaluationMode:
+        """Return how an agent is evaluated that acts in ``mode`` where the protocol leaves it open."""
+        deterministic = mode.deterministic if self._mode == "agent" else self._mode == "deterministic"
+        return EvaluationMode(deterministic, mode.epsilon if self._epsilon is None else self._epsilon)
+
+    def evaluate(
+        self, policy: Policy, episodes: int, mode: EvaluationMode | None = None, run: int = 0
+    ) -> list[Episode]:
         """``run_episodes`` with one slot per episode, up to ``MAX_SLOTS``, and the seed of the run-th run."""
-        return run_episodes(policy, self._begun(episodes), episodes, self._seed + run, deterministic)
+        return run_episodes(policy, self._begun(episodes), episodes, self._seed + run, mode, self._max_steps)
 
     def evaluate_runs(self, policies: Sequence[Policy], episodes: int) -> list[Episode]:
         """``evaluate`` for the policy of every run; the episodes carry its number.
@@ -138,7 +180,7 @@ class Evaluator:
         """
         if self._together:
             seeds = [self._seed + r for r in range(len(policies))]
-            return _waves(policies, self._begun(episodes, len(policies)), episodes, seeds)
+            return _waves(policies, self._begun(episodes, len(policies)), episodes, seeds, None, self._max_steps)
         every = (self.evaluate(policy, episodes, run=r) for r, policy in enumerate(policies))
         return [e._replace(run=r) for r, found in enumerate(every) for e in found]
 
@@ -154,9 +196,17 @@ class Evaluator:
         if self._env is None or self._env.num_envs != slots:
             self.close()
             self._env = self._make(slots)
+            self.tell_limit(self._env.spec)
             self._env.reset()
             self._beginning = self._env.state_dict()
         return self._env
+
+    def tell_limit(self, spec: EnvSpec) -> None:
+        """Say once what limit holds in an environment that declares none."""
+        if not self._said and self._max_steps is None and spec.episode_limit is None:
+            what = "has no time limit: episodes of evaluations are cut off after"
+            log.warning("%s %s %d steps (eval.max_steps)", spec.id, what, NO_LIMIT)
+        self._said = True
 
     def close(self) -> None:
         """Close the environments. Safe to call twice, and a later ``evaluate`` builds new ones."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlopt.envs import VectorEnv
 from rlopt.loops.episodes import EpisodeCounter
-from rlopt.loops.evaluation import MAX_LENGTH
+from rlopt.loops.evaluation import NO_LIMIT
 from rlopt.policy import Policy
 from rlopt.random import derive_seed
 from rlopt.types import RloptError, next_carry, on_device
@@ -130,7 +130,7 @@ class Simulator:
         returns = torch.full((env.num_envs,), torch.nan, dtype=torch.float64)
         alive = torch.ones(env.num_envs, dtype=torch.bool)
         carry = begun = policy.initial_carry(env.num_envs)
-        for _ in range(env.spec.episode_limit or MAX_LENGTH):
+        for _ in range(env.spec.episode_limit or NO_LIMIT):
             act = policy.act(obs, carry)
             step = env.step(act.action.to(env.device))
             if act.carry is not None:

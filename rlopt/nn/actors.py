@@ -378,6 +378,12 @@ class TabularActor(Actor):
     def choose(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
         return (outputs.argmax(-1) if noise is None else categorical(outputs.log(), noise)) + self.start[1]
 
+    def uniform(self, rows: int, generator: torch.Generator, obs: Obs | None = None) -> Tensor:
+        return (
+            torch.randint(self.probabilities.shape[1], (rows,), generator=generator, device=generator.device)
+            + self.start[1]
+        )
+
 
 ACTORS: dict[str, Callable[[Space, Space, Options], Actor]] = {
     cls.kind: cls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,16 @@ from rlopt.types import (
 )
 
 
+class EvaluationMode(NamedTuple):
+    """How a policy acts where it is evaluated. An agent says so (``Agent.evaluation_mode``), or the protocol of a run
+    (``eval.mode``, ``eval.epsilon``); an exported policy remembers it."""
+
+    deterministic: bool = True
+    """The most likely actions; otherwise samples."""
+    epsilon: float = 0.0
+    """The fraction of actions that are uniformly random all the same (ε-greedy)."""
+
+
 class Policy:
     """Observations in, actions out. Never takes part in a gradient.
 
@@ -45,6 +55,8 @@ class Policy:
     A team's policy sees joint observations, of which it needs neither ``state`` nor ``alive``, and gives joint actions
     (N, n, …); ``policy.of_agent("agent_0")`` acts for one agent, with its own observation alone.
     """
+
+    evaluation_mode = EvaluationMode()
 
     def __init__(self, spec: EnvSpec, actor: Actor, normalizer: Normalizer | None = None) -> None:
         self.spec = spec
@@ -69,7 +81,7 @@ class Policy:
         other = Policy(self.spec, copy.deepcopy(self.actor).to(resolve_device(device)))
         if self.normalizer is not None:
             other.normalizer = load_statistics(self.spec, frozen_statistics(self.normalizer), other.device)
-        other.meta = copy.deepcopy(self.meta)
+        other.meta, other.evaluation_mode = copy.deepcopy(self.meta), self.evaluation_mode
         return other
 
     @property
@@ -98,6 +110,21 @@ class Policy:
         if generator is None and not deterministic:
             generator = self._own_generator()
         return Act(*self.actor.act(obs, carry, deterministic, generator))
+
+    @torch.no_grad()
+    def act_as(
+        self, mode: EvaluationMode, obs: Obs, carry: Carry = None, generator: torch.Generator | None = None
+    ) -> Act:
+        """Return what ``act`` does where the policy is evaluated in ``mode``."""
+        act = self.act(obs, carry, mode.deterministic, generator)
+        if mode.epsilon == 0.0:
+            return act
+        generator = self._own_generator() if generator is None else generator
+        rows, seen = len(act.action), map_obs(lambda x: on_device(x, self.device), obs)
+        explores = torch.rand(rows, generator=generator, device=self.device) < mode.epsilon
+        random = self.actor.uniform(rows, generator, seen)
+        column = explores.view(-1, *[1] * (random.ndim - 1))
+        return act._replace(action=torch.where(column, random, act.action))
 
     def __call__(
         self, obs: Any, carry: Carry = None, deterministic: bool = True, generator: torch.Generator | None = None

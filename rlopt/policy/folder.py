@@ -21,7 +21,7 @@ import torch
 from rlopt.files import digest_file, fresh_folder, remove, replace_folder, write_file
 from rlopt.nn.actors import Actor
 from rlopt.nn.module import build_seeded
-from rlopt.policy.exported import Policy
+from rlopt.policy.exported import EvaluationMode, Policy
 from rlopt.policy.specification import spec_from_json, spec_to_json
 from rlopt.policy.statistics import check_tensors, frozen_statistics, load_statistics
 from rlopt.policy.team import SharedActor, build_actor
@@ -65,6 +65,7 @@ def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None
         "kind": policy.actor.kind,
         "options": policy.actor.options,
         "spec": spec_to_json(policy.spec),
+        "evaluation_mode": policy.evaluation_mode._asdict(),
         "meta": tag_floats(policy.meta if meta is None else meta),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,12 +189,27 @@ def _load(folder: Path, device: torch.device) -> Policy:
         normalizer = load_statistics(spec, state["normalizer"], device)
     policy = Policy(spec, actor, normalizer)
     policy.meta = untag_floats(data["meta"])
+    policy.evaluation_mode = _evaluation_mode(**data["evaluation_mode"])
     return policy
+
+
+def _evaluation_mode(deterministic: bool, epsilon: float) -> EvaluationMode:
+    if type(deterministic) is not bool or type(epsilon) is not float or not 0.0 <= epsilon <= 1.0:
+        raise ValueError(f"it acts with deterministic={deterministic!r} and epsilon={epsilon!r}")
+    return EvaluationMode(deterministic, epsilon)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
     data = read_json(folder / DESCRIPTION)
-    wanted = {"format": int, "kind": str, "options": dict, "spec": dict, "meta": dict, "files": dict}
+    wanted = {
+        "format": int,
+        "kind": str,
+        "options": dict,
+        "spec": dict,
+        "evaluation_mode": dict,
+        "meta": dict,
+        "files": dict,
+    }
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
         raise ValueError(f"{DESCRIPTION} does not describe a policy")
     if data["format"] > FORMAT:

@@ -19,11 +19,11 @@ from rlopt.envs import VectorEnv, make_env
 from rlopt.envs.factory import EnvFactory, find_spec
 from rlopt.envs.make import resolve_backend, stepping_device
 from rlopt.loops.configuration import EnvConfig, EvalConfig
-from rlopt.loops.evaluation import MAX_LENGTH, Evaluator, check_spaces
-from rlopt.policy import Policy, load_policy, run_policies
+from rlopt.loops.evaluation import Evaluator, check_spaces
+from rlopt.policy import EvaluationMode, Policy, load_policy, run_policies
 from rlopt.runs.run_folder import RunFolder
 from rlopt.state import tag_floats
-from rlopt.training.saved import refuse_names, saved_settings
+from rlopt.training.saved import MAX_STEPS, refuse_names, saved_settings
 from rlopt.training.video import record_episode
 from rlopt.types import Episode, RloptError
 
@@ -39,7 +39,7 @@ class Evaluation:
     episodes: list[Episode]
     env_id: str
     seed: int
-    deterministic: bool = True
+    mode: EvaluationMode = EvaluationMode()  # noqa: RUF009 - a tuple
     meta: dict[str, Any] = field(default_factory=dict)
     """How the policy was trained, as its folder says."""
 
@@ -89,7 +89,7 @@ class Evaluation:
         return {
             "env": self.env_id,
             "seed": self.seed,
-            "deterministic": self.deterministic,
+            **self.mode._asdict(),
             **{name: _finite(value) for name, value in numbers.items()},
             "facts": {name: _finite(value) for name, value in self.facts.items()},
             "episodes": [
@@ -124,7 +124,9 @@ def evaluate_path(
     episodes: int | None = None,
     *,
     env_id: str | None = None,
-    deterministic: bool = True,
+    mode: str = "agent",
+    epsilon: float | None = None,
+    max_steps: int | None = None,
     seed: int | None = None,
     video: Path | str | None = None,
     device: str | torch.device = "cpu",
@@ -142,6 +144,9 @@ def evaluate_path(
 
     Args:
         env_id: another environment with the same spaces; it keeps the wrappers but not ``env.kwargs``.
+        mode: ``deterministic`` for the most likely actions, ``sample``, or ``agent``: as it was evaluated in training,
+            which the policy remembers; so too ``epsilon``, the fraction of actions that are random all the same.
+        max_steps: steps after which an episode is cut off; the run's by default (``eval.max_steps``).
         seed: of the episodes; the run's by default.
         video: an mp4 file for episode 0.
         run: which policy, where a run folder holds those of several runs.
@@ -154,14 +159,15 @@ def evaluate_path(
     path = Path(path)
     policy = load_policy(path if run is None else run_policies(path)[run], device)
     env, settings = environment_of(path, policy, env_id, trust)
-    if episodes is None:
-        home = run_of(path)
-        own = None if home is None else build(EvalConfig, saved_settings(home).values.get("eval", {}), "eval")
-        episodes = 20 if own is None else own.episodes
-        if episodes > MAX_EPISODES:
-            raise RloptError(f"{path} asks for {episodes} episodes; say how many (--episodes)")
-    if episodes < 1:
-        raise RloptError(f"episodes={episodes} must be at least 1")
+    home = run_of(path)
+    values = policy.meta if home is None else saved_settings(home).values
+    told = build(EvalConfig, values.get("eval", {}), "eval")
+    if episodes is None and (episodes := 20 if home is None else told.episodes) > MAX_EPISODES:
+        raise RloptError(f"{path} asks for {episodes} episodes; say how many (--episodes)")
+    if max_steps is None and (max_steps := told.max_steps) is not None and max_steps > MAX_STEPS:
+        raise RloptError(f"{path} asks for episodes of {max_steps} steps; say how many (--max-steps)")
+    given = {"episodes": episodes, "mode": mode, "epsilon": epsilon, "max_steps": max_steps}
+    protocol = build(EvalConfig, given, "")
     if seed is None:
         seed = (settings if run is None else policy.meta).get("seed", 0)
         if not isinstance(seed, int):
@@ -172,7 +178,8 @@ def evaluate_path(
     def make(n: int) -> VectorEnv:
         made = make_env(
             env.id, n, seed=seed, backend=backend, device=stepping_device(backend, policy.device), autoreset=False,
-            kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts, timeout=env.timeout, stream="evaluation",
+            kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts, timeout=env.timeout,
+            stream="evaluation", evaluation=True,
         )  # fmt: skip
         try:
             check_spaces(policy.spec, made.spec)
@@ -181,19 +188,20 @@ def evaluate_path(
             raise
         return made
 
-    evaluator = Evaluator(make, seed)
+    evaluator = Evaluator(make, seed, False, protocol.max_steps, protocol.mode, protocol.epsilon)
+    acting = evaluator.mode_of(policy.evaluation_mode)
     with _threads(settings.get("threads", "auto")):
         try:
-            evaluator.prepare(episodes)
+            evaluator.prepare(protocol.episodes)
             if video is not None:  # before the evaluation, because it fails where there is no graphics stack
                 factory = EnvFactory(
                     find_spec(env.id), {**env.kwargs, "render_mode": "rgb_array"}, env.wrappers, env.facts
                 )
-                record_episode(policy, factory, Path(video), seed, deterministic, MAX_LENGTH)
-            found = evaluator.evaluate(policy, episodes, deterministic)
+                record_episode(policy, factory, Path(video), seed, acting, protocol.max_steps)
+            found = evaluator.evaluate(policy, protocol.episodes, acting)
         finally:
             evaluator.close()
-    return Evaluation(found, env.id, seed, deterministic, policy.meta)
+    return Evaluation(found, env.id, seed, acting, policy.meta)
 
 
 def run_of(path: Path) -> RunFolder | None:
@@ -215,7 +223,7 @@ def environment_of(
         settings, own = found.values, found.own
     else:
         own = _names_the_same(path, policy.meta.get("env"))
-    env = build(EnvConfig, settings.get("env", {"id": policy.spec.id}), "env")
+    env = build(EnvConfig, settings.get("env", {"id": policy.spec.id}), "env").for_evaluation()
     if not (own or trust):
         refuse_names(env, path, env_id, "--env ")
     if env_id is not None and env_id != env.id:

@@ -14,7 +14,6 @@ import gymnasium
 
 from rlopt.config import build, join, refuse, to_dict
 from rlopt.loops.configuration import RESUMABLE, EnvConfig, TrainConfig, build_config, schedule_end
-from rlopt.loops.evaluation import MAX_LENGTH
 from rlopt.runs.checkpoint import saved_config
 from rlopt.runs.run_folder import RunFolder
 from rlopt.settings import Settings, parse_settings
@@ -23,6 +22,8 @@ from rlopt.types import RloptError
 log = logging.getLogger(__name__)
 
 KEPT = "a resumed run keeps its own; only total_steps, device, on_nonfinite and log.… go with resume="
+MAX_STEPS = 100_000
+"""Steps of an episode that a file may ask for which was not made here."""
 _MAY_CHANGE = "only total_steps, device, on_nonfinite and log.… may change"
 
 
@@ -140,17 +141,19 @@ def refuse_names(env: EnvConfig, where: Path, env_id: str | None, way: str, buff
         raise RloptError(
             f"this file names a module ({env.id}), which no file may choose to import; {allow}, or {way}{env.id}"
         )
-    for wrapper in env.wrappers:
+    both = (env, env.for_evaluation())
+    wrappers = [wrapper for each in both for wrapper in each.wrappers]
+    for wrapper in wrappers:
         name = wrapper if isinstance(wrapper, str) else str(wrapper.get("class"))
         if name not in gymnasium.wrappers.__all__ or name.startswith("Record"):
             raise RloptError(f"this file names the wrapper {name}, which no file may choose; {allow}")
-    arguments: list[tuple[str, Any]] = [("env.kwargs", env.kwargs if env_id in (None, env.id) else {})]
-    arguments += [("env.wrappers", wrapper.get("kwargs")) for wrapper in env.wrappers if isinstance(wrapper, dict)]
+    arguments: list[tuple[str, Any]] = [("env.kwargs", each.kwargs) for each in both if env_id in (None, env.id)]
+    arguments += [("env.wrappers", wrapper.get("kwargs")) for wrapper in wrappers if isinstance(wrapper, dict)]
     for key, value in (leaf for name, values in arguments for leaf in _leaves(values, name)):
         if isinstance(value, str) and set(value) & set("/\\:"):
             raise RloptError(f"this file has {key}={value!r}, which may name a file or a module; {allow}")
-        if key.endswith("max_episode_steps") and isinstance(value, int | float) and value > MAX_LENGTH:
-            raise RloptError(f"this file asks for {key}={value:g}, more than {MAX_LENGTH}; {allow}")
+        if key.endswith("max_episode_steps") and isinstance(value, int | float) and value > MAX_STEPS:
+            raise RloptError(f"this file asks for {key}={value:g}, more than {MAX_STEPS}; {allow}")
     if buffer_folder is not None:
         raise RloptError(f"this file names a folder to write to (buffer.folder={buffer_folder}); {allow}")
 

@@ -117,7 +117,12 @@ def make_trainer(
         keep=config.checkpoint.keep,
         tensorboard=config.log.tensorboard,
         skip_nonfinite=config.on_nonfinite == "skip",
-        policy_meta={"agent": config.agent.name, "seed": config.seed, "env": to_dict(config.env)},
+        policy_meta={
+            "agent": config.agent.name,
+            "seed": config.seed,
+            "env": to_dict(config.env),
+            "eval": {"max_steps": config.eval.max_steps},
+        },
         callbacks=callbacks,
         display=display,
     )

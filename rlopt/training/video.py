@@ -10,8 +10,9 @@ import numpy as np
 
 from rlopt.envs.sync import Env, SyncVectorEnv
 from rlopt.loops.episodes import EpisodeCounter
-from rlopt.policy import Policy
-from rlopt.random import derive_seed, torch_generator
+from rlopt.loops.evaluation import Player, step_limit
+from rlopt.policy import EvaluationMode, Policy
+from rlopt.random import derive_seed
 from rlopt.types import Episode, RloptError
 
 
@@ -20,13 +21,13 @@ def record_episode(
     make: Callable[[], Env],
     path: Path,
     seed: int,
-    deterministic: bool = True,
-    max_length: int | None = None,
+    mode: EvaluationMode | None = None,
+    max_steps: int | None = None,
 ) -> Episode:
     """Film episode 0 of an evaluation with ``seed`` into the mp4 file ``path``.
 
-    ``make`` builds one environment with ``render_mode="rgb_array"``. Where it declares no limit of its own, the film
-    ends after ``max_length`` steps. An episode that fails leaves no file.
+    ``make`` builds one environment with ``render_mode="rgb_array"``; ``mode`` and ``max_steps`` are those of
+    ``run_episodes``. An episode that fails leaves no file.
 
     Raises:
         RloptError: a missing extra, a path that is no mp4 or cannot be written, or an environment that cannot be drawn.
@@ -38,7 +39,7 @@ def record_episode(
         path.parent.mkdir(parents=True, exist_ok=True)
         fps = float(env.envs[0].metadata.get("render_fps") or 30)
         with open_writer(str(staged), fps=fps, codec="libx264", macro_block_size=2) as writer:
-            episode = _film(policy, env, writer, seed, deterministic, max_length)
+            episode = _film(policy, env, writer, seed, mode, max_steps)
         staged.replace(path)
     except OSError as e:
         raise RloptError(f"{path} cannot be written: {' '.join(str(e).split())}") from e
@@ -62,19 +63,18 @@ def check_video(path: Path) -> Callable[..., Any]:
 
 
 def _film(
-    policy: Policy, env: SyncVectorEnv, writer: Any, seed: int, deterministic: bool, max_length: int | None
+    policy: Policy, env: SyncVectorEnv, writer: Any, seed: int, mode: EvaluationMode | None, max_steps: int | None
 ) -> Episode:
-    generator = None if deterministic else torch_generator(seed, "evaluation", "noise", device=policy.device)
+    player, limit = Player(policy, seed, mode), step_limit(env.spec, max_steps)
     obs = env.reset(seeds=[derive_seed(seed, "evaluation", 0)])
     counter, carry = EpisodeCounter(env.spec, 1), policy.initial_carry()
     while True:
         writer.append_data(_frame(env))
-        act = policy.act(obs, carry, deterministic=deterministic, generator=generator)
+        act = player.act(obs, carry)
         step = env.step(act.action)
         obs, carry = step.obs, act.carry
         found = counter.count(step, act.facts)
-        cut = env.spec.episode_limit is None and int(counter.lengths) == max_length
-        if cut or found:
+        if found or int(counter.lengths) == limit:
             writer.append_data(_frame(env))
             return found[0] if found else counter.episode(0)
 

@@ -24,7 +24,7 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(
     said = capsys.readouterr()
     assert json.loads(said.out) == result
     assert "over 2 episodes (Pendulum-v1)" in said.err
-    assert main(["evaluate", str(trained / "policy"), "--episodes", "3", "--stochastic", "--seed", "5"]) == 0
+    assert main(["evaluate", str(trained / "policy"), "--episodes", "3", "--mode", "sample", "--seed", "5"]) == 0
     said = capsys.readouterr().out
     assert "over 3 episodes" in said
     assert "seed 5, samples of the policy" in said

@@ -24,14 +24,14 @@ from rlopt.envs import Normalizer, VectorEnv, make_env
 from rlopt.loops import evaluation as evaluation_module
 from rlopt.loops.evaluation import MAX_SLOTS, Evaluator, run_episodes
 from rlopt.nn import CategoricalActor, NetworkConfig, SquashedGaussianActor, build_seeded, make_actor, network_options
-from rlopt.policy import Policy, save_policy
+from rlopt.policy import EvaluationMode, Policy, save_policy
 from rlopt.random import derive_seed
-from rlopt.training import evaluate as evaluate_module
 from rlopt.training import train_config, video
 from rlopt.training.evaluate import Evaluation, describe, evaluate_path
 from rlopt.training.setup import begin
 from rlopt.types import Act, Carry, EnvSpec, Episode, Obs, RloptError, Step
 
+SAMPLE = EvaluationMode(deterministic=False)
 SMALL = network_options(NetworkConfig(hidden=(16,)))
 
 
@@ -146,7 +146,7 @@ def test_an_evaluation_repeats_exactly_and_moves_no_other_stream() -> None:
     before = torch.get_rng_state(), repr(np.random.get_state())
     evaluator = Evaluator(make, seed=3)
     first, between, again = (evaluator.evaluate(policy, n) for n in (5, 5, 5))
-    noisy = [evaluator.evaluate(policy, 5, deterministic=False) for _ in range(2)]
+    noisy = [evaluator.evaluate(policy, 5, SAMPLE) for _ in range(2)]
     assert first == between == again == Evaluator(make, seed=3).evaluate(policy, 5)
     assert noisy[0] == noisy[1] != first
     assert Evaluator(make, seed=4).evaluate(policy, 5) != first
@@ -296,7 +296,7 @@ def test_a_run_repeats_its_final_evaluation(tmp_path: Path) -> None:
     assert evaluate_path(tmp_path / "policy", 4).episodes == found.episodes, "the policy folder alone knows as much"
     other = evaluate_path(tmp_path, 2, seed=7).episodes
     assert other == in_training(policy, PENDULUM, 2, seed=7) != found.episodes[:2]
-    noisy = [evaluate_path(tmp_path, deterministic=False).episodes for _ in range(2)]
+    noisy = [evaluate_path(tmp_path, mode="sample").episodes for _ in range(2)]
     assert noisy[0] == noisy[1] != found.episodes
 
 
@@ -366,9 +366,9 @@ def test_another_environment_with_the_same_spaces(tmp_path: Path) -> None:
     try:
         save_policy(policy_for("Lengths-v0"), tmp_path, {"env": {"id": "Lengths-v0", "kwargs": {"shift": 5.0}}})
         plain = expected(3, seed=0)
-        assert [e.total_reward for e in evaluate_path(tmp_path, 3).episodes] == [r + 5 * n for r, n, _ in plain]
+        assert [e.total_reward for e in evaluate_path(tmp_path, 3).episodes] == [r + 5 * n for r, n, *_ in plain]
         shifted = evaluate_path(tmp_path, 3, env_id="Shifted-v0")
-        assert [e.total_reward for e in shifted.episodes] == [r + n for r, n, _ in plain], "no kwargs of the other one"
+        assert [e.total_reward for e in shifted.episodes] == [r + n for r, n, *_ in plain], "no kwargs of the other one"
     finally:
         del gymnasium.registry["Shifted-v0"]
 
@@ -378,7 +378,7 @@ def test_another_environment_with_the_same_spaces(tmp_path: Path) -> None:
     [
         ({"env_id": "CartPole-v1"}, r"sees Box\(.*\(2,\), float32\), but CartPole-v1 has Box\("),
         ({"env_id": "Lenghts-v0"}, "did you mean Lengths-v0"),
-        ({"episodes": 0}, "episodes=0 must be at least 1"),
+        ({"episodes": 0}, "episodes: must be at least 1, got 0"),
         ({"video": "film.avi"}, r"ends in \.mp4"),
     ],
 )
@@ -467,8 +467,7 @@ def test_a_film_without_an_end_is_cut_off_too(tmp_path: Path, monkeypatch: pytes
         assert len(frames) <= 50, "the film goes on"
         return 1
 
-    for module in (evaluation_module, evaluate_module):
-        monkeypatch.setattr(module, "MAX_LENGTH", 50)
+    monkeypatch.setattr(evaluation_module, "NO_LIMIT", 50)
     monkeypatch.setattr(video, "check_video", lambda path: writer)
     monkeypatch.setattr(video, "_frame", frame)
     save_policy(endless(make_env("CliffWalking-v1", 1, autoreset=False)), tmp_path / "p")
@@ -479,8 +478,26 @@ def test_a_film_without_an_end_is_cut_off_too(tmp_path: Path, monkeypatch: pytes
 def test_an_episode_without_an_end_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(evaluation_module, "MAX_LENGTH", 50)
+    monkeypatch.setattr(evaluation_module, "NO_LIMIT", 50)
     env = make_env("CliffWalking-v1", 2, autoreset=False)
-    episodes = run_episodes(endless(env), env, 2, seed=0)
-    assert [(e.total_reward, e.length) for e in episodes] == [(-50.0, 50)] * 2
-    assert "cut off after 50 steps" in caplog.text
+    policy = endless(env)
+    assert run_episodes(policy, env, 2, seed=0) == [Episode(-50.0, 50)] * 2
+    assert caplog.messages == ["CliffWalking-v1: 2 evaluation episodes were cut off after 50 steps"]
+    caplog.clear()
+    evaluator = Evaluator(lambda n: env, seed=0)
+    assert evaluator.evaluate(policy, 2) == evaluator.evaluate(policy, 2) == [Episode(-50.0, 50)] * 2
+    assert caplog.text.count("CliffWalking-v1 has no time limit: episodes of evaluations are cut off after 50") == 1
+
+
+@pytest.mark.parametrize(("max_steps", "longest"), [(None, 30), (5, 5), (1000, 30)])
+def test_a_limit_of_the_evaluation_cuts_what_is_longer(max_steps: int | None, longest: int) -> None:
+    gymnasium.register("Limited-v0", entry_point=Lengths, max_episode_steps=40)
+    try:
+        env = make_env("Limited-v0", 4, autoreset=False)
+        found = run_episodes(policy_for("Limited-v0"), env, 12, seed=4, max_steps=max_steps)
+    finally:
+        del gymnasium.registry["Limited-v0"]
+    whole = expected(12, seed=4)
+    assert max(e.length for e in whole) > 5
+    assert [e.length for e in found] == [min(e.length, longest) for e in whole]
+    assert [e.total_reward for e in found] == [e.length * (e.length + 1) / 2 for e in found]
