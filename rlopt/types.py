@@ -168,8 +168,8 @@ class Update(NamedTuple):
 
     metrics: Metrics
     """0-d tensors."""
-    priority: Tensor | None = None
-    """(B,) new priorities of the batch, for samplers that use them."""
+    priority: Tensor | dict[str, Tensor] | None = None
+    """(B,) new priorities of the batch, for samplers that use them; of several batches by name."""
 
 
 class Episode(NamedTuple):

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlopt.agents.td import TD_LOSSES, TDLoss, make_td_loss
+from rlopt.buffers.transition import REWARD_TRANSFORMS
 from rlopt.config import checked
 from rlopt.nn import (
     PRECISIONS,
@@ -42,7 +43,18 @@ class AgentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayAgentConfig(AgentConfig):
+class LearnerConfig(AgentConfig):
+    """What every agent that learns from an environment's rewards has."""
+
+    reward: str = option(
+        "raw",
+        "what learning makes of each single reward: raw, its sign, clip to [-1, 1]",
+        choices=tuple(REWARD_TRANSFORMS),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayAgentConfig(LearnerConfig):
     """What every agent that learns from a replay buffer has; read by ``ReplayLoop``."""
 
     batch_size: int = option(256, "transitions per update", low=1)
@@ -109,7 +121,12 @@ class Agent:
     supports_memory: ClassVar[bool] = False
     """Whether its losses run networks with a memory over sequences."""
     extra_fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    """{name: (shape, dtype)} of tensors to be stored with each transition."""
+    """{name: (shape, dtype)} of tensors to be stored with each transition. Those named ``carry/<name>`` are filled by
+    the collector, with the carry before the step; the others are ``Act.extras``."""
+    draws: dict[str, str | None] = {}
+    """{name: mask}: the minibatches of an update, where there are several, each with a sampler of its own over the same
+    transitions. ``mask`` names the bool extra field that says which of them it may draw, None for all. ``update`` then
+    gets a dict of batches (without those that have nothing to draw yet) and returns a dict of priorities."""
 
     def __init__(
         self,

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rlopt.agents.base import AgentConfig
+from rlopt.agents.base import LearnerConfig
 from rlopt.types import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupAgentConfig(AgentConfig):
+class GroupAgentConfig(LearnerConfig):
     """What every agent that learns from group rollouts has; read by ``GroupLoop``."""
 
     groups: int = option(4, "groups of episodes per rollout; a group shares its first state", low=1)

@@ -78,7 +78,7 @@ class Layout:
         extra_fields: Fields | None = None,
         frame_stack: int | None = None,
         reward_shape: tuple[int, ...] = (),
-        derived: Mapping[str, Tensor] | None = None,
+        derived: Mapping[str, Tensor | tuple[Any, ...]] | None = None,
     ) -> None:
         if len(reward_shape) > 1:
             raise RloptError(f"rewards have the shape () or (n,), not {reward_shape}")
@@ -236,21 +236,21 @@ def as_tensor(name: str, value: object) -> Tensor:
         raise RloptError(f"{name} is no array of numbers: {' '.join(str(e).split())}") from e
 
 
-def _gather(key: str, index: Tensor, leaves: dict[str, Space]) -> Gather:
+def _gather(key: str, index: Tensor | tuple[Any, ...], leaves: dict[str, Space]) -> Gather:
     source = leaves.get(SOURCE)
     if key not in leaves or key == SOURCE or not isinstance(source, spaces.Box):
         raise RloptError(f"derived[{key!r}] needs observations of that name and a Box {SOURCE!r} to gather them from")
     shape, size = _shape(leaves[key]), math.prod(_shape(source))
-    index = torch.as_tensor(index, dtype=torch.int64)
-    if tuple(index.shape) != shape or _dtype(leaves[key]) != _dtype(source):
+    position = torch.as_tensor(index, dtype=torch.int64)
+    if tuple(position.shape) != shape or _dtype(leaves[key]) != _dtype(source):
         raise RloptError(
-            f"derived[{key!r}] has shape {tuple(index.shape)}; the leaf has {shape}, of the type of {SOURCE}"
+            f"derived[{key!r}] has shape {tuple(position.shape)}; the leaf has {shape}, of the type of {SOURCE}"
         )
-    if index.numel() and not -1 <= int(index.min()) <= int(index.max()) < size:
+    if position.numel() and not -1 <= int(position.min()) <= int(position.max()) < size:
         raise RloptError(
             f"derived[{key!r}] points beyond the {size} entries of {SOURCE}; use 0 … {size - 1}, or -1 for 0"
         )
-    flat = index.flatten()
+    flat = position.flatten()
     padding = flat < 0
     return Gather(flat.clamp(min=0), padding if bool(padding.any()) else None, shape)
 

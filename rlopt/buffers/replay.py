@@ -90,7 +90,7 @@ class ReplayBuffer:
         batch_device: torch.device | str | None = None,
         reward_transform: str | None = None,
         reward_shape: tuple[int, ...] = (),
-        derived: Mapping[str, Tensor] | None = None,
+        derived: Mapping[str, Tensor | tuple[Any, ...]] | None = None,
         masks: Mapping[str, str] | None = None,
     ) -> None:
         if capacity < num_envs or n_step < 1:

@@ -70,8 +70,8 @@ class CapturedUpdate:
         self.agent, self.buffer, self.batch_size, self.normalizer = agent, buffer, batch_size, normalizer
         self.gathers = normalizer is None and buffer.gathers_only and buffer.batch_device == buffer.device
         """Whether the graphs gather the minibatch themselves."""
-        self.index = torch.zeros(0, dtype=torch.int64)
-        """(B,) slots of the latest minibatch, where the buffer is."""
+        self.index: Any = torch.zeros(0, dtype=torch.int64)
+        """(B,) slots of the latest minibatch, of several by name."""
         self.inputs: list[Tensor] = []
         self.recorded: dict[Hashable, _Recorded] = {}
         self._batch: Callable[[], Batch]
@@ -106,11 +106,15 @@ class CapturedUpdate:
 
     def _draw(self) -> None:
         """Copy the next minibatch, or its slots, into the fixed tensors."""
-        self.index, weight = self.buffer.draw(self.batch_size)
-        drawn: Any = (self.index, weight)
-        if not self.gathers:
-            drawn = self.buffer.batch(*drawn)
-            drawn = drawn if self.normalizer is None else self.normalizer.normalize_batch(drawn)
+        drawn: Any
+        if self.buffer.several:
+            drawn = self.buffer.sample(self.batch_size)
+            self.index = slots_of(drawn)
+        else:
+            self.index, _ = drawn = self.buffer.draw(self.batch_size)
+            drawn = drawn if self.gathers else self.buffer.batch(*drawn)
+        if self.normalizer is not None:
+            drawn = self.normalizer.normalize_batch(drawn)
         given = list(_leaves(drawn))
         shape = _shape(drawn), self.agent.constants()
         if shape != self._shape:
@@ -194,6 +198,11 @@ def _like(tree: Any, leaves: Iterator[Tensor]) -> Any:
         children = [_like(child, leaves) for child in tree]
         return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
     return tree
+
+
+def slots_of(batch: Batch | dict[str, Batch]) -> Any:
+    """Return the slots (B,) of a minibatch, of several by name: what their priorities are given with."""
+    return {name: each.index for name, each in batch.items()} if isinstance(batch, dict) else batch.index
 
 
 def _leaves(tree: Any) -> Iterator[Tensor]:

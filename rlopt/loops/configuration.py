@@ -13,6 +13,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from rlopt.agents.base import AgentConfig
 from rlopt.buffers.samplers.base import Sampler
+from rlopt.buffers.samplers.sequence import SequenceConfig
 from rlopt.config import build, call_options, checked, join, option_names, over, refuse, with_arguments
 from rlopt.envs.factory import find_spec
 from rlopt.nn import PRECISIONS
@@ -64,7 +65,7 @@ class EnvConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BufferConfig:
+class BufferConfig(SequenceConfig):
     """The replay buffer; the sampler's own options stand beside these."""
 
     name: str = option("uniform", "a registered sampler")

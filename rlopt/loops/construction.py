@@ -8,6 +8,7 @@ from rlopt.envs import Normalizer, VectorEnv, make_env
 from rlopt.envs.make import stepping_device
 from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
+from rlopt.types import RloptError
 
 
 def environment(
@@ -50,7 +51,9 @@ def evaluator(config: TrainConfig, device: torch.device) -> Evaluator:
 
 def normalizer(config: TrainConfig, env: VectorEnv, gamma: float, device: torch.device) -> Normalizer | None:
     """Return new statistics of what the configuration normalises; None where that is nothing."""
-    e = config.env
+    e, word = config.env, getattr(config.agent, "reward", "raw")
+    if e.normalize_reward and word != "raw":
+        raise RloptError(f"agent.reward={word} and env.normalize_reward both change what is learnt from; choose one")
     if not (e.normalize_obs or e.normalize_reward):
         return None
     return Normalizer(env.spec, e.normalize_obs, e.normalize_reward, gamma, runs=config.num_runs, device=device)

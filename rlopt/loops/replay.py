@@ -6,26 +6,27 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 
 from rlopt.agents.base import Agent, ReplayAgentConfig
 from rlopt.buffers import ReplayBuffer, Sampler
 from rlopt.buffers.samplers.per_run import RunSamplers
+from rlopt.buffers.samplers.sequence import CARRY
 from rlopt.config import changed
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.envs.make import stepping_device
 from rlopt.loops import construction
 from rlopt.loops.base import Progress
-from rlopt.loops.captured import CapturedUpdate, has_graphs, why_eager
+from rlopt.loops.captured import CapturedUpdate, has_graphs, slots_of, why_eager
 from rlopt.loops.configuration import TrainConfig, schedule_end
 from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.loops.stepping import SteppingLoop
 from rlopt.registry import get_agent, get_sampler
 from rlopt.state import RowLog
-from rlopt.types import State, resolve_device
+from rlopt.types import RloptError, State, resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class ReplayLoop(SteppingLoop):
         self.config: ReplayAgentConfig = agent.config
         self.buffer = buffer
         self.owed = 0
+        self._stored_carry = [name.removeprefix(CARRY) for name in agent.extra_fields if name.startswith(CARRY)]
         self.captured: CapturedUpdate | None = None
         if update_mode == "captured":
             self.captured = CapturedUpdate(agent, buffer, self.config.batch_size * agent.runs, normalizer)
@@ -122,6 +124,10 @@ class ReplayLoop(SteppingLoop):
             updates = self._learn(metrics)
             aside_seconds = perf_counter() - middle
             step = stepping.result()
+        extras = act.extras
+        if self._stored_carry:
+            assert self.carry is not None
+            extras = {**extras, **{CARRY + name: self.carry[name] for name in self._stored_carry}}
         moved = step.valid  # a row that is one too many to be stored has moved too
         step, valid, count = self._accept(step)
         if count or bool(step.ended.any()):  # not where every row is surplus
@@ -135,7 +141,7 @@ class ReplayLoop(SteppingLoop):
                     step.truncated,
                     step.ended,
                     valid,
-                    **act.extras,
+                    **extras,
                 )
         if self.normalizer is not None:
             self.normalizer.observe(obs, step)
@@ -158,7 +164,7 @@ class ReplayLoop(SteppingLoop):
                 batch = self.buffer.sample(self.config.batch_size * self.runs)
                 if self.normalizer is not None:
                     batch = self.normalizer.normalize_batch(batch)
-                update, index = self.agent.update(batch), batch.index
+                update, index = self.agent.update(batch), slots_of(batch)
             self.buffer.update_priority(index, update.priority)
             add_metrics(metrics, update.metrics)
         return updates
@@ -204,18 +210,27 @@ class ReplayLoop(SteppingLoop):
 
 
 def _buffer(config: TrainConfig, options: ReplayAgentConfig, agent: Agent, env: VectorEnv) -> ReplayBuffer:
-    """Return the replay buffer of every run, with a sampler for each."""
-    b, runs = config.buffer, config.num_runs
-    samplers = [b.make_sampler() for _ in range(runs)]
+    """Return the replay buffer of every run, with a sampler for each, or several where the agent draws so."""
+    b, spec = config.buffer, env.spec
+    if b.sequence_length is not None and not agent.supports_memory:
+        raise RloptError(
+            f"buffer.sequence_length={b.sequence_length}: agent={agent.name} learns from single transitions; leave it "
+            "out"
+        )
+
+    def sampler() -> Sampler:
+        runs: list[Sampler] = [b.make_sampler() for _ in range(config.num_runs)]
+        return b.wrap(runs[0] if len(runs) == 1 else RunSamplers(runs, env.num_envs))
+
     place: torch.device | str = b.device
     if b.device != "disk":
         place = agent.device if b.device == "auto" else resolve_device(b.device)
     return ReplayBuffer(
-        b.capacity * runs,
-        env.spec.observation_space,
-        env.spec.action_space,
+        b.capacity * config.num_runs,
+        spec.observation_space,
+        spec.action_space,
         num_envs=env.num_envs,
-        sampler=samplers[0] if runs == 1 else cast(Sampler, RunSamplers(samplers, env.num_envs)),
+        sampler={name: sampler() for name in agent.draws} if agent.draws else sampler(),
         n_step=options.n_step,
         gamma=options.gamma,
         extra_fields=agent.extra_fields,
@@ -224,6 +239,10 @@ def _buffer(config: TrainConfig, options: ReplayAgentConfig, agent: Agent, env: 
         frame_stack=b.frame_stack,
         folder=b.folder,
         batch_device=agent.device,
+        reward_transform=options.reward,
+        reward_shape=spec.reward_shape,
+        derived=spec.derived,
+        masks={name: mask for name, mask in agent.draws.items() if mask is not None},
     )
 
 

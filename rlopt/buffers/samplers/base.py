@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 class Sampler(Protocol):
     """Chooses slots of a ring of ``slots`` transitions. Slot numbers are flat: ``row * num_envs + environment``."""
 
-    name: ClassVar[str]
-
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
         """Begin anew for a ring of ``slots`` on ``device``; called once by the buffer that owns this sampler."""
         ...
@@ -55,8 +53,6 @@ class SamplerOver:
 
     A subclass writes ``batch``; ``attach`` is called once by the buffer, after ``bind``.
     """
-
-    name: ClassVar[str]
 
     def __init__(self, inner: Sampler) -> None:
         self.inner = inner

@@ -26,7 +26,6 @@ class RunSamplers:
         if num_envs % len(samplers):
             raise ValueError(f"{num_envs} environments cannot be shared by {len(samplers)} runs")
         self.samplers, self.width, self.each = list(samplers), num_envs, num_envs // len(samplers)
-        self.name = samplers[0].name
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
         runs = len(self.samplers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -68,8 +67,6 @@ class SequenceSampler(SamplerOver):
     Raises:
         RloptError: arguments that leave nothing to learn from, or a burn-in before the start of episodes.
     """
-
-    name: ClassVar[str] = "sequence"
 
     def __init__(self, inner: Sampler, length: int, start: str = "any", burn_in: int = 0) -> None:
         super().__init__(inner)
