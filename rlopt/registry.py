@@ -51,6 +51,7 @@ SAMPLERS: dict[str, Entry] = {
 LOOPS: dict[str, Entry] = {
     "replay": "rlopt.loops.replay:ReplayLoop",
     "robust": "rlopt.loops.robust:RobustLoop",
+    "rollout": "rlopt.loops.rollout:RolloutLoop",
     "group": "rlopt.loops.group:GroupLoop",
     "solver": "rlopt.loops.solver:SolverLoop",
 }

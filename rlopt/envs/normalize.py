@@ -184,8 +184,12 @@ class Normalizer:
         rewards. So the statistics are the same in every mode of a backend. What is not finite is left out: statistics
         never recover from a single NaN. ``gamma`` replaces the constructor's from here on.
         """
-        self.gamma = self.gamma if gamma is None else gamma
-        valid, ended = (on_device(x, self.device) for x in (step.valid, step.ended))
+        self.observe_obs(obs, step.valid)
+        self.observe_reward(step, gamma)
+
+    def observe_obs(self, obs: Obs, valid: Tensor) -> None:
+        """Add those of the observations (M, …) whose entry in ``valid`` (M,) is true, as ``observe`` does."""
+        valid = on_device(valid, self.device)
         for key, moments in self.moments.items():
             leaf = on_device(obs[key] if isinstance(obs, dict) else obs, self.device)
             rows = valid & leaf.reshape(len(leaf), -1).isfinite().all(1)
@@ -193,7 +197,12 @@ class Normalizer:
                 assert isinstance(obs, dict)
                 rows = rows.unsqueeze(1) & on_device(obs["alive"], self.device)
             moments.update(leaf, rows)
+
+    def observe_reward(self, step: Step, gamma: float | None = None) -> None:
+        """Add the rewards of one vector step, as ``observe`` does."""
+        self.gamma = self.gamma if gamma is None else gamma
         if self.returns is not None:
+            valid, ended = (on_device(x, self.device) for x in (step.valid, step.ended))
             reward = team_reward(self.spec, on_device(step.reward, self.device).to(torch.float64))
             valid = valid & reward.isfinite()
             if len(self._running) != len(reward):
