@@ -93,6 +93,29 @@ def team_reward(spec: EnvSpec, reward: Tensor) -> Tensor:
     return reward.sum(-1) if spec.reward_shape else reward
 
 
+def own_batch(spec: EnvSpec, batch: Any, i: int, team: bool = True) -> Any:
+    """Return the minibatch that agent i alone learns from: what it saw and did, the team's reward (or with
+    ``team=False`` its own), ``terminated`` also where it was dead afterwards, and weight 0 where it did not act.
+
+    ``batch`` is a NamedTuple of ``obs``, ``action``, ``reward``, ``next_obs``, ``terminated`` and ``weight``, each
+    (…,) and more; the rest of it stays.
+    """
+    before, after = alive(spec, batch.obs), alive(spec, batch.next_obs)
+    weight, terminated = batch.weight, batch.terminated
+    if before is not None and after is not None:
+        acts = before[..., i].to(terminated.dtype)
+        weight = acts if weight is None else weight * acts
+        terminated = torch.maximum(terminated, 1.0 - after[..., i].to(terminated.dtype))
+    return batch._replace(
+        obs=own_obs(spec, batch.obs, i),
+        action=own_action(spec, batch.action, i),
+        reward=batch.reward[..., i] if spec.reward_shape and not team else team_reward(spec, batch.reward),
+        next_obs=own_obs(spec, batch.next_obs, i),
+        terminated=terminated,
+        weight=weight,
+    )
+
+
 def critic_space(spec: EnvSpec, agent: int | None = None) -> Space:
     """Return what a critic sees: the state where there is one, else all that the agents see.
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from rlopt.agents.td import TD_LOSSES, TDLoss, make_td_loss
 from rlopt.buffers.transition import REWARD_TRANSFORMS
@@ -247,10 +248,12 @@ class Agent:
 
     def per_run(self, loss: Callable[..., X]) -> Callable[..., X]:
         """A loss written for one run, in this agent's precision; of several runs mapped over the leading axis of all
-        its (positional) arguments."""
-        mapped = torch.vmap(loss) if self.runs > 1 else loss
+        tensors in its (positional) arguments."""
 
         def evaluated(*args: Any) -> X:
+            mapped = loss
+            if self.runs > 1:
+                mapped = torch.vmap(loss, tree_map(lambda x: 0 if isinstance(x, Tensor) else None, args))
             with hidden_products(PRECISIONS[self.precision]):
                 return mapped(*args)
 

@@ -89,10 +89,10 @@ class SteppingLoop(Loop):
         remaining = self.total_steps - self.step
         if self.each <= remaining and _all_well(self.obs, step.next_obs, step.reward, valid):
             return step, None, self.each
-        finite = finite_rows(self.obs) & finite_rows(step.next_obs) & step.reward.isfinite() | ~valid
+        finite = finite_rows(self.obs) & finite_rows(step.next_obs) & finite_rows(step.reward) | ~valid
         all_finite = bool(finite.all())
         if not all_finite:
-            bad_reward = bool((~step.reward.isfinite() & valid).any())
+            bad_reward = bool((~finite_rows(step.reward) & valid).any())
             self._bad = self._bad or ("reward" if bad_reward else "observation")
             valid = valid & finite
             # Even where the run stops here: resumed, it must not begin with what stopped it.
