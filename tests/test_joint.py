@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -256,3 +256,37 @@ def test_agents_of_different_kinds_have_no_joint_space() -> None:
         joint.join_spaces([(box(1), box(1)), (box(1), spaces.Discrete(2))])
     with pytest.raises(RloptError, match="leaves obs of the agents are of different kinds"):
         joint.join_spaces([(box(1), box(1)), (box(1, 1), box(1))])
+
+
+class Batch(NamedTuple):
+    obs: Any
+    action: torch.Tensor
+    reward: torch.Tensor
+    next_obs: Any
+    terminated: torch.Tensor
+    weight: torch.Tensor | None
+    other: str = "stays"
+
+
+def test_an_independent_learner_sees_its_own_part_of_a_minibatch() -> None:
+    spec = team(OWN, box(7), alive=True, reward_shape=(3,))
+    seen = {"obs": torch.arange(24.0).view(2, 3, 4), "action_mask": torch.ones(2, 3, 5), "state": torch.zeros(2, 7)}
+    before = {**seen, "alive": torch.tensor([[True, True, True], [True, False, True]])}
+    after = {**seen, "alive": torch.tensor([[True, False, True], [True, False, True]])}
+    action, reward = torch.tensor([[2, 1, 4], [0, 0, 3]]), torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 6.0]])
+    batch = Batch(before, action, reward, after, torch.tensor([0.0, 1.0]), None)
+    own = joint.own_batch(spec, batch, 1)
+    assert own.obs.keys() == {"obs", "action_mask"}
+    assert own.action.tolist() == [1, 0]
+    assert own.reward.tolist() == [6.0, 10.0], "the team's, by default"
+    assert own.terminated.tolist() == [1.0, 1.0], "its own death cuts its bootstrap"
+    assert own.weight.tolist() == [1.0, 0.0], "what happened after its death teaches it nothing"
+    assert own.other == "stays"
+    alone = joint.own_batch(spec, batch._replace(weight=torch.tensor([0.5, 0.5])), 2, team=False)
+    assert alone.reward.tolist() == [3.0, 6.0]
+    assert alone.terminated.tolist() == [0.0, 1.0]
+    assert alone.weight.tolist() == [0.5, 0.5]
+    immortal = team(OWN)
+    plain = joint.own_batch(immortal, Batch(seen, action, reward[:, 0], seen, torch.zeros(2), None), 0, team=False)
+    assert plain.weight is None
+    assert plain.reward.tolist() == [1.0, 4.0], "one reward is everyone's"
