@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import re
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 numba: Any = import_module("numba")
+compiler_lock: Any = import_module("numba.core.compiler_lock").global_compiler_lock
+try:
+    fcntl: Any = import_module("fcntl")
+except ImportError:  # Windows
+    fcntl = None
 
 
 def jit(function: Any, signature: Any = None, **options: Any) -> Any:
@@ -26,6 +32,8 @@ def jit(function: Any, signature: Any = None, **options: Any) -> Any:
     file = getattr(made._cache, "_cache_file", None)
     if file is not None:
         file._source_stamp = _stamp(Path(function.__code__.co_filename))
+    if file is not None and fcntl is not None:
+        made.compile = _one_process_at_a_time(made.compile, Path(file._index_path).with_suffix(".lock"))
     if signature is not None:
         made.compile(signature)
         made.disable_compile()
@@ -36,6 +44,21 @@ def compiles(function: Any) -> bool:
     """Whether calling a function means compiling it, because no earlier process has left its machine code."""
     file = getattr(function._cache, "_cache_file", None)
     return not function.signatures and (file is None or not file._load_index())
+
+
+def _one_process_at_a_time(compile_: Any, lock: Path) -> Any:
+    """Let processes that need the same machine code wait for the first, which leaves it in the cache for them."""
+
+    @functools.wraps(compile_)
+    def alone(signature: Any) -> Any:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(compiler_lock)  # first, as for all that it calls
+            with contextlib.suppress(OSError):  # a file system without locks: then each compiles for itself
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
+            return compile_(signature)
+
+    return alone
 
 
 @functools.cache

@@ -30,7 +30,7 @@ def test_the_readme_begins_with_the_two_commands_and_ci_runs_the_second() -> Non
     commands = [line for line in first_screen if line.startswith("pip install -c constraints.txt -e ")]
     assert len(commands) == 2
     assert commands[0].endswith("&& python train.py")
-    assert commands[1].endswith("&& pytest")
+    assert commands[1].endswith("&& pytest -n 2")
     pattern = re.search(r"grep -E '([^']+)' README\.md", (ROOT / ".ci" / "run").read_text())
     assert pattern is not None
     found = [line for line in (ROOT / "README.md").read_text().splitlines() if re.search(pattern[1], line)]

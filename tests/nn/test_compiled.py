@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,3 +123,26 @@ def test_the_cache_of_machine_code_knows_every_source_that_went_into_it(tmp_path
     second = stamp()
     (package / "jit.py").write_text("# new")
     assert len({first, second, stamp()}) == 3
+
+
+COMPILES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from slow import double
+sys.stdin.readline()  # both at once
+double(3.0)
+print(sum(double.stats.cache_misses.values()))
+"""
+
+
+def test_of_processes_that_need_the_same_machine_code_one_compiles_it(tmp_path: Path) -> None:
+    source = "from rlopt.jit import jit\n\n\ndef double(x):\n    return 2.0 * x\n\n\ndouble = jit(double)\n"
+    (tmp_path / "slow.py").write_text(source)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(c.__file__).parents[2])}
+    command = [sys.executable, "-c", COMPILES, str(tmp_path)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    both = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for process in both:
+        print(file=process.stdin, flush=True)
+    misses = [int(process.communicate(timeout=60)[0]) for process in both]
+    assert sorted(misses) == [0, 1]
