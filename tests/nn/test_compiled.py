@@ -91,7 +91,9 @@ def test_a_thread_that_comes_late_finds_nothing_left() -> None:
     assert (done[:3] == 3).all()
 
 
-def test_a_function_compiles_once() -> None:
+def test_a_function_compiles_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit.numba.config, "CACHE_DIR", str(tmp_path))
+
     def double(x: float) -> float:
         return 2.0 * x
 
