@@ -182,7 +182,8 @@ class Reinforce(Agent):
             sample = (batch.action - self.actor_module.start).flatten()
             log_prob, entropy = categorical_terms(outputs, sample)
         elif isinstance(self.actor_module, MultiCategoricalActor):
-            log_prob, entropy = self.actor_module.log_prob(outputs, batch.action.flatten(0, 1))
+            log_prob = self.actor_module.log_prob(outputs, batch.action.flatten(0, 1))
+            entropy = self.actor_module.entropy(outputs)
         else:
             sample = batch.extras["before_tanh"].flatten(0, 1)
             noise = torch.randn(sample.shape, generator=self.update_generator, device=self.device)

@@ -13,7 +13,18 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlopt.config import build
-from rlopt.nn.distributions import IMPOSSIBLE, LOG_STD_MAX, LOG_STD_MIN, categorical, possible
+from rlopt.nn.distributions import (
+    IMPOSSIBLE,
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    categorical,
+    categorical_entropy,
+    chosen_log_prob,
+    gaussian_entropy,
+    gaussian_log_prob,
+    log_det_tanh,
+    possible,
+)
 from rlopt.nn.encoders import encoder_of, features_of
 from rlopt.nn.memory import make_memory
 from rlopt.nn.networks import MLP, NetworkConfig
@@ -66,6 +77,22 @@ class Actor(nn.Module):
     def choose(self, outputs: Any, noise: Tensor | None) -> Tensor:
         """Actions (N, …) from what the network gave for N observations; without noise the most likely ones."""
         raise NotImplementedError
+
+    def log_prob(self, outputs: Any, action: Tensor) -> Tensor:
+        """Return log π(a|s) (N,) of actions (N, …) in environment units, from what the network gave for N observations.
+
+        Raises:
+            RloptError: a policy without a density.
+        """
+        raise RloptError(f"a {self.kind} policy has no density: it takes one action for sure")
+
+    def entropy(self, outputs: Any) -> Tensor:
+        """Return the entropy (N,) of π(·|s) in nats.
+
+        Raises:
+            RloptError: it has no closed form.
+        """
+        raise RloptError(f"the entropy of a {self.kind} policy has no closed form; estimate it by -log_prob of samples")
 
     def uniform(self, rows: int, generator: torch.Generator, obs: Obs | None = None) -> Tensor:
         """Return uniformly random actions (rows, …), for an off-policy agent's warm-up; of those that are possible at
@@ -168,6 +195,13 @@ class SquashedGaussianActor(BoundedActor):
         mean, log_std = outputs
         return self.to_env(torch.tanh(mean if noise is None else torch.addcmul(mean, log_std.exp(), noise)))
 
+    def log_prob(self, outputs: tuple[Tensor, Tensor], action: Tensor) -> Tensor:
+        """Return log π(a|s) (N,), a density in normalised action space [-1, 1]: the Box's bounds do not enter. Of an
+        action at a bound, where the density of a squashed Gaussian is not defined, that just inside."""
+        edge = 1.0 - torch.finfo(torch.float32).eps
+        u = self.normalise(action).clamp(-edge, edge).atanh()
+        return gaussian_log_prob(*outputs, u) - log_det_tanh(u).sum(-1)
+
 
 class DeterministicActor(BoundedActor):
     """tanh, scaled to a bounded Box; exploring, it adds Gaussian noise and clips (TD3).
@@ -245,6 +279,14 @@ class GaussianActor(NetworkActor):
     def choose(self, outputs: tuple[Tensor, Tensor], noise: Tensor | None) -> Tensor:
         return self.to_env(self.sample(outputs, noise))
 
+    def log_prob(self, outputs: tuple[Tensor, Tensor], action: Tensor) -> Tensor:
+        """Return log π (N,) of the samples that are these actions, in the units of the samples. (Of one that was
+        clipped the sample is not known: learn from ``sample``, not from the action.)"""
+        return gaussian_log_prob(*outputs, (action.flatten(1) - self.centre) / self.half_range)
+
+    def entropy(self, outputs: tuple[Tensor, Tensor]) -> Tensor:
+        return gaussian_entropy(outputs[1])
+
 
 class DiscreteActor(NetworkActor):
     """An actor with a logit for each action. Those of actions that a leaf ``action_mask`` leaves out are
@@ -282,6 +324,12 @@ class CategoricalActor(DiscreteActor):
 
     def choose(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
         return (outputs.argmax(-1) if noise is None else categorical(outputs, noise)) + self.start
+
+    def log_prob(self, outputs: Tensor, action: Tensor) -> Tensor:
+        return chosen_log_prob(outputs, action - self.start)
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        return categorical_entropy(outputs)
 
     def uniform(self, rows: int, generator: torch.Generator, obs: Obs | None = None) -> Tensor:
         if self.masked and obs is not None:
@@ -331,13 +379,12 @@ class MultiCategoricalActor(DiscreteActor):
         padded = F.pad(logits, (0, 1), value=IMPOSSIBLE).index_select(-1, self.place)
         return padded.view(*logits.shape[:-1], self.heads, -1)
 
-    def log_prob(self, outputs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log π(a|s) (B,) of the actions (B, …) and the entropy (B,), sums over the heads, from logits
-        (B, heads, K)."""
-        log_pi = outputs.log_softmax(-1)
-        index = action.flatten(1) - self.start
-        chosen = log_pi.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-        return chosen.sum(-1), -(log_pi.exp() * log_pi).sum((-2, -1))
+    def log_prob(self, outputs: Tensor, action: Tensor) -> Tensor:
+        """Return log π(a|s) (B,) of the actions (B, …), the sum over the heads, from logits (B, heads, K)."""
+        return chosen_log_prob(outputs, action.flatten(1) - self.start).sum(-1)
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        return categorical_entropy(outputs).sum(-1)
 
     def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
         return torch.rand((rows, self.heads), generator=generator, device=self.start.device)
@@ -377,6 +424,12 @@ class TabularActor(Actor):
 
     def choose(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
         return (outputs.argmax(-1) if noise is None else categorical(outputs.log(), noise)) + self.start[1]
+
+    def log_prob(self, outputs: Tensor, action: Tensor) -> Tensor:
+        return chosen_log_prob(outputs.log(), action - self.start[1])
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        return -torch.xlogy(outputs, outputs).sum(-1)
 
     def uniform(self, rows: int, generator: torch.Generator, obs: Obs | None = None) -> Tensor:
         return (

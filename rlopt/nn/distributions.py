@@ -27,8 +27,13 @@ def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Ten
     """
     u = torch.addcmul(mean, log_std.exp(), noise)
     log_normal = -0.5 * noise.square() - log_std - HALF_LOG_TWO_PI
-    log_det = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+    log_det = log_det_tanh(u)  # before the tanh: backward adds up gradients in this order, which fixes the last bit
     return torch.tanh(u), (log_normal - log_det).sum(-1)
+
+
+def log_det_tanh(u: Tensor) -> Tensor:
+    """Return log(1 - tanh²u) of each element, the logarithm of tanh's derivative."""
+    return 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, sample: Tensor) -> Tensor:
@@ -48,6 +53,17 @@ def categorical(logits: Tensor, uniform: Tensor) -> Tensor:
     # Rounding may leave the whole sum below a number that is almost 1: the last action that is possible is meant.
     last = (cumulative < cumulative[..., -1:]).sum(-1)
     return torch.minimum((cumulative <= uniform.unsqueeze(-1)).sum(-1), last)
+
+
+def chosen_log_prob(logits: Tensor, index: Tensor) -> Tensor:
+    """Return log π (…,) of the actions ``index`` (…,), which count from 0, from ``logits`` (…, K)."""
+    return logits.log_softmax(-1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+
+def categorical_entropy(logits: Tensor) -> Tensor:
+    """Return the entropy (…,) in nats of the categorical with ``logits`` (…, K)."""
+    log_pi = logits.log_softmax(-1)
+    return -(log_pi.exp() * log_pi).sum(-1)
 
 
 def possible(logits: Tensor, mask: Tensor) -> Tensor:

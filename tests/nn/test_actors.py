@@ -23,11 +23,12 @@ from rlopt.nn import (
     Net,
     NetworkConfig,
     SquashedGaussianActor,
+    TabularActor,
     build_seeded,
     make_actor,
     network_options,
 )
-from rlopt.nn.distributions import categorical, gaussian_entropy, gaussian_log_prob, possible
+from rlopt.nn.distributions import categorical, gaussian_entropy, gaussian_log_prob, possible, squashed_gaussian
 from rlopt.policy import Policy, load_policy, save_policy
 from rlopt.types import EnvSpec, RloptError
 
@@ -116,6 +117,50 @@ def test_gaussian_densities_are_those_of_torch() -> None:
     torch.testing.assert_close(gaussian_entropy(log_std), other.entropy().sum(-1))
 
 
+def test_a_squashed_density_integrates_to_one_and_is_that_of_the_losses() -> None:
+    box = spaces.Box(-3.0, 1.0, (1,), np.float32)
+    actor = build_seeded(lambda: SquashedGaussianActor(VECTOR, box, OPTIONS), 3)
+    outputs = actor(torch.randn(2, 3, generator=torch.Generator().manual_seed(0)))
+    inside = torch.linspace(-1.0, 1.0, 20_001)[1:-1]
+    for i in range(2):
+        each = tuple(x[i].expand(len(inside), 1) for x in outputs)
+        density = actor.log_prob(each, actor.to_env(inside[:, None])).exp()  # in units of [-1, 1]
+        assert float(torch.trapezoid(density, inside).detach()) == pytest.approx(1.0, abs=2e-3)
+    noise = torch.randn(2, 1, generator=torch.Generator().manual_seed(1))
+    action, log_prob = squashed_gaussian(*outputs, noise)
+    torch.testing.assert_close(actor.log_prob(outputs, actor.to_env(action)), log_prob, rtol=1e-4, atol=1e-4)
+    assert actor.log_prob(outputs, torch.tensor([[-3.0], [1.0]])).isfinite().all()
+    with pytest.raises(RloptError, match="no closed form"):
+        actor.entropy(outputs)
+    with pytest.raises(RloptError, match="a deterministic policy has no density"):
+        deterministic = DeterministicActor(VECTOR, box, OPTIONS)
+        deterministic.log_prob(deterministic(torch.zeros(1, 3)), torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("unit_box", [False, True])
+def test_a_gaussian_actors_density_is_that_of_its_samples(unit_box: bool) -> None:
+    actor = GaussianActor(VECTOR, LOPSIDED, {**OPTIONS, "log_std": -3.0, "unit_box": unit_box})
+    mean, log_std = outputs = actor(torch.zeros(1, 3))
+    sample = actor.sample(outputs, (torch.tensor([[0.5, 0.25]]) - mean) * (-log_std).exp())  # inside the Box
+    density = actor.log_prob(outputs, actor.to_env(sample))
+    torch.testing.assert_close(density, gaussian_log_prob(*outputs, sample), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actor.entropy(outputs), gaussian_entropy(outputs[1]))
+
+
+def test_discrete_densities_are_those_of_torch() -> None:
+    actor = CategoricalActor(VECTOR, spaces.Discrete(4, start=3), OPTIONS)
+    logits = actor(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    action = torch.tensor([3, 4, 5, 6, 6])
+    expected = torch.distributions.Categorical(logits=logits)
+    torch.testing.assert_close(actor.log_prob(logits, action), expected.log_prob(action - 3))
+    torch.testing.assert_close(actor.entropy(logits), expected.entropy())
+    table = TabularActor(spaces.Discrete(2, start=1), spaces.Discrete(3), {})
+    table.probabilities.copy_(torch.tensor([[0.2, 0.8, 0.0], [1.0, 0.0, 0.0]]))
+    rows = table(torch.tensor([1, 2]))
+    assert table.log_prob(rows, torch.tensor([1, 0])).exp().tolist() == pytest.approx([0.8, 1.0])
+    assert table.entropy(rows).tolist() == pytest.approx([0.5004, 0.0], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("kind", "own"), [("gaussian", {"log_std": -0.5, "unit_box": True}), ("deterministic", {"exploration": 0.3})]
 )
@@ -200,7 +245,7 @@ def test_every_component_of_an_action_has_a_distribution_of_its_own(space: space
     assert action.dtype == torch.int64
     assert action.shape == (4000, *space.shape)
     assert all(space.contains(row.numpy().astype(space.dtype)) for row in action[:50])
-    log_prob, entropy = actor.log_prob(outputs, action)
+    log_prob, entropy = actor.log_prob(outputs, action), actor.entropy(outputs)
     torch.testing.assert_close(-log_prob.mean(), entropy[0], atol=0.05, rtol=0.0)
     one_by_one = sum(
         torch.distributions.Categorical(logits=head[:, :size]).log_prob(chosen - start)
@@ -231,7 +276,7 @@ def test_masked_actions_are_never_taken_and_have_no_gradient() -> None:
         assert obs["action_mask"].gather(1, action[:, None] - 10).all()
     for action in (many.act(obs, generator=generator)[0], many.uniform(1000, generator, obs)):
         assert obs["action_mask"].gather(1, action + torch.tensor([0, 3])).all()
-    log_prob, entropy = many.log_prob(many(obs), action)
+    log_prob, entropy = many.log_prob(many(obs), action), many.entropy(many(obs))
     assert entropy.isfinite().all()
     (log_prob.sum() + entropy.sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in many.parameters())
