@@ -19,7 +19,7 @@ from rlopt.agents.td import TDLoss
 from rlopt.agents.temperature import Temperature
 from rlopt.buffers import Batch
 from rlopt.nn import Actor, Net, network_options
-from rlopt.types import Metrics, Space, Update, option
+from rlopt.types import Metrics, Obs, Space, Update, option
 
 A = TypeVar("A", bound=Actor)
 
@@ -80,6 +80,11 @@ class ActorCritic(ReplayAgent):
     def build_target(self, source: Net) -> None:
         """Make ``target``, a slow copy of ``source``."""
         self.followed, self.target = source, self.persist("target", source.target())
+
+    def q(self, obs: Obs, action: Tensor) -> Tensor:
+        module: Any = self.actor_module
+        values: Tensor = self.critic.module(obs, module.normalise(action))
+        return values
 
     def critic_objective(self, work: Work) -> tuple[Tensor, Metrics]:
         """Return the critics' loss, () or (R,), and its metrics with ``q`` and the residuals ``td`` (B,)."""

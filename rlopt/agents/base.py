@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -12,9 +13,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from rlopt.agents.saving import freeze, load_agent, nets_of, save_agent
 from rlopt.agents.td import TD_LOSSES, TDLoss, make_td_loss
 from rlopt.buffers.transition import REWARD_TRANSFORMS
-from rlopt.config import checked
+from rlopt.config import checked, hint
 from rlopt.nn import (
     PRECISIONS,
     Net,
@@ -207,6 +209,61 @@ class Agent:
     def policies(self) -> list[Policy]:
         """The policy of every run."""
         return [self.policy]
+
+    def log_prob(self, obs: Obs, action: Tensor) -> Tensor:
+        """Return log π(a|s) (N,) of actions (N, …) in environment units under the (first run's) policy.
+
+        Raises:
+            RloptError: the policy has no density, or remembers.
+        """
+        actor = self.policy.actor
+        if self.policy.recurrent:
+            raise RloptError(f"agent={self.name} remembers: what it does depends on more than these observations")
+        return actor.log_prob(actor.read(obs, None)[0], action)
+
+    def q(self, obs: Obs, action: Tensor) -> Tensor:
+        """Return what each of C critics (of the first run) expects of actions (N, …) in environment units: (C, N).
+
+        Raises:
+            RloptError: this agent has no values of actions.
+        """
+        raise RloptError(f"agent={self.name} has no values of actions")
+
+    def freeze(self, *names: str) -> None:
+        """Let no update move the networks called ``names``, such as ``actor``. (For a part of one, turn off
+        ``requires_grad`` of its parameters.)
+
+        Raises:
+            RloptError: there is no such network.
+        """
+        nets = nets_of(self)
+        for name in names:
+            if name not in nets:
+                raise RloptError(f"agent={self.name} has no network {name!r}; {hint(name, list(nets))}")
+            freeze(nets[name])
+
+    def save(self, path: Path | str) -> None:
+        """Write all that learning needs to go on into the folder ``path``; ``load`` reads it.
+
+        Raises:
+            OSError: if the disk fails or is full; what was there before is untouched.
+            RloptError: ``path`` holds something else, or the agent cannot be saved without what it solves.
+        """
+        save_agent(self, path)
+
+    @classmethod
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> Self:
+        """Return the agent that ``save`` wrote; ``Agent.load`` takes every registered kind.
+
+        Raises:
+            RloptError: there is none, it is damaged, or another kind of agent.
+        """
+        return load_agent(path, cls, device)
+
+    @property
+    def parts(self) -> Mapping[str, Net | Optimiser | Guard | Tensor | torch.Generator | Agent]:
+        """Everything that persists, by name."""
+        return self._persistent
 
     def net(self, name: str, factory: Callable[[], nn.Module]) -> Net:
         """A trainable network, one of each run, with initial weights from streams of its own; registered as

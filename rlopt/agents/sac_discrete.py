@@ -103,6 +103,11 @@ class DiscreteSAC(ActorCritic):
         self.nets = Nets(self.actor, self.critic)
         self.temperature = Temperature(self, c.target_entropy_ratio * math.log(actions))
 
+    def q(self, obs: Obs, action: Tensor) -> Tensor:
+        values: Tensor = self.critic.module(obs)
+        index = (action - self.actor_module.start).expand(values.shape[:-1])
+        return values.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
     def prepare(self, batch: Batch) -> Work:
         return Work(self.by_run(batch._replace(action=batch.action - self.actor_module.start)))
 

@@ -1,0 +1,155 @@
+"""Agents in one's own hands: saved and loaded alone, frozen, asked for log-probabilities and values."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlopt.agents import SAC, Agent, SACConfig
+from rlopt.agents.value_iteration import ValueIteration
+from rlopt.nn import NetworkConfig
+from rlopt.robust import from_toy_text
+from rlopt.state import states_equal
+from rlopt.types import RloptError
+from tests.agents.cases import AGENTS, LEARNERS, OBSERVATION, TORQUE, every_learner
+
+SMALL = NetworkConfig(hidden=(8,))
+
+
+@pytest.fixture
+def make(make_agent: Any) -> Callable[..., Agent]:
+    """A small agent, with nothing to compile."""
+    return lambda name, **more: make_agent(name, **({"fused": False} if name == "sac" else {}), **more)
+
+
+@every_learner
+def test_a_loaded_agent_goes_on_as_the_saved_one(name: str, make: Any, make_batch: Any, tmp_path: Path) -> None:
+    agent = make(name)
+    for seed in range(3):
+        agent.update(make_batch(agent, seed))
+    agent.save(tmp_path / "agent")
+    loaded = Agent.load(tmp_path / "agent")
+    assert type(loaded) is type(agent) and loaded.config == agent.config and loaded.spec == agent.spec
+    assert states_equal(loaded.state_dict(), agent.state_dict()) is None
+    for one in (agent, loaded):
+        one.update(make_batch(agent, 7))
+    assert states_equal(loaded.state_dict(), agent.state_dict()) is None
+    obs = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(agent.act(obs).action, loaded.act(obs).action)
+    assert type(agent).load(tmp_path / "agent").config == agent.config
+
+
+def test_runs_side_by_side_and_an_agent_of_ones_own_are_saved(tmp_path: Path, make_batch: Any) -> None:
+    class Mine(SAC):
+        """Nobody registered it."""
+
+        name = "mine"
+
+    agent = Mine(
+        OBSERVATION, TORQUE, SACConfig(network=SMALL, batch_size=8, warmup_steps=0, fused=False), seed=3, runs=2
+    )
+    agent.save(tmp_path / "mine")
+    assert states_equal(Mine.load(tmp_path / "mine").state_dict(), agent.state_dict()) is None
+    with pytest.raises(RloptError, match="no agent is called 'mine'"):
+        Agent.load(tmp_path / "mine")
+
+
+def test_a_folder_that_holds_something_else_is_neither_written_nor_read(tmp_path: Path, make: Any) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(RloptError, match="is there and is no agent"):
+        make("sac").save(tmp_path / "mine")
+    with pytest.raises(RloptError, match="holds no agent"):
+        Agent.load(tmp_path / "mine")
+    make("sac").save(tmp_path / "sac")
+    make("sac", seed=1).save(tmp_path / "sac")
+    assert SAC.load(tmp_path / "sac").seed == 1
+    with pytest.raises(RloptError, match="it is a sac, no ValueIteration"):
+        ValueIteration.load(tmp_path / "sac")
+    with pytest.raises(RloptError, match="solves a model, which is not saved with it"):
+        ValueIteration(from_toy_text("FrozenLake-v1", {})).save(tmp_path / "solver")
+
+
+def test_damage_is_one_line(tmp_path: Path, make: Any) -> None:
+    folder = tmp_path / "agent"
+    make("sac").save(folder)
+    text = (folder / "agent.json").read_text()
+    changes = {'"tau": 0.005': '"tau": 0.5', '"seed": 0': '"seed": 1', "{": "[", '"agent"': '"agnt"'}
+    for before, after in changes.items():
+        (folder / "agent.json").write_text(text.replace(before, after, 1))
+        with pytest.raises(RloptError, match="damaged") as told:
+            Agent.load(folder)
+        assert "\n" not in str(told.value)
+    (folder / "agent.json").write_text(text)
+    tensors = bytearray((folder / "tensors.safetensors").read_bytes())
+    tensors[-3] ^= 1
+    (folder / "tensors.safetensors").write_bytes(bytes(tensors))
+    with pytest.raises(RloptError, match=r"damaged: tensors\.safetensors is not the file that was saved"):
+        Agent.load(folder)
+
+
+def test_a_hostile_size_is_refused_before_it_is_allocated(tmp_path: Path, make: Any) -> None:
+    from rlopt.state import checksum
+
+    folder = tmp_path / "agent"
+    make("sac").save(folder)
+    data = json.loads((folder / "agent.json").read_text())
+    data["config"]["network"]["hidden"] = [10**6, 10**6]
+    data["checksum"] = checksum(data)
+    (folder / "agent.json").write_text(json.dumps(data))
+    with pytest.raises(RloptError, match="are more than the"):
+        Agent.load(folder)
+
+
+# ---- frozen
+
+
+@every_learner
+@pytest.mark.parametrize("frozen", ["actor", "critic"])
+def test_a_frozen_network_stands_still_and_the_others_learn(
+    name: str, frozen: str, make: Any, make_batch: Any, tmp_path: Path
+) -> None:
+    agent = make(name)
+    agent.freeze(frozen)
+    before = {net: getattr(agent, net).flat.clone() for net in ("actor", "critic")}
+    for seed in range(3):
+        agent.update(make_batch(agent, seed))
+    for net, old in before.items():
+        assert torch.equal(old, getattr(agent, net).flat) == (net == frozen), net
+    agent.save(tmp_path / "agent")
+    assert all(not leaf.requires_grad for leaf in getattr(Agent.load(tmp_path / "agent"), frozen).leaves)
+    with pytest.raises(RloptError, match="has no network 'actr'; did you mean actor"):
+        agent.freeze("actr")
+
+
+# ---- log-probabilities and values
+
+
+@every_learner
+def test_log_probabilities_and_values_are_those_of_the_networks(name: str, make: Any) -> None:
+    agent = make(name)
+    obs = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
+    action = agent.act(obs).action
+    module = agent.policy.actor
+    torch.testing.assert_close(agent.log_prob(obs, action), module.log_prob(module(obs), action))
+    values = agent.q(obs, action)
+    assert values.shape == (2, 6)
+    if name == "sac":
+        torch.testing.assert_close(values, agent.critic(agent.critic.params, obs, action / 0.4))
+    if name == "sac_discrete":
+        every = agent.critic(agent.critic.params, obs)
+        assert torch.equal(values, torch.stack([every[:, i, a - 2] for i, a in enumerate(action)], 1))
+
+
+def test_an_agent_without_values_of_actions_says_so() -> None:
+    agent = ValueIteration(from_toy_text("FrozenLake-v1", {}))
+    with pytest.raises(RloptError, match="agent=value_iteration has no values of actions"):
+        agent.q(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    assert agent.log_prob(torch.tensor([3]), torch.tensor([1])).shape == (1,)
+    assert set(LEARNERS) < set(AGENTS) and copy.deepcopy(agent) is not agent
