@@ -121,6 +121,8 @@ class Agent:
     """Whether several runs can be stacked along a leading axis."""
     evaluation_mode = EvaluationMode()
     """How its policies act where they are evaluated, unless ``eval.mode`` and ``eval.epsilon`` say otherwise."""
+    supports_teams: ClassVar[bool] = False
+    """Whether it trains several agents that act together (``spec.agents``)."""
     supports_memory: ClassVar[bool] = False
     """Whether its losses run networks with a memory over sequences."""
     extra_fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
@@ -155,6 +157,10 @@ class Agent:
                 f"{type(self).__name__} takes a {self.config_class.__name__}, not {type(self.config).__name__}"
             )
         self.config = checked(self.config)
+        if spec.agents and not self.supports_teams:
+            raise RloptError(
+                f"{spec.id} has {len(spec.agents)} agents, but agent={self.name} trains one; choose an agent of teams"
+            )
         if runs > 1 and not self.supports_runs:
             raise RloptError(f"num_runs={runs}: agent={self.name} trains one run at a time; leave num_runs out")
         network = getattr(self.config, "network", None)

@@ -29,6 +29,7 @@ class Independent(ReplayAgent):
 
     name: ClassVar[str] = "independent"
     config_class = IndependentConfig
+    supports_teams = True
     config: Any
     learner: ClassVar[type[ReplayAgent]] = DiscreteSAC
 

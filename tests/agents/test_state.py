@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.agents import SAC, Agent
+from rlopt.buffers import ReplayBuffer
 from rlopt.nn import NetworkConfig, Optimiser, OptimiserConfig, Schedule
 from rlopt.types import Clock, RloptError
 from tests.agents.cases import LEARNERS, every_learner, every_variant
@@ -285,3 +287,23 @@ def test_gradients_are_clipped_to_their_norm(name: str, make_agent, make_batch) 
     for other in (loose, never):
         other.update(batch)
     assert torch.equal(loose.critic.flat, never.critic.flat)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_actions_of_a_box_keep_its_shape_and_are_what_they_are_in_a_row(fused: bool, make_agent) -> None:
+    found = []
+    for shape in ((4,), (2, 2)):
+        space = spaces.Box(-1.0, 1.0, shape, np.float32)
+        agent = make_agent("sac", action_space=space, batch_size=8, fused=fused)
+        buffer = ReplayBuffer(32, agent.spec.observation_space, space, num_envs=2)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(8):
+            obs, after, reward = (torch.rand(2, *size, generator=generator) for size in ((4,), (4,), ()))
+            action = agent.act(obs).action
+            assert action.shape == (2, *shape)
+            no = torch.zeros(2, dtype=torch.bool)
+            buffer.add(obs, action, reward, after, no, no)
+        agent.update(buffer.sample(8))
+        assert agent.policy(np.ones(4, np.float32)).shape == shape
+        found.append((action.flatten(), agent.actor.flat.clone()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

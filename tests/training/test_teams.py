@@ -18,6 +18,7 @@ from rlopt.state import states_equal
 from rlopt.training import TrainConfig, train_config
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.setup import begin, make_loop, resume
+from rlopt.types import RloptError
 from tests.agents.completeness import tensors_of, unregistered
 from tests.agents.independent import Independent, IndependentBox
 
@@ -160,3 +161,11 @@ def test_all_of_a_teams_state_is_registered(actions: str) -> None:
     assert unregistered(agent, tensors_of(other.agent)) == []
     for each in (loop, other):
         each.close()
+
+
+def test_an_agent_that_is_alone_refuses_a_team() -> None:
+    for name, actions in (("sac_discrete", "discrete"), ("sac", "box"), ("reinforce", "heads")):
+        kwargs = {"actions": actions}
+        env = {"id": "rlopt.envs.counting:rlopt/CountTeam-v0", "kwargs": kwargs}
+        with pytest.raises(RloptError, match=f"CountTeam-v0 has 3 agents, but agent={name} trains one; choose"):
+            make_loop(train_config({"agent": {"name": name}, "env": env, "device": "cpu"}))
