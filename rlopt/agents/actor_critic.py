@@ -68,14 +68,14 @@ class ActorCritic(ReplayAgent):
         c, spec, options = self.config, self.spec, network_options(self.config.network)
         self.actor = self.net("actor", lambda: kind(spec.observation_space, spec.action_space, options))
         self.actor_optimiser = self.add_optimiser(
-            "actor_optimiser", self.actor.flat, c.actor_learning_rate or c.learning_rate
+            "actor_optimiser", self.actor, c.actor_learning_rate or c.learning_rate
         )
         return cast(A, self.actor.module)
 
     def build_critic(self, make: Callable[[], nn.Module]) -> None:
         """Make ``critic`` and its optimiser."""
         self.critic = self.net("critic", make)
-        self.critic_optimiser = self.add_optimiser("critic_optimiser", self.critic.flat, self.config.learning_rate)
+        self.critic_optimiser = self.add_optimiser("critic_optimiser", self.critic, self.config.learning_rate)
 
     def build_target(self, source: Net) -> None:
         """Make ``target``, a slow copy of ``source``."""

@@ -26,6 +26,7 @@ from rlopt.nn import (
     Schedule,
     build_seeded,
     hidden_products,
+    make_optimiser,
 )
 from rlopt.nn.guard import Guard
 from rlopt.policy import EvaluationMode, Policy
@@ -276,6 +277,12 @@ class Agent:
         ``name``."""
         modules = [build_seeded(factory, derive_seed(seed, "init", name)) for seed in self.seeds]
         return self.persist(name, Net(modules, self.device))
+
+    def add_optimiser(self, name: str, what: Net | Tensor, learning_rate: float) -> Optimiser:
+        """Return an optimiser of a network, or of one tensor (P,) or (R, P), as ``config.optimiser`` and
+        ``config.max_grad_norm`` describe it; registered as ``name``."""
+        c: Any = self.config  # of an agent that learns by gradients
+        return self.persist(name, make_optimiser(what, learning_rate, c.optimiser, c.max_grad_norm))
 
     def child(self, name: str, cls: type[C], config: AgentConfig, spec: EnvSpec | None = None) -> C:
         """Return an agent of class ``cls`` that is a part of this one; registered as ``name``.

@@ -23,7 +23,6 @@ from rlopt.nn import (
     MultiCategoricalActor,
     Net,
     NetworkConfig,
-    Optimiser,
     OptimiserConfig,
     Params,
     SquashedGaussianActor,
@@ -152,9 +151,7 @@ class Reinforce(Agent):
         self.actor_module: CategoricalActor | MultiCategoricalActor | SquashedGaussianActor = self.actor.module
         if isinstance(self.actor_module, SquashedGaussianActor):
             self.extra_fields = {"before_tanh": ((self.actor_module.action_features,), torch.float32)}
-        self.optimiser = self.persist(
-            "optimiser", Optimiser(self.actor.flat, c.learning_rate, c.optimiser, c.max_grad_norm)
-        )
+        self.optimiser = self.add_optimiser("optimiser", self.actor, c.learning_rate)
 
     @property
     def policy(self) -> Policy:

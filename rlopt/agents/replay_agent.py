@@ -136,11 +136,6 @@ class ReplayAgent(Agent):
         weight = torch.ones_like(batch.reward) if batch.weight is None else batch.weight
         return batch._replace(weight=weight).map(lambda x: x.reshape(self.runs, -1, *x.shape[1:]))
 
-    def add_optimiser(self, name: str, flat: Tensor, learning_rate: float) -> Optimiser:
-        """Return an optimiser of ``flat``, (P,) or (R, P), as the configuration describes it, registered as
-        ``name``."""
-        return self.persist(name, Optimiser(flat, learning_rate, self.config.optimiser, self.config.max_grad_norm))
-
 
 def join_updates(parts: Sequence[Update]) -> Update:
     """Return all metrics of the stages of an update, and the priorities of the last that has some."""

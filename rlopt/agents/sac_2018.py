@@ -113,7 +113,7 @@ class SAC2018(ActorCritic):
         features = self.actor_module.action_features
         self.build_critic(lambda: Critic(space, c.network, features))
         self.value = self.net("value", lambda: Critic(space, c.network, ensemble=1))
-        self.value_optimiser = self.add_optimiser("value_optimiser", self.value.flat, c.learning_rate)
+        self.value_optimiser = self.add_optimiser("value_optimiser", self.value, c.learning_rate)
         self.build_target(self.value)
         self.nets = ValueNets(self.actor, self.critic, self.value)
 

@@ -29,7 +29,7 @@ class Descent(NamedTuple):
 
 def describe(optimiser: Optimiser, run: int | None = None) -> Descent:
     """What ``step`` needs; ``run`` picks one of several."""
-    tensors = (optimiser.flat, optimiser.grad, optimiser.first, optimiser.second, optimiser.count)
+    tensors = (optimiser.flat, optimiser.grad, optimiser.state["first"], optimiser.state["second"], optimiser.count)
     flat, grad, first, second, steps = (array(t.detach() if run is None else t.detach()[run]) for t in tensors)
     c = optimiser.config
     constants = np.array([0.0, c.beta1, c.beta2, c.epsilon, c.weight_decay, float(c.name == "adamw"), 0.0])

@@ -31,6 +31,10 @@ def why_eager(agent: Agent) -> str | None:
     """Return in words what stands against recording this agent's updates, or None."""
     if not isinstance(agent, ReplayAgent):
         return f"the updates of agent={agent.name} are no stages"
+    for each in agent.family():
+        for thing in each.registered(Optimiser):
+            if not thing.recordable:
+                return f"agent.optimiser.name={thing.config.name} steps on the host"
     return None
 
 

@@ -14,11 +14,13 @@ from rlopt.nn.actors import (
 from rlopt.nn.encoders import make_encoder, register_encoder
 from rlopt.nn.module import Net, Params, build_seeded
 from rlopt.nn.networks import PRECISIONS, NetworkConfig, hidden_products, network_options
-from rlopt.nn.optim import Optimiser, OptimiserConfig, Schedule
+from rlopt.nn.optim import RULES, Optimiser, OptimiserConfig, Schedule
+from rlopt.nn.torch_optim import make_optimiser
 from rlopt.nn.values import Critic
 
 __all__ = [
     "PRECISIONS",
+    "RULES",
     "Actor",
     "CategoricalActor",
     "Critic",
@@ -37,6 +39,7 @@ __all__ = [
     "hidden_products",
     "make_actor",
     "make_encoder",
+    "make_optimiser",
     "network_options",
     "register_actor",
     "register_encoder",

@@ -1,21 +1,23 @@
 """Optimisers by name, over flat parameters, each with the guard that keeps non-finite numbers out of the weights.
 
-``gather(grads)``, then ``step(norm(), ok)``: one step where the 0-d boolean ``ok`` is true; where it is false,
-parameters *and* state stay untouched, without the host ever reading the flag.
+``gather(grads)``, then ``step(norm(), ok)``: one step where the boolean ``ok`` is true; where it is false, parameters
+*and* state stay untouched, without the host ever reading the flag. Names with a colon are those of other packages: see
+``torch_optim``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rlopt.config import hint
 from rlopt.types import Clock, RloptError, State, option
 
-OPTIMISERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -23,17 +25,152 @@ SCHEDULES = ("constant", "linear", "cosine")
 class OptimiserConfig:
     """An optimiser and its constants; the learning rate is the agent's."""
 
-    name: str = option("adam", "optimiser", choices=OPTIMISERS)
+    name: str = option("adam", "adam, adamw, sgd, rmsprop, rmsprop_tf; torch:CLASS, pytorch_optimizer:CLASS")
     beta1: float = option(0.9, "Adam's first-moment decay; SGD's momentum", low=0.0, high=1.0)
-    beta2: float = option(0.999, "Adam's second-moment decay", low=0.0, high=1.0)
-    epsilon: float = option(1e-8, "added to Adam's denominator", above=0.0)
+    beta2: float = option(0.999, "Adam's second-moment decay; that of both of RMSprop's", low=0.0, high=1.0)
+    epsilon: float = option(1e-8, "added to the denominator of Adam and RMSprop", above=0.0)
     weight_decay: float = option(0.0, "decoupled weight decay (adamw) or L2 penalty (adam, sgd)", low=0.0)
+    kwargs: dict[str, Any] = option(dict, "of torch:… and pytorch_optimizer:…, the class's own arguments")
 
     def __post_init__(self) -> None:
         # Adam divides by 1 - βᵗ inside its kernel, out of the guard's sight.
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if value >= 1.0:
                 raise RloptError(f"agent.optimiser.{name}={value:g} must be below 1; the usual one is 0.9 or 0.999")
+        reads: tuple[str, ...] = ("kwargs",)
+        if ":" not in self.name:
+            if self.name not in RULES:
+                raise RloptError(f"agent.optimiser.name: no such choice '{self.name}'; {_advice(self.name)}")
+            reads = RULES[self.name].reads
+        for f in fields(self):
+            if f.name not in ("name", *reads) and getattr(self, f.name) != getattr(OptimiserConfig, f.name, {}):
+                raise RloptError(
+                    f"agent.optimiser.{f.name}={getattr(self, f.name)}: {self.name} does not read it; it reads "
+                    f"{', '.join(reads)}"
+                )
+
+
+def _advice(name: str) -> str:
+    if isinstance(getattr(torch.optim, name, None), type):
+        return f"did you mean torch:{name}?"
+    return f"{hint(name, list(RULES))}, or torch:CLASS, or pytorch_optimizer:CLASS"
+
+
+# --- rules
+
+
+Step = Callable[[Tensor, Tensor, dict[str, Tensor], Tensor, float | Tensor, Tensor], None]
+"""``rule(flat, grad, state, count, lr, ok)`` takes one step in place where ``ok``, () or (R,): ``flat``, ``grad`` and
+each of ``state`` are (P,) or (R, P), ``count`` the steps applied, this one included, ``lr`` a number or () float."""
+
+
+class Rule(NamedTuple):
+    """A built-in optimiser."""
+
+    make: Callable[[OptimiserConfig], Step]
+    slots: tuple[str, ...]
+    """Names of its state, each as large as the parameters; zeros at first."""
+    reads: tuple[str, ...]
+    """The options that it reads."""
+
+
+def adam(c: OptimiserConfig) -> Step:
+    """Return Adam (Kingma and Ba 2015), or with decoupled weight decay AdamW (Loshchilov and Hutter 2019)."""
+
+    def fused(
+        flat: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, lr: float | Tensor, skipped: Tensor
+    ) -> None:
+        """One run: one pass over memory."""
+        kernel = torch._fused_adam_ if c.name == "adam" else torch._fused_adamw_
+        kernel(
+            [flat], [grad], [state["first"]], [state["second"]], [], [count], lr=lr, beta1=c.beta1, beta2=c.beta2,
+            weight_decay=c.weight_decay, eps=c.epsilon, amsgrad=False, maximize=False, grad_scale=None,
+            found_inf=skipped,
+        )  # type: ignore[call-overload]  # fmt: skip
+
+    def step(
+        flat: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, lr: float | Tensor, ok: Tensor
+    ) -> None:
+        if count.dim() > 0 and flat.device.type != "cpu":
+            stacked_adam(c, flat, grad, state, count, lr, ok)
+            return
+        if isinstance(lr, Tensor) and lr.is_cuda:
+            lr = lr.float()  # all that the kernel reads there
+        skipped = ok.logical_not().to(flat.dtype)
+        if count.dim() == 0:
+            fused(flat, grad, state, count, lr, skipped)
+            return
+        for r in range(len(count)):
+            fused(flat[r], grad[r], {name: x[r] for name, x in state.items()}, count[r], lr, skipped[r])
+
+    return step
+
+
+def stacked_adam(
+    c: OptimiserConfig, flat: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, lr: float | Tensor,
+    ok: Tensor,
+) -> None:  # fmt: skip
+    """Step all runs at once, on a device where every call costs a launch; the fused kernel knows one skip flag only."""
+    grad = grad if c.name == "adamw" else grad + c.weight_decay * flat
+    first = torch.lerp(state["first"], grad, 1.0 - c.beta1)
+    second = torch.lerp(state["second"], grad * grad, 1.0 - c.beta2)
+    count = count.unsqueeze(-1).clamp(min=1.0)
+    size = (second / (1.0 - c.beta2**count)).sqrt_().add_(c.epsilon)
+    moved = flat * (1.0 - lr * c.weight_decay) if c.name == "adamw" else flat
+    moved = moved - lr / (1.0 - c.beta1**count) * first / size
+    _put(ok, {"first": first, "second": second}, state)
+    torch.where(ok.unsqueeze(-1), moved, flat, out=flat)
+
+
+def sgd(c: OptimiserConfig) -> Step:
+    """Return gradient descent with momentum, as torch has it."""
+
+    def step(
+        flat: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, lr: float | Tensor, ok: Tensor
+    ) -> None:
+        _put(ok, {"first": c.beta1 * state["first"] + (grad + c.weight_decay * flat)}, state)
+        torch.where(ok.unsqueeze(-1), flat - lr * state["first"], flat, out=flat)
+
+    return step
+
+
+def rmsprop(c: OptimiserConfig) -> Step:
+    """Return centred RMSprop (Graves 2013, arXiv 1308.0850, eq. 38 to 41, without momentum): the gradient over its
+    standard deviation.
+
+    ``rmsprop`` adds ε to the root, as torch does; ``rmsprop_tf`` under it, as TensorFlow, Optax and so the published
+    DQN do.
+    """
+
+    def step(
+        flat: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, lr: float | Tensor, ok: Tensor
+    ) -> None:
+        mean = torch.lerp(state["first"], grad, 1.0 - c.beta2)
+        square = torch.lerp(state["second"], grad * grad, 1.0 - c.beta2)
+        variance = (square - mean * mean).clamp_(min=0.0)  # rounding may have left less than nothing
+        size = (variance + c.epsilon).sqrt_() if c.name == "rmsprop_tf" else variance.sqrt_().add_(c.epsilon)
+        _put(ok, {"first": mean, "second": square}, state)
+        torch.where(ok.unsqueeze(-1), flat - lr * grad / size, flat, out=flat)
+
+    return step
+
+
+def _put(ok: Tensor, new: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    for name, value in new.items():
+        torch.where(ok.unsqueeze(-1), value, state[name], out=state[name])
+
+
+MOMENTS, OF_ADAM = ("first", "second"), ("beta1", "beta2", "epsilon", "weight_decay")
+RULES: dict[str, Rule] = {
+    "adam": Rule(adam, MOMENTS, OF_ADAM),
+    "adamw": Rule(adam, MOMENTS, OF_ADAM),
+    "sgd": Rule(sgd, ("first",), ("beta1", "weight_decay")),
+    "rmsprop": Rule(rmsprop, MOMENTS, ("beta2", "epsilon")),
+    "rmsprop_tf": Rule(rmsprop, MOMENTS, ("beta2", "epsilon")),
+}
+
+
+# --- what agents use
 
 
 @dataclass(frozen=True)
@@ -59,7 +196,14 @@ class Schedule:
 
 class Optimiser:
     """One optimiser over one flat tensor (P,), or R independent ones over (R, P): each run has its own norm, clipping,
-    count of steps and skip mask."""
+    count of steps and skip mask.
+
+    Raises:
+        RloptError: no built-in rule has the configuration's name.
+    """
+
+    recordable: ClassVar[bool] = True
+    """Whether a step can be part of a graph."""
 
     def __init__(self, flat: Tensor, learning_rate: float, config: OptimiserConfig, max_grad_norm: float | None = None):
         self.flat = flat
@@ -69,15 +213,23 @@ class Optimiser:
         self.grad = torch.zeros_like(flat)
         self.count = torch.zeros(flat.shape[:-1], device=flat.device)
         """Steps applied (skipped ones excluded), () or (R,)."""
-        self.first = torch.zeros_like(flat)
-        self.second = torch.zeros_like(flat) if config.name != "sgd" else torch.zeros(0, device=flat.device)
+        self.state: dict[str, Tensor] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Make the state of a fresh optimiser."""
+        rule = RULES.get(self.config.name)
+        if rule is None:
+            raise RloptError(f"agent.optimiser.name={self.config.name}: no such rule; {_advice(self.config.name)}")
+        self.rule = rule.make(self.config)
+        self.state = {name: torch.zeros_like(self.flat) for name in rule.slots}
 
     def gather(self, grads: Sequence[Tensor]) -> None:
         """Flatten the gradients of the leaves into ``self.grad``."""
         torch.cat([g.reshape(*self.count.shape, -1) for g in grads], -1, out=self.grad)
 
     def norm(self) -> Tensor:
-        """Euclidean norm of the gradient, () or (R,)."""
+        """Return the Euclidean norm of the gradient, () or (R,)."""
         norm: Tensor = torch.linalg.vector_norm(self.grad, dim=-1)
         return norm
 
@@ -86,64 +238,17 @@ class Optimiser:
         rate. ``norm`` and ``ok`` are () or (R,)."""
         if self.max_grad_norm is not None:
             self.grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0).unsqueeze(-1))
-        c, lr = self.config, self.learning_rate * factor
-        if isinstance(lr, Tensor) and lr.is_cuda:
-            lr = lr.float()  # all that the fused kernels read there
-        skipped = ok.logical_not().to(self.flat.dtype)
-        self.count.add_(1.0 - skipped)
-        if c.name == "sgd":
-            self._sgd(ok.unsqueeze(-1), lr)
-        elif self.count.dim() == 0:
-            self._fused_adam(self.flat, self.grad, self.first, self.second, self.count, skipped, lr)
-        elif self.flat.device.type == "cpu":
-            every = (self.flat, self.grad, self.first, self.second, self.count, skipped)
-            for flat, grad, first, second, count, skip in zip(*every, strict=True):
-                self._fused_adam(flat, grad, first, second, count, skip, lr)
-        else:
-            self._stacked_adam(ok.unsqueeze(-1), lr)
+        self.count.add_(ok)
+        self.apply(self.learning_rate * factor, ok)
 
-    def _sgd(self, ok: Tensor, lr: float | Tensor) -> None:
-        decayed = self.grad + self.config.weight_decay * self.flat
-        velocity = self.config.beta1 * self.first + decayed
-        torch.where(ok, velocity, self.first, out=self.first)
-        torch.where(ok, self.flat - lr * self.first, self.flat, out=self.flat)
-
-    def _fused_adam(
-        self,
-        flat: Tensor,
-        grad: Tensor,
-        first: Tensor,
-        second: Tensor,
-        count: Tensor,
-        skipped: Tensor,
-        lr: float | Tensor,
-    ) -> None:
-        """One run: one pass over memory."""
-        c = self.config
-        kernel = torch._fused_adam_ if c.name == "adam" else torch._fused_adamw_
-        kernel(
-            [flat], [grad], [first], [second], [], [count], lr=lr, beta1=c.beta1, beta2=c.beta2,
-            weight_decay=c.weight_decay, eps=c.epsilon, amsgrad=False, maximize=False, grad_scale=None,
-            found_inf=skipped,
-        )  # fmt: skip
-
-    def _stacked_adam(self, ok: Tensor, lr: float | Tensor) -> None:
-        """All runs at once on a device where every call costs a launch; the fused kernel knows one skip flag only."""
-        c = self.config
-        grad = self.grad if c.name == "adamw" else self.grad + c.weight_decay * self.flat
-        first = torch.lerp(self.first, grad, 1.0 - c.beta1)
-        second = torch.lerp(self.second, grad * grad, 1.0 - c.beta2)
-        count = self.count.unsqueeze(-1).clamp(min=1.0)
-        size = (second / (1.0 - c.beta2**count)).sqrt_().add_(c.epsilon)
-        moved = self.flat * (1.0 - lr * c.weight_decay) if c.name == "adamw" else self.flat
-        moved = moved - lr / (1.0 - c.beta1**count) * first / size
-        torch.where(ok, first, self.first, out=self.first)
-        torch.where(ok, second, self.second, out=self.second)
-        torch.where(ok, moved, self.flat, out=self.flat)
+    def apply(self, lr: float | Tensor, ok: Tensor) -> None:
+        """Take the step with the learning rate ``lr`` where ``ok``."""
+        self.rule(self.flat, self.grad, self.state, self.count, lr, ok)
 
     def state_dict(self) -> State:
-        return {"count": self.count.clone(), "first": self.first.clone(), "second": self.second.clone()}
+        return {"count": self.count.clone(), **{name: x.clone() for name, x in self.state.items()}}
 
     def load_state_dict(self, state: State) -> None:
-        for name in ("count", "first", "second"):
-            getattr(self, name).copy_(state[name])
+        self.count.copy_(state["count"])
+        for name, x in self.state.items():
+            x.copy_(state[name])

@@ -38,7 +38,7 @@ class ThreeActors(SAC):
                 f"actor_{i}", lambda: SquashedGaussianActor(spec.observation_space, spec.action_space, options)
             )
             self.actors.append(made)
-            self.optimisers.append(self.add_optimiser(f"actor_{i}_optimiser", made.flat, 1e-3))
+            self.optimisers.append(self.add_optimiser(f"actor_{i}_optimiser", made, 1e-3))
             self.temperatures.append(Temperature(self, -1.0 - i, f"temperature_{i}"))
         self.order_generator = self.persist("order_generator", torch_generator(self.seed, "order"))
         self.order = self.persist("order", torch.randperm(3, generator=self.order_generator))
