@@ -300,6 +300,10 @@ class Agent:
         self.persist(name, made)
         return made
 
+    def registered(self, kind: type[X]) -> list[X]:
+        """Return what is registered and of this kind."""
+        return [thing for thing in self._persistent.values() if isinstance(thing, kind)]
+
     @property
     def children(self) -> dict[str, Agent]:
         """The agents that are parts of this one, by name."""

@@ -119,15 +119,9 @@ class ReplayAgent(Agent):
 
     def constants(self) -> list[Any]:
         """Return the numbers of the host that the stages read and that a user may change between updates."""
-        found: list[Any] = []
-        for thing in self._persistent.values():
-            if isinstance(thing, ReplayAgent):
-                found += thing.constants()
-            elif isinstance(thing, Optimiser):
-                found += [thing.learning_rate, thing.max_grad_norm]
-            elif isinstance(thing, Net):
-                found += thing.learns
-        return found
+        found: list[Any] = [(o.learning_rate, o.max_grad_norm) for o in self.registered(Optimiser)]
+        found += [net.learns for net in self.registered(Net)]
+        return found + [child.constants() for child in self.registered(ReplayAgent)]
 
     def by_run(self, batch: Batch) -> Batch:
         """Return a minibatch (R·B, …) as (R, B, …), with weights where it has none; of one run as it is."""

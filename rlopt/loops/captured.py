@@ -14,6 +14,7 @@ from rlopt.agents.base import Agent
 from rlopt.agents.replay_agent import ReplayAgent, join_updates
 from rlopt.buffers import Batch, ReplayBuffer
 from rlopt.envs import Normalizer
+from rlopt.nn import Optimiser
 from rlopt.types import RloptError, Update
 
 _WARM_UP = 3
@@ -31,10 +32,9 @@ def why_eager(agent: Agent) -> str | None:
     """Return in words what stands against recording this agent's updates, or None."""
     if not isinstance(agent, ReplayAgent):
         return f"the updates of agent={agent.name} are no stages"
-    for each in agent.family():
-        for thing in each.registered(Optimiser):
-            if not thing.recordable:
-                return f"agent.optimiser.name={thing.config.name} steps on the host"
+    for optimiser in (thing for each in agent.family() for thing in each.registered(Optimiser)):
+        if not optimiser.recordable:
+            return f"agent.optimiser.name={optimiser.config.name} steps on the host"
     return None
 
 

@@ -86,7 +86,7 @@ def adam(c: OptimiserConfig) -> Step:
             [flat], [grad], [state["first"]], [state["second"]], [], [count], lr=lr, beta1=c.beta1, beta2=c.beta2,
             weight_decay=c.weight_decay, eps=c.epsilon, amsgrad=False, maximize=False, grad_scale=None,
             found_inf=skipped,
-        )  # type: ignore[call-overload]  # fmt: skip
+        )  # fmt: skip
 
     def step(
         flat: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, lr: float | Tensor, ok: Tensor

@@ -169,21 +169,21 @@ def _construct(
     cls = _find(name)
     known = inspect.signature(cls).parameters
     if (first := next(iter(known))) != "params":
-        raise _unfit(name, f"it is made of a {first}, not of parameters")
+        raise _unfit(name, f"it is made of `{first}`, not of parameters")
     if "lr" not in known:
         raise _unfit(name, "it has no learning rate")
     if hasattr(cls, "train") and hasattr(cls, "eval"):
         raise _unfit(name, "it acts with other weights than it trains")
     # What goes into **kwargs unread would be ignored in silence, so it must be asked for by name somewhere.
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
-    source = "".join(inspect.getsource(c) for c in cls.__mro__ if open_ended and c.__module__.startswith("pytorch_"))
+    source = _source(name) if open_ended else ""
     words = [p.name for p in known.values() if p.name not in ("params", "lr") and p.kind is not p.VAR_KEYWORD]
     for key in kwargs:
         if key == "lr":
             raise RloptError("agent.optimiser.kwargs.lr: the learning rate is agent.learning_rate")
         if key not in words and f"get('{key}'" not in source:
             refuse(f"agent.optimiser.kwargs.{key}", key, words, "agent.optimiser.kwargs")
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
     groups: list[Any] = list(parameters)
     if "'use_muon'" in source:
         matrices = [p for p, inside in zip(parameters, hidden, strict=True) if inside]
@@ -191,7 +191,15 @@ def _construct(
         other_rate = given.get("adamw_lr", lr) if matrices else lr
         groups = [{"params": matrices, "use_muon": True}] if matrices else []
         groups += [{"params": others, "use_muon": False, "lr": other_rate}] if others else []
-    return cls(groups, lr=lr, **given)  # type: ignore[call-arg]
+    return cls(groups, lr=lr, **given)  # type: ignore[call-arg]  # torch's own base takes neither
+
+
+@cache
+def _source(name: str) -> str:
+    """Return the text of a class and of those that it derives from in its package."""
+    cls = _find(name)
+    package = cls.__module__.split(".")[0]
+    return "".join(inspect.getsource(c) for c in cls.__mro__ if c.__module__.split(".")[0] == package)
 
 
 def _unfit(name: str, why: str) -> RloptError:
@@ -247,14 +255,14 @@ def _refuse_unfit(name: str, kwargs: str) -> None:
 @contextmanager
 def _untouched_streams(name: str) -> Iterator[None]:
     """Put the global generators back, and refuse whatever has drawn from them."""
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
         drawn = not torch.equal(before[0], torch.get_rng_state()) or before[2] != random.getstate()
-        drawn = drawn or str(before[1]) != str(np.random.get_state())  # noqa: NPY002
+        drawn = drawn or str(before[1]) != str(np.random.get_state())
     finally:
         torch.set_rng_state(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
+        np.random.set_state(before[1])
         random.setstate(before[2])
     if drawn:
         raise _unfit(name, "it draws from a global generator, which no checkpoint holds")
@@ -293,7 +301,10 @@ def _has_words(value: Any) -> bool:
 def _encoded(value: Any) -> Any:
     """Return a value as a state tree, in which tuples and dicts are told apart from what holds them."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        # A file keeps no strides, but a product of a matrix that lies by columns (as QR gives it) rounds otherwise.
+        order = sorted(range(value.dim()), key=lambda i: -value.stride(i))
+        laid = value.detach().permute(order).clone(memory_format=torch.contiguous_format)
+        return laid if order == sorted(order) else {"permuted": [laid, order]}
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) is list:
@@ -302,7 +313,7 @@ def _encoded(value: Any) -> Any:
         return {"tuple": [_encoded(x) for x in value]}
     if type(value) is dict and all(isinstance(name, str) for name in value):
         return {"dict": {name: _encoded(x) for name, x in value.items()}}
-    raise TypeError(f"it keeps a {type(value).__name__}, which cannot be saved")
+    raise TypeError(f"it keeps a {type(value).__name__} that cannot be saved")
 
 
 def _decoded(value: Any, device: torch.device) -> Any:
@@ -313,6 +324,9 @@ def _decoded(value: Any, device: torch.device) -> Any:
         return [_decoded(x, device) for x in value]
     if isinstance(value, dict):
         (kind, inside), *_ = value.items()
+        if kind == "permuted":
+            laid, order = _decoded(inside, device)
+            return laid.permute([order.index(i) for i in range(len(order))])
         if kind == "tuple":
             return tuple(_decoded(x, device) for x in inside)
         return {name: _decoded(x, device) for name, x in inside.items()}

@@ -51,7 +51,7 @@ def storages(agent: Agent) -> set[int]:
         if isinstance(thing, Net):
             tensors = [*thing.module.state_dict(keep_vars=True).values()]
         elif isinstance(thing, Optimiser):
-            tensors = [thing.count, thing.first, thing.second]
+            tensors = [thing.count, *thing.state.values()]
         elif isinstance(thing, Guard):
             tensors = [thing.code]
         else:

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import nn
 
 from rlopt.agents import Agent
-from rlopt.agents.group import Rollout
+from rlopt.buffers import Rollout
 from rlopt.nn import OptimiserConfig
 from rlopt.registry import get_agent
 from tests.agents.cases import every_learner
@@ -98,8 +98,9 @@ def test_a_frozen_policy_of_a_group_learner_stays() -> None:
     agent.actor.module.body.layers[0].requires_grad_(False)
     yes = torch.ones(1, 2, dtype=torch.bool)
     rollout = Rollout(
-        torch.rand(1, 2, 3), torch.zeros(1, 2).long(), torch.rand(1, 2), yes, ~yes, yes, yes[0], torch.zeros(2).long()
-    )
+        torch.rand(1, 2, 3), torch.zeros(1, 2).long(), torch.rand(1, 2), None, yes, ~yes, yes, yes, {},
+        torch.zeros(2).long(), yes[0],
+    )  # fmt: skip
     found = moves(agent, "actor", lambda i: agent.update(rollout))
     assert found == {k: "layers.0" not in k for k in agent.actor.params}
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from rlopt.agents import SAC, Temperature
 from rlopt.fast import sac as fast_sac
-from rlopt.nn import NetworkConfig, OptimiserConfig, register_encoder
+from rlopt.nn import RULES, NetworkConfig, OptimiserConfig, register_encoder
 from rlopt.nn.encoders import ENCODERS
 from rlopt.nn.networks import MLP
 
@@ -107,6 +107,15 @@ def test_critics_may_have_hidden_layers_of_their_own(make_agent, make_batch) -> 
 @pytest.mark.parametrize("options", [{"optimiser": OptimiserConfig(name="sgd")}, {"td_loss": "pal"}])
 def test_rules_and_losses_the_formulas_do_not_cover_take_the_readable_path(options, make_agent) -> None:
     assert make_agent("sac", **options).fused is None
+
+
+def test_a_rule_that_is_added_is_honoured(make_agent, make_batch, monkeypatch) -> None:
+    monkeypatch.setitem(RULES, "mine", RULES["adam"]._replace(make=RULES["sgd"].make))
+    agent, plain = (make_agent("sac", optimiser=OptimiserConfig(name=name)) for name in ("mine", "sgd"))
+    assert agent.fused is None
+    for each in (agent, plain):
+        each.update(make_batch(each, 0))
+    assert torch.equal(agent.actor.flat, plain.actor.flat)
 
 
 def test_a_build_of_torch_without_the_products_takes_the_readable_path(make_agent, make_batch, monkeypatch) -> None:

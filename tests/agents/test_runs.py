@@ -10,6 +10,7 @@ import torch
 from rlopt.agents import SAC
 from rlopt.buffers import Batch
 from rlopt.nn import NetworkConfig, Optimiser, OptimiserConfig
+from rlopt.nn.optim import stacked_adam
 from rlopt.registry import get_agent
 from rlopt.types import RloptError
 from tests.agents.cases import AGENTS, LEARNERS
@@ -139,10 +140,10 @@ def test_stacked_adam_is_the_fused_one_of_each_run(name: str) -> None:
             optimiser.grad.copy_(torch.randn(3, 7, generator=torch.Generator().manual_seed(k)))
         fused.step(fused.norm(), ok)
         stacked.count.add_(ok.float())
-        stacked._stacked_adam(ok.unsqueeze(-1), 1e-2)
+        stacked_adam(config, stacked.flat, stacked.grad, stacked.state, stacked.count, 1e-2, ok)
     assert fused.count.tolist() == stacked.count.tolist() == [6.0, 5.0, 4.0]
     torch.testing.assert_close(stacked.flat, fused.flat)
-    torch.testing.assert_close(stacked.second, fused.second)
+    torch.testing.assert_close(stacked.state, fused.state)
 
 
 def test_an_agent_without_a_run_axis_says_so(make_agent) -> None:

@@ -8,27 +8,34 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlopt.nn import Optimiser, OptimiserConfig
+from rlopt.nn import RULES, Optimiser, OptimiserConfig
 from rlopt.nn.distributions import categorical
 from rlopt.types import RloptError
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
+def configured(name: str, **options: Any) -> OptimiserConfig:
+    """The options among these that the rule reads."""
+    return OptimiserConfig(name=name, **{key: value for key, value in options.items() if key in RULES[name].reads})
+
+
 def reference(name: str, parameter: Tensor, c: OptimiserConfig, lr: float) -> torch.optim.Optimizer:
     if name == "sgd":
         return torch.optim.SGD([parameter], lr, momentum=c.beta1, weight_decay=c.weight_decay)
+    if name == "rmsprop":
+        return torch.optim.RMSprop([parameter], lr, alpha=c.beta2, eps=c.epsilon, centered=True)
     cls = torch.optim.Adam if name == "adam" else torch.optim.AdamW
     return cls([parameter], lr, betas=(c.beta1, c.beta2), eps=c.epsilon, weight_decay=c.weight_decay)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
 def test_twenty_steps_equal_torch(name: str, weight_decay: float, max_grad_norm: float | None) -> None:
     g = torch.Generator().manual_seed(0)
     start = torch.randn(30, generator=g)
-    config = OptimiserConfig(name=name, beta1=0.8, beta2=0.99, epsilon=1e-6, weight_decay=weight_decay)
+    config = configured(name, beta1=0.8, beta2=0.99, epsilon=1e-6, weight_decay=weight_decay)
     flat, parameter = start.clone(), start.clone().requires_grad_()
     ours = Optimiser(flat, 0.05, config, max_grad_norm)
     theirs = reference(name, parameter, config, 0.05)
@@ -44,7 +51,7 @@ def test_twenty_steps_equal_torch(name: str, weight_decay: float, max_grad_norm:
     assert ours.count.item() == 20
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", list(RULES))
 def test_the_factor_scales_the_learning_rate(name: str) -> None:
     grad, config = torch.randn(5), OptimiserConfig(name=name)
     flats = []
@@ -68,11 +75,11 @@ def test_clipping_by_hand() -> None:
         assert flat.tolist() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", list(RULES))
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1.0])
 def test_a_skipped_step_leaves_parameters_moments_and_count(name: str, bad: float) -> None:
     g = torch.Generator().manual_seed(0)
-    config = OptimiserConfig(name=name, weight_decay=0.1)
+    config = configured(name, weight_decay=0.1)
     flat = torch.randn(6, generator=g)
     optimiser = Optimiser(flat, 0.1, config, max_grad_norm=1.0)
 
@@ -104,3 +111,92 @@ def test_categorical_inverts_the_distribution_function() -> None:
 def test_a_decay_of_one_is_refused_because_it_divides_by_zero(name: str) -> None:
     with pytest.raises(RloptError, match=rf"agent\.optimiser\.{name}=1 must be below 1"):
         OptimiserConfig(**{name: 1.0})
+
+
+# --- rules
+
+
+def stepped(optimiser: Optimiser, *grads: Tensor) -> Tensor:
+    for grad in grads:
+        optimiser.gather([grad])
+        optimiser.step(optimiser.norm(), torch.ones(optimiser.count.shape, dtype=torch.bool))
+    return optimiser.flat
+
+
+def test_rmsprop_by_hand() -> None:
+    """Decay ½: after gradients 2 and 0 the mean is ½, the mean square 1, the variance ¾; the first step's is 1."""
+    two, zero = torch.tensor([2.0]), torch.tensor([0.0])
+    config = {"beta2": 0.5, "epsilon": 0.44}
+    outside = Optimiser(torch.zeros(1), 1.0, OptimiserConfig(name="rmsprop", **config))
+    assert stepped(outside, two).item() == pytest.approx(-2.0 / (1.0 + 0.44))
+    inside = Optimiser(torch.zeros(1), 1.0, OptimiserConfig(name="rmsprop_tf", **config))
+    assert stepped(inside, two).item() == pytest.approx(-2.0 / 1.2)
+    before = inside.flat.item()
+    assert stepped(inside, zero).item() == before
+    assert inside.state["first"].item() == 0.5 and inside.state["second"].item() == 1.0
+
+
+def test_a_variance_below_zero_by_rounding_is_none() -> None:
+    """A gradient that never changes has none; torch's own can be NaN here."""
+    optimiser = Optimiser(torch.zeros(50), 1e-3, OptimiserConfig(name="rmsprop", beta2=0.95))
+    grad = torch.linspace(0.1, 3.3, 50)
+    assert stepped(optimiser, *[grad] * 400).isfinite().all()
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_stacked_runs_are_single_ones_and_skip_alone(name: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    start, config = torch.randn(3, 5, generator=g), OptimiserConfig(name=name)
+    together = Optimiser(start.clone(), 0.1, config)
+    alone = [Optimiser(row.clone(), 0.1, config) for row in start]
+    for i in range(5):
+        grads, ok = torch.randn(3, 5, generator=g), torch.tensor([True, i != 2, i > 1])
+        together.gather([grads])
+        together.step(together.norm(), ok)
+        for r, one in enumerate(alone):
+            one.gather([grads[r]])
+            one.step(one.norm(), ok[r])
+    for r, one in enumerate(alone):
+        assert torch.equal(together.flat[r], one.flat) and together.count[r] == one.count
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_a_learning_rate_on_the_device_is_the_same_number(name: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    one, other = (Optimiser(torch.ones(4), 0.1, OptimiserConfig(name=name)) for _ in range(2))
+    for _ in range(3):
+        grad = torch.randn(4, generator=g)
+        for optimiser, factor in ((one, 0.3), (other, torch.tensor(0.3, dtype=torch.float64))):
+            optimiser.gather([grad])
+            optimiser.step(optimiser.norm(), YES, factor)
+    assert torch.equal(one.flat, other.flat)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"name": "adma"}, "agent.optimiser.name: no such choice 'adma'; did you mean adam?"),
+        ({"name": "Adagrad"}, "agent.optimiser.name: no such choice 'Adagrad'; did you mean torch:Adagrad?"),
+        ({"name": "wonder"}, "or torch:CLASS, or pytorch_optimizer:CLASS"),
+        (
+            {"name": "sgd", "beta2": 0.5},
+            "agent.optimiser.beta2=0.5: sgd does not read it; it reads beta1, weight_decay",
+        ),
+        ({"name": "rmsprop", "beta1": 0.5}, "agent.optimiser.beta1=0.5: rmsprop does not read it"),
+        ({"kwargs": {"cautious": True}}, "agent.optimiser.kwargs={'cautious': True}: adam does not read it"),
+        ({"name": "torch:SGD", "beta1": 0.5}, "agent.optimiser.beta1=0.5: torch:SGD does not read it; it reads kwargs"),
+    ],
+)
+def test_what_a_rule_does_not_know_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(RloptError) as error:
+        OptimiserConfig(**options)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_no_name_runs_as_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration that was made while a rule was there."""
+    monkeypatch.setitem(RULES, "mine", RULES["sgd"])
+    config = OptimiserConfig(name="mine")
+    monkeypatch.delitem(RULES, "mine")
+    with pytest.raises(RloptError, match=r"agent\.optimiser\.name=mine: no such rule"):
+        Optimiser(torch.zeros(2), 0.1, config)
