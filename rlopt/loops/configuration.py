@@ -133,7 +133,7 @@ class TrainConfig:
     precision: str = option("float32", "of the products between hidden layers in an update", choices=tuple(PRECISIONS))
     update_mode: str = option(
         "auto",
-        "eager, captured (one CUDA graph per update), auto (captured where it can be)",
+        "eager, captured (updates as CUDA graphs), auto (captured where it can be)",
         choices=("auto", "eager", "captured"),
     )
     threads: int | Literal["auto"] = option("auto", "CPU threads of torch: auto or a number", low=1)
