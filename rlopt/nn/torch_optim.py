@@ -302,7 +302,8 @@ def _encoded(value: Any) -> Any:
     """Return a value as a state tree, in which tuples and dicts are told apart from what holds them."""
     if isinstance(value, Tensor):
         # A file keeps no strides, but a product of a matrix that lies by columns (as QR gives it) rounds otherwise.
-        order = sorted(range(value.dim()), key=lambda i: -value.stride(i))
+        strides = value.stride()
+        order = sorted(range(value.dim()), key=lambda i: -strides[i])
         laid = value.detach().permute(order).clone(memory_format=torch.contiguous_format)
         return laid if order == sorted(order) else {"permuted": [laid, order]}
     if value is None or type(value) in (bool, int, float, str):
