@@ -10,15 +10,12 @@ from typing import Any
 import numpy as np
 
 from rlopt.analysis.parameter_grid import draw_parameter_grid
-from rlopt.envs.make import resolve_backend
+from rlopt.envs.make import find_backend, resolve_backend
 from rlopt.policy import load_policy
 from rlopt.training.evaluate import environment_of, run_of
 from rlopt.training.grid_evaluation import GridEvaluation, evaluate_grid
 from rlopt.training.saved import saved_settings
 from rlopt.types import RloptError
-
-WITH_PARAMETERS = ("torch", "native")
-"""Backends whose environments have simulator parameters."""
 
 
 def evaluate_over_grid(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -28,10 +25,8 @@ def evaluate_over_grid(arguments: argparse.Namespace) -> tuple[str, dict[str, An
     env, settings = environment_of(path, policy, arguments.env, arguments.trust)
     if env.wrappers:
         raise RloptError(f"--grid cannot run wrappers, and {path} was trained with some")
-    backend = env.backend
-    if backend not in WITH_PARAMETERS:
-        native = resolve_backend(env.id, "auto", kwargs=env.kwargs, wrappers=()) == "native"
-        backend = "native" if native else "torch"
+    candidates = [resolve_backend(env.id, backend, kwargs=env.kwargs) for backend in (env.backend, "auto")]
+    backend = next((name for name in candidates if find_backend(name).has_parameters), "torch")
     bounds = dict(map(_bounds, arguments.grid)) or _box(path)
     found = evaluate_grid(
         policy,

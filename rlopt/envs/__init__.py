@@ -3,7 +3,7 @@
 from rlopt.envs import registered as _registered  # noqa: F401 - importing it makes the names known
 from rlopt.envs.adapter import VectorAdapter
 from rlopt.envs.factory import EnvRequest
-from rlopt.envs.make import backend_names, make_env, register_backend
+from rlopt.envs.make import Backend, backend_names, make_env, register_backend
 from rlopt.envs.normalize import Normalizer
 from rlopt.envs.snapshot import restore, snapshot
 from rlopt.envs.sync import SyncVectorEnv
@@ -13,6 +13,7 @@ from rlopt.envs.workers import AsyncVectorEnv
 
 __all__ = [
     "AsyncVectorEnv",
+    "Backend",
     "EnvRequest",
     "Normalizer",
     "SyncVectorEnv",

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium.vector import AsyncVectorEnv as GymAsync
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from rlopt.envs.edge import facts_info, told_facts
-from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
-from rlopt.envs.sync import ENDED, VALID, StepBuilder, check_reward, ordinary_flags, reset_rows, reset_seeds, spec_of
-from rlopt.random import derive_seed
+from rlopt.envs.arrays import Array
+from rlopt.envs.base import (
+    ENDED,
+    VALID,
+    BaseVectorEnv,
+    Options,
+    StepBuilder,
+    one_stream,
+    ordinary_flags,
+    row_seeds,
+    rows_of,
+)
+from rlopt.envs.edge import (
+    check_first,
+    check_flags,
+    check_reward,
+    check_step,
+    observation_writer,
+    spec_of,
+    told_facts,
+)
+from rlopt.envs.spaces import ActionCodec, ObservationCodec
 from rlopt.types import Obs, RloptError, State, Step
 
 GymVector = gymnasium.vector.VectorEnv[Any, Any, Any]
@@ -35,7 +52,7 @@ def autoreset_mode(env: GymVector) -> AutoresetMode:
     return AutoresetMode(mode)
 
 
-class VectorAdapter:
+class VectorAdapter(BaseVectorEnv):
     """Translates ``env`` to the contract of ``rlopt.envs.vector.VectorEnv``.
 
     - SAME_STEP: ``final_obs`` becomes ``next_obs`` where an episode ended, with or without Gymnasium's mask
@@ -51,77 +68,66 @@ class VectorAdapter:
 
     Args:
         env: the vector environment, which the adapter then owns.
-        seed: the run's seed; slot i's first reset uses ``derive_seed(seed, stream, i)`` where ``env`` takes a
-            list of seeds.
-        device: where the tensors that it returns live.
-        autoreset: see ``VectorEnv``.
-        env_id: the name reported in ``spec``; by default the registered one.
-        stream: the name of the random stream.
+        options: see ``Options``; slots have seeds of their own where ``env`` takes a list of them.
 
     Raises:
         RloptError: a space without translation, or an unknown autoreset mode.
     """
 
-    def __init__(
-        self,
-        env: GymVector,
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        autoreset: bool = True,
-        env_id: str | None = None,
-        stream: str = "env",
-    ) -> None:
-        self.env, self.num_envs, self.device, self.autoreset = env, env.num_envs, torch.device(device), autoreset
-        self.mode = autoreset_mode(env)
+    def __init__(self, env: GymVector, **options: Unpack[Options]) -> None:
+        super().__init__(env.num_envs, **options)
+        self.env, self.mode = env, autoreset_mode(env)
         self._observations = ObservationCodec(env.single_observation_space)
         self._actions = ActionCodec(env.single_action_space)
-        self.spec = spec_of(env, self._observations, self._actions, env_id)
-        self._first_seeds = [derive_seed(seed, stream, slot) for slot in range(self.num_envs)]
+        self.spec = spec_of(env, self._observations, self._actions, self._env_id)
+        self._write = observation_writer(self.spec.id, self._observations)
+        self._write_all = observation_writer(self.spec.id, self._observations, self.num_envs)
         self._current = self._observations.arrays(self.num_envs)
-        self._steps = StepBuilder(self.num_envs, self.device)
+        self._steps = StepBuilder(self.spec, self.num_envs, self.device)
         no = np.zeros(self.num_envs, np.bool_)
         self._ended = no.copy()  # frozen rows, where autoreset is off
         self._over = no.copy()  # rows whose episode is over underneath: NEXT_STEP resets them in the next call
-        self._started = self._closed = False
         # Gymnasium's worker without shared memory forgets that an explicit reset has already done what it is about to
         # do.
         inner = env.unwrapped
         self._resets_twice = isinstance(inner, GymAsync) and not inner.shared_memory
 
-    def reset(
-        self, seeds: Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+    def _begin(
+        self,
+        seeds: Sequence[int] | None,
+        mask: Tensor | None,
+        options: dict[str, Any] | None,
+        noise_seeds: Sequence[int] | None,
     ) -> Obs:
-        """Begin new episodes; see ``VectorEnv.reset``.
-
-        Raises:
-            RloptError: ``mask`` leaves rows out, but the environment can only reset all of them.
-        """
-        if seeds is None and not self._started:
-            seeds, mask = self._first_seeds, None
-        row_seeds, rows = reset_seeds(seeds, self.num_envs), reset_rows(mask, self.num_envs)
-        if rows:
+        """Raises RloptError where ``mask`` leaves rows out, but the environment can only reset all of them."""
+        if noise_seeds is not None:
+            raise one_stream(self.spec.id)
+        if rows := rows_of(mask, self.num_envs):
             chosen = np.zeros(self.num_envs, np.bool_)
             chosen[rows] = True
-            self._reset_underneath(chosen, row_seeds, options, visible=chosen)
+            self._reset_underneath(chosen, row_seeds(seeds, self.num_envs), options, visible=chosen)
             self._ended[rows] = False
-        self._started = True
         return self._observations.tensors(self._current, self.device)
 
     def step(self, action: Tensor) -> Step:
         """Step all rows; see ``VectorEnv.step``."""
         if not self._started:
-            raise RloptError("step was called before reset; call reset() once after building the environment")
+            raise self._not_begun()
         n, disabled = self.num_envs, self.mode == AutoresetMode.DISABLED
         if disabled and self._over.any():  # Gymnasium refuses to step ended rows, so frozen ones play on unseen
             self._reset_underneath(self._over.copy(), [None] * n, None, visible=np.zeros(n, np.bool_))
         try:
-            obs, reward, terminated, truncated, info = self.env.step(self._actions.batch(action, n))
+            given = self.env.step(self._actions.batch(action, n))
         except (EOFError, BrokenPipeError, ConnectionResetError) as e:
             raise RloptError(
                 "a worker of Gymnasium's vector environment died; backend=async replaces dead workers"
             ) from e
-        done = np.logical_or(terminated, truncated)
+        obs, reward, terminated, truncated, info = check_step(given, self.spec.id)
+        terminated, truncated = (
+            check_flags(flag, name, self.spec.id, n)
+            for flag, name in ((terminated, "terminated"), (truncated, "truncated"))
+        )
+        done = terminated | truncated
         phantom = self._over if self.mode == AutoresetMode.NEXT_STEP else np.zeros(n, np.bool_)
         live = ~(phantom | self._ended)
         flags = ordinary_flags(n)
@@ -130,7 +136,7 @@ class VectorAdapter:
         flags[VALID] = live
         rewards = np.zeros((n, *self.spec.reward_shape), np.float32)
         rewards[live] = check_reward(reward, self.spec, n)[live]
-        self._over = done.astype(np.bool_)
+        self._over = done
         if not self.autoreset:
             # A row reset by hand that resets once more underneath shows its new first observation, and is no
             # transition.
@@ -152,7 +158,7 @@ class VectorAdapter:
                 self._reset_underneath(done, [None] * n, None, visible=done)
             observed = self._observations.tensors(self._current, self.device)
         ordinary = not flags[:VALID].any() and flags[VALID].all()
-        facts = facts_info(self.spec.facts, self._facts(info, flags[ENDED]), self.device)
+        facts = self._facts(info, flags[ENDED])
         return self._steps.build(observed, next_obs, rewards, None if ordinary else flags, facts)
 
     def state_dict(self) -> State | None:
@@ -166,19 +172,16 @@ class VectorAdapter:
             "a Gymnasium vector environment (backend=vector) cannot be restored; use backend=sync or async"
         )
 
-    def close(self) -> None:
-        """Close the vector environment. Safe to call twice."""
-        if not self._closed:
-            self._closed = True
-            self.env.close()
+    def _release(self) -> None:
+        self.env.close()
 
     def _keep(self, obs: Any, rows: Array | None) -> None:
         """Make ``obs`` the current observations, of all rows or of some."""
         if rows is None or rows.all():
-            self._observations.write_all(self._current, obs)
+            self._write_all(self._current, slice(None), obs)
         else:
             for i in np.flatnonzero(rows).tolist():
-                self._observations.write(self._current, i, self._observations.row(obs, i))
+                self._write(self._current, i, self._observations.row(obs, i))
 
     def _finals(self, info: dict[str, Any], rows: Array) -> None:
         """Where SAME_STEP has already reset ``rows``, put their true last observations into the current ones."""
@@ -187,7 +190,7 @@ class VectorAdapter:
         final = info["final_obs"]
         for i in np.flatnonzero(rows).tolist():
             objects = isinstance(final, np.ndarray) and final.dtype == object
-            self._observations.write(self._current, i, final[i] if objects else self._observations.row(final, i))
+            self._write(self._current, i, final[i] if objects else self._observations.row(final, i))
 
     def _facts(self, info: dict[str, Any], ended: Array) -> Array | None:
         """Return the facts (N, F) of the rows that have ended; None where none has."""
@@ -217,7 +220,7 @@ class VectorAdapter:
 
     def _call_reset(self, rows: Array, seeds: list[int | None], options: dict[str, Any] | None) -> Any:
         if all(s is None for s in seeds):
-            return self.env.reset(options=options)[0]
+            return check_first(self.env.reset(options=options), self.spec.id)
         wanted = [seeds[i] for i in rows.nonzero()[0]]
         forms: list[Any] = [
             [s if row else None for s, row in zip(seeds, rows, strict=True)],  # Gymnasium's own
@@ -226,14 +229,14 @@ class VectorAdapter:
         ]
         for form in forms[:-1]:
             try:
-                return self.env.reset(seed=form, options=dict(options) if options else None)[0]
+                return check_first(self.env.reset(seed=form, options=dict(options) if options else None), self.spec.id)
             except (TypeError, ValueError, gymnasium.error.Error):
                 continue
-        return self.env.reset(seed=forms[-1], options=options)[0]
+        return check_first(self.env.reset(seed=forms[-1], options=options), self.spec.id)
 
     def _check_untouched(self, obs: Any, rows: Array) -> None:
         check = self._observations.arrays(self.num_envs)
-        self._observations.write_all(check, obs)
+        self._write_all(check, slice(None), obs)
         same = all(
             np.array_equal(a[rows], b[rows], equal_nan=a.dtype.kind == "f")
             for a, b in zip(check, self._current, strict=True)

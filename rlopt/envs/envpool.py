@@ -16,8 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from rlopt.envs.adapter import VectorAdapter
+from rlopt.envs.base import rows_of
 from rlopt.envs.native.physics import pool_size
-from rlopt.envs.sync import reset_rows
 from rlopt.random import derive_seed
 from rlopt.types import Obs, RloptError
 
@@ -87,22 +87,22 @@ class _Pool(gymnasium.vector.VectorEnv[Any, Any, Any]):
 class EnvPoolVectorEnv(VectorAdapter):
     """EnvPool behind the contract. Giving some rows new seeds restarts the others, so those must have ended."""
 
-    def reset(
-        self, seeds: Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+    def _begin(
+        self,
+        seeds: Sequence[int] | None,
+        mask: Tensor | None,
+        options: dict[str, Any] | None,
+        noise_seeds: Sequence[int] | None,
     ) -> Obs:
-        """Begin new episodes; see ``VectorEnv.reset``.
-
-        Raises:
-            RloptError: seeds for some rows while others are in mid-episode, or any ``options``.
-        """
+        """Raises RloptError for seeds for some rows while others are in mid-episode, and for any ``options``."""
         if options:
             raise RloptError(f"backend=envpool takes no options in reset, but got {sorted(options)}")
         if seeds is not None and mask is not None:
             others = np.ones(self.num_envs, np.bool_)
-            others[reset_rows(mask, self.num_envs)] = False
+            others[rows_of(mask, self.num_envs)] = False
             if not self._ended[others].all():
                 raise RloptError("backend=envpool cannot seed some rows while others are in mid-episode; seed all rows")
-        return super().reset(seeds, mask)
+        return super()._begin(seeds, mask, options, noise_seeds)
 
 
 def build(request: EnvRequest) -> EnvPoolVectorEnv:

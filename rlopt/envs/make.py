@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import gymnasium
 import torch
@@ -21,10 +22,19 @@ from rlopt.envs.workers import AsyncVectorEnv
 from rlopt.types import RloptError, resolve_device
 
 
-class Backend(Protocol):
-    """Builds a vector environment for a request, or raises RloptError where it cannot."""
+@dataclass(frozen=True)
+class Backend:
+    """A way of running N copies of an environment, and what others must know of it."""
 
-    def __call__(self, request: EnvRequest) -> VectorEnv: ...
+    build: Callable[[EnvRequest], VectorEnv] | str
+    """Builds a vector environment, or raises RloptError where it cannot; or ``module:function``, which is imported when
+    it is asked for, because it needs a package that is no dependency or takes long to import."""
+    steps_on_cpu: bool = True
+    """Whether its tensors are made on the CPU, and not on the device."""
+    batched: bool = False
+    """Whether its rows are one computation, which costs about the same for few rows as for many."""
+    has_parameters: bool = False
+    """Whether its environments may have simulator parameters (``set_parameters``)."""
 
 
 def _sync(request: EnvRequest) -> VectorEnv:
@@ -59,20 +69,16 @@ def _vector(request: EnvRequest) -> VectorEnv:
     return VectorAdapter(env, **request.common)
 
 
-_BACKENDS: dict[str, Backend | str] = {
-    "sync": _sync,
-    "gymnasium": _sync,
-    "async": _async,
-    "vector": _vector,
-    # imported when asked for: each needs a package that is no dependency, or takes long to import
-    "native": "rlopt.envs.native:build",
-    "envpool": "rlopt.envs.envpool:build",
-    "torch": "rlopt.envs.torch_backend:build",
-    "warp": "rlopt.envs.warp:build",
+_BACKENDS: dict[str, Backend] = {
+    "sync": Backend(_sync),
+    "gymnasium": Backend(_sync),
+    "async": Backend(_async),
+    "vector": Backend(_vector),
+    "native": Backend("rlopt.envs.native:build", batched=True, has_parameters=True),
+    "envpool": Backend("rlopt.envs.envpool:build"),
+    "torch": Backend("rlopt.envs.torch_backend:build", steps_on_cpu=False, batched=True, has_parameters=True),
+    "warp": Backend("rlopt.envs.warp:build", steps_on_cpu=False, batched=True),
 }
-
-
-_STEP_ON_CPU = ("sync", "gymnasium", "async", "vector", "native", "envpool")
 
 
 def register_backend(name: str, backend: Backend) -> None:
@@ -86,24 +92,26 @@ def register_backend(name: str, backend: Backend) -> None:
     _BACKENDS[name] = backend
 
 
-def _find_backend(name: str) -> Backend:
-    found = _BACKENDS[name]
-    if not isinstance(found, str):
-        return found
-    module, _, function = found.partition(":")
-    backend: Backend = getattr(importlib.import_module(module), function)
-    return backend
+def find_backend(name: str) -> Backend:
+    """Return the backend of that name.
+
+    Raises:
+        RloptError: there is none.
+    """
+    if name not in _BACKENDS:
+        raise RloptError(f"backend={name!r} is unknown; {hint(name, backend_names())}")
+    return _BACKENDS[name]
 
 
 def backend_names() -> list[str]:
-    """What ``backend=`` accepts."""
+    """Return what ``backend=`` accepts."""
     return ["auto", *_BACKENDS]
 
 
 def stepping_device(backend: str, device: torch.device) -> torch.device:
-    """Where the tensors of a resolved backend's environments are made: on the CPU for those that step there, else on
-    ``device``. Left there, what only the host looks at needs no way to ``device`` and back."""
-    return torch.device("cpu") if backend in _STEP_ON_CPU else device
+    """Return where the tensors of a resolved backend's environments are made: on the CPU for those that step there,
+    else on ``device``. Left there, what only the host looks at needs no way to ``device`` and back."""
+    return torch.device("cpu") if find_backend(backend).steps_on_cpu else device
 
 
 def resolve_backend(
@@ -129,8 +137,7 @@ def resolve_backend(
         if own_class(spec) is not None:
             return "torch"
         return "sync" if refusal(EnvFactory(spec, dict(kwargs or {}), tuple(wrappers), tuple(facts))) else "native"
-    if backend not in _BACKENDS:
-        raise RloptError(f"backend={backend!r} is unknown; {hint(backend, backend_names())}")
+    find_backend(backend)
     return backend
 
 
@@ -185,4 +192,8 @@ def make_env(
     chosen = resolve_backend(id, backend, kwargs=kwargs, wrappers=wrappers, facts=facts)
     factory = EnvFactory(find_spec(id), dict(kwargs or {}), tuple(wrappers), tuple(facts))
     request = EnvRequest(id, factory, num_envs, seed, stream, resolve_device(device), autoreset, timeout, evaluation)
-    return _find_backend(chosen)(request)
+    build = find_backend(chosen).build
+    if isinstance(build, str):
+        module, _, function = build.partition(":")
+        build = getattr(importlib.import_module(module), function)
+    return build(request)

@@ -128,8 +128,8 @@ def _getter(path: tuple[str | int, ...]) -> Callable[[Any], Any]:
 class ObservationCodec:
     """Moves observations of one environment, or of a Gymnasium vector environment, into arrays and tensors.
 
-    ``space`` is the translated space. ``write(arrays, i, obs)`` puts one environment's observation into row i of the
-    arrays that ``arrays(n)`` allocated; ``tensors(arrays, device)`` copies them into tensors that the caller owns.
+    ``space`` is the translated space. ``arrays(n)`` allocates what ``rlopt.envs.edge`` writes observations into;
+    ``tensors(arrays, device)`` copies them into tensors that the caller owns.
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
@@ -138,49 +138,21 @@ class ObservationCodec:
         self.space: spaces.Space[Any] = (
             self.leaves[0].space if self.single else spaces.Dict({leaf.key: leaf.space for leaf in self.leaves})
         )
-        self._get = [_getter(leaf.path) for leaf in self.leaves]
+        self.getters = [_getter(leaf.path) for leaf in self.leaves]
+        """What finds each leaf in the environment's own observation."""
         self.dtypes = [_array_dtype(leaf) for leaf in self.leaves]
         self.shapes: list[tuple[int, ...]] = [tuple(leaf.space.shape or ()) for leaf in self.leaves]
-        self.write: Callable[[list[Array], int, Any], None] = self._write_single if self.single else self._write_nested
 
     def arrays(self, n: int) -> list[Array]:
         """Zeroed arrays (n, …), one per leaf."""
         return [np.zeros((n, *shape), dtype) for shape, dtype in zip(self.shapes, self.dtypes, strict=True)]
 
-    @staticmethod
-    def _write_single(arrays: list[Array], i: int, obs: Any) -> None:
-        arrays[0][i] = obs
-
-    def _write_nested(self, arrays: list[Array], i: int, obs: Any) -> None:
-        for get, array in zip(self._get, arrays, strict=True):
-            array[i] = get(obs)
-
-    def check(self, obs: Any) -> None:
-        """Compare one environment's observation with its space; ``write`` would repeat one that is too small.
-
-        Raises:
-            RloptError: an entry is missing or has another shape than the space says.
-        """
-        for leaf, get, shape in zip(self.leaves, self._get, self.shapes, strict=True):
-            name = f"observation {leaf.key}" if leaf.key else "observation"
-            try:
-                found = np.shape(get(obs))
-            except (KeyError, IndexError, TypeError, ValueError) as e:
-                raise RloptError(f"the environment's {name} does not fit its observation_space: {e!r}") from e
-            if found != shape:
-                raise RloptError(f"the environment's {name} has shape {found}, but its observation_space says {shape}")
-
-    def write_all(self, arrays: list[Array], obs: Any) -> None:
-        """Write the batched observations (N, …) of a Gymnasium vector environment."""
-        for get, array in zip(self._get, arrays, strict=True):
-            array[...] = get(obs)
-
     def row(self, obs: Any, i: int) -> Any:
-        """Environment i's observation out of a batched nested one, in the shape that ``write`` takes."""
+        """Environment i's observation out of a batched nested one, as that environment would give it."""
         if self.single:
             return obs[i]
         nested: Any = {}
-        for leaf, get in zip(self.leaves, self._get, strict=True):
+        for leaf, get in zip(self.leaves, self.getters, strict=True):
             node = nested
             for part in leaf.path[:-1]:
                 node = node.setdefault(part, {})

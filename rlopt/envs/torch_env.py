@@ -11,10 +11,22 @@ from gymnasium.envs.registration import EnvSpec as GymSpec
 from torch import Tensor
 
 from rlopt.config import hint
+from rlopt.envs.base import BaseVectorEnv
 from rlopt.envs.spaces import ActionCodec, ObservationCodec
 from rlopt.envs.streams import RowStreams
-from rlopt.random import derive_seed
-from rlopt.types import EnvSpec, Obs, RloptError, Space, State, Step, map_obs, map_obs2, obs_leaves, tensor_dtype
+from rlopt.types import (
+    EnvSpec,
+    Obs,
+    RloptError,
+    Space,
+    State,
+    Step,
+    map_obs,
+    map_obs2,
+    obs_leaves,
+    shape_of,
+    tensor_dtype,
+)
 
 
 class Outcome(NamedTuple):
@@ -35,7 +47,7 @@ class Outcome(NamedTuple):
     """{name: (N,)} of the class's ``facts``, which count where an episode ends."""
 
 
-class TorchEnv:
+class TorchEnv(BaseVectorEnv):
     """Base class of environments written in torch; a subclass is a vector environment (``VectorEnv``) of N rows.
 
     A subclass says what its spaces are and defines three functions of *all* rows at once; resets, time limits, frozen
@@ -65,11 +77,7 @@ class TorchEnv:
 
     Args:
         num_envs: N.
-        seed: the run's seed; row i's first reset draws from the stream of ``derive_seed(seed, stream, i)``.
-        device: where everything is computed.
-        autoreset: see ``VectorEnv``.
-        env_id: the name reported in ``spec``.
-        stream: the name of the random stream.
+        seed, device, autoreset, env_id, stream: see ``rlopt.envs.base.Options``.
         max_episode_steps: replaces ``episode_limit``; -1 for no limit.
         **parameters: values of simulator parameters other than their defaults.
 
@@ -105,7 +113,7 @@ class TorchEnv:
         max_episode_steps: int | None = None,
         **parameters: float,
     ) -> None:
-        self.num_envs, self.device, self.autoreset = num_envs, torch.device(device), autoreset
+        super().__init__(num_envs, seed=seed, device=device, autoreset=autoreset, env_id=env_id, stream=stream)
         if max_episode_steps is not None:
             self.episode_limit = max_episode_steps if max_episode_steps > 0 else None
         for name in ("observation_space", "action_space"):
@@ -125,14 +133,14 @@ class TorchEnv:
         """Simulator parameters, (N,) each, written in place by ``set_parameters``."""
         self.set_parameters(**parameters)
         self._streams = RowStreams(num_envs, self.device, self.dtype)
-        self._streams.seed([derive_seed(seed, stream, slot) for slot in range(num_envs)])
         self._elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._dtypes = {key: tensor_dtype(s) for key, s in obs_leaves(self.spec.observation_space).items()}
         shape = self.spec.action_space.shape
         assert shape is not None
         self._action_shape = (num_envs, *shape)
-        self._started = False
+        leaves = obs_leaves(self.spec.observation_space).items()
+        self._observed = {key: (num_envs, *shape_of(space)) for key, space in leaves}
 
     # What a subclass defines
 
@@ -160,39 +168,35 @@ class TorchEnv:
         return self._streams
 
     @torch.no_grad()
-    def reset(
-        self, seeds: Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+    def _begin(
+        self,
+        seeds: Sequence[int] | None,
+        mask: Tensor | None,
+        options: dict[str, Any] | None,
+        noise_seeds: Sequence[int] | None,
     ) -> Obs:
-        """Begin new episodes; see ``VectorEnv.reset``. The first reset begins all rows.
-
-        Raises:
-            RloptError: the number of seeds or the mask's shape is wrong, or ``options`` are given.
-        """
-        n = self.num_envs
+        """Raises RloptError where ``options`` are given."""
         if options:
             raise RloptError(f"{self.spec.id} on backend=torch takes no reset options; use backend=sync for them")
-        if seeds is not None and len(seeds) != n:
-            raise RloptError(f"reset got {len(seeds)} seeds for {n} environments; give one seed per environment")
-        if mask is not None and mask.shape != (n,):
-            raise RloptError(f"reset's mask has shape {tuple(mask.shape)}; it must be ({n},)")
-        if mask is None or not self._started:
-            mask = torch.ones(n, dtype=torch.bool, device=self.device)
-        else:
-            mask = mask.to(self.device, torch.bool)
+        if mask is None:
+            mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        mask = mask.to(self.device, torch.bool)
         if seeds is not None:
             self._streams.seed(seeds, mask)
         first = self.initial(self._streams)
         if not self._started:
-            self.state, self._started = map_obs(torch.clone, first), True
-        self._begin(mask, first)
+            self.state = map_obs(torch.clone, first)
+        self._restart(mask, first)
+        if noise_seeds is not None:
+            self._streams.seed(noise_seeds, mask)
         return self._observe()
 
     @torch.no_grad()
     def step(self, action: Tensor) -> Step:
         """Step all rows; see ``VectorEnv.step``. Never waits for the device."""
         if not self._started:
-            raise RloptError("step was called before reset; call reset() once after building the environment")
-        outcome = Outcome(*self.dynamics(self.state, self._check(action)))
+            raise self._not_begun()
+        outcome = self._checked(self.dynamics(self.state, self._check(action)))
         live = ~self._ended
         broken = None if outcome.broken is None else outcome.broken & live
         valid = live if broken is None else live & ~broken
@@ -211,17 +215,17 @@ class TorchEnv:
         if not self.autoreset:
             self._ended.logical_or_(ended)
             if broken is not None:
-                self._begin(broken, self.initial(self._streams))
+                self._restart(broken, self.initial(self._streams))
             obs = self._observe()
             return Step(obs, obs, reward, terminated, truncated, closed, valid, outcome.facts)
         first = self.initial(self._streams)
         if broken is not None:  # the row's new episode is all that there is to see
             self._write(_select(broken, first, self.state))
         next_obs = self._observe()
-        self._begin(closed, first)
+        self._restart(closed, first)
         return Step(self._observe(), next_obs, reward, terminated, truncated, closed, valid, outcome.facts)
 
-    def _begin(self, mask: Tensor, first: Any) -> None:
+    def _restart(self, mask: Tensor, first: Any) -> None:
         """New episodes in the rows where ``mask`` is true, from the states ``first`` just drawn."""
         self._streams.commit(mask)
         self._write(_select(mask, first, self.state))
@@ -275,9 +279,6 @@ class TorchEnv:
         self.set_parameters(**state["parameters"])
         return self._observe()
 
-    def close(self) -> None:
-        """Nothing to release."""
-
     def _check(self, action: Tensor) -> Tensor:
         if action.shape != self._action_shape:
             raise RloptError(
@@ -285,6 +286,26 @@ class TorchEnv:
                 f"want {self._action_shape}"
             )
         return action.to(self.device)
+
+    def _checked(self, given: tuple[Any, ...]) -> Outcome:
+        """The edge of what a subclass computes: only shapes and types, so that the device is not waited for."""
+        if not isinstance(given, tuple) or not 3 <= len(given) <= len(Outcome._fields):
+            raise RloptError(
+                f"{self.spec.id}: dynamics gave {type(given).__name__}, not a tuple of state, reward, terminated and, "
+                "where there are some, truncated, broken, facts"
+            )
+        outcome, n = Outcome(*given), self.num_envs
+        if outcome.reward.shape != (n,):
+            raise RloptError(f"{self.spec.id}: the reward has shape {tuple(outcome.reward.shape)}; it must be ({n},)")
+        for name in ("terminated", "truncated", "broken"):
+            flag = getattr(outcome, name)
+            if flag is not None and (flag.shape != (n,) or flag.dtype is not torch.bool):
+                what = f"{flag.dtype} of shape {tuple(flag.shape)}"
+                raise RloptError(f"{self.spec.id}: {name} is {what}; it must be torch.bool of shape ({n},)")
+        if set(self.facts) != outcome.facts.keys() or any(x.shape != (n,) for x in outcome.facts.values()):
+            found = {name: tuple(fact.shape) for name, fact in outcome.facts.items()}
+            raise RloptError(f"{self.spec.id}: dynamics gave the facts {found}; they must be {self.facts}, each ({n},)")
+        return outcome
 
     def _write(self, state: Any) -> None:
         """In place, because a captured graph reads the state where it was captured."""
@@ -300,6 +321,10 @@ class TorchEnv:
     def _observe(self) -> Obs:
         """A copy in the contract's types: an observation may be the state itself, which changes in place."""
         obs = self.observe(self.state)
+        leaves = obs if isinstance(obs, dict) else {"": obs}
+        if leaves.keys() != self._observed.keys() or any(x.shape != self._observed[k] for k, x in leaves.items()):
+            found = {key: tuple(leaf.shape) for key, leaf in leaves.items()}
+            raise RloptError(f"{self.spec.id}: observe gave {found}, but its observation_space says {self._observed}")
         if isinstance(obs, dict):
             return {key: value.to(self._dtypes[key], copy=True) for key, value in obs.items()}
         return obs.to(self._dtypes[""], copy=True)

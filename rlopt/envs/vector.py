@@ -48,11 +48,21 @@ class VectorEnv(Protocol):
     autoreset: bool
 
     def reset(
-        self, seeds: Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+        self,
+        seeds: Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        options: dict[str, Any] | None = None,
+        noise_seeds: Sequence[int] | None = None,
     ) -> Obs:
         """Begin new episodes in all rows, or in those where ``mask`` (N,) is true, and return all rows' observations.
 
         ``seeds`` gives each row (all N) its own seed; without it a row goes on with its own generator.
+        ``noise_seeds`` (N) gives each row another one for what is drawn after its first state, so that rows of equal
+        seeds may begin in the same state and yet meet different noise.
+
+        Raises:
+            RloptError: the number of seeds or the mask's shape is wrong, or the backend has no place for ``options``
+                or ``noise_seeds``.
         """
         ...
 

@@ -11,36 +11,23 @@ import struct
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, Unpack
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlopt.envs.edge import facts_info, told_facts
+from rlopt.envs.arrays import Array
+from rlopt.envs.base import ENDED, VALID, BaseVectorEnv, Env, Options, StepBuilder, ordinary_flags, row_seeds, rows_of
+from rlopt.envs.edge import Edge
 from rlopt.envs.processes import SAFE_PATH, end_with_parent, restore_safe_path, safe_path, worker_context
 from rlopt.envs.snapshot import restore, snapshot
-from rlopt.envs.spaces import ActionCodec, Array, ObservationCodec
-from rlopt.envs.sync import (
-    ENDED,
-    VALID,
-    StepBuilder,
-    check_reward,
-    ordinary_flags,
-    pack_state,
-    reset_rows,
-    reset_seeds,
-    spec_of,
-    unpack_state,
-)
+from rlopt.envs.spaces import ActionCodec, ObservationCodec
+from rlopt.envs.sync import pack_state, unpack_state
 from rlopt.random import derive_seed
 from rlopt.types import EnvSpec, Obs, RloptError, State, Step
-
-Env = gymnasium.Env[Any, Any]
 
 _log = logging.getLogger(__name__)
 _STARTUP = 120.0
@@ -71,31 +58,26 @@ def _swap(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     return change(tree) if isinstance(tree, kind) else tree
 
 
-def _answer(
-    env: Env, spec: EnvSpec, observations: ObservationCodec, actions: ActionCodec, message: bytes, autoreset: bool
-) -> bytes:
-    """What a worker does with one message: a letter and its payload."""
-    row = observations.arrays(1)
+def _answer(env: Env, edge: Edge, row: list[Array], message: bytes, autoreset: bool) -> bytes:
+    """What a worker does with one message, a letter and its payload; ``row`` is room for one observation."""
 
-    def packed(obs: Any) -> bytes:
-        observations.write(row, 0, obs)
+    def packed() -> bytes:
         return b"".join(a.tobytes() for a in row)
 
     match message[:1]:
         case b"s":
+            actions = edge.actions
             array = np.frombuffer(message, actions.dtype, offset=1).reshape(actions.row_shape).copy()
-            obs, reward, terminated, truncated, info = env.step(int(array) if actions.discrete else array)
-            over = bool(terminated or truncated)
-            again = autoreset and over
-            told = told_facts(info, spec) if over else [0.0] * len(spec.facts)
-            numbers = np.array([*np.ravel(check_reward(reward, spec)), *told], np.float64).tobytes()
-            body = _HEAD.pack(bool(terminated), bool(truncated), again) + numbers + packed(obs)
-            return b"o" + body + (packed(env.reset()[0]) if again else b"")
+            reward, terminated, truncated, told = edge.step(env, int(array) if actions.discrete else array, row, 0)
+            again = autoreset and bool(terminated or truncated)
+            numbers = np.array([*np.ravel(reward), *(told or [0.0] * len(edge.spec.facts))], np.float64).tobytes()
+            body = _HEAD.pack(bool(terminated), bool(truncated), again) + numbers + packed()
+            if again:
+                edge.reset(env, row, 0)
+            return b"o" + body + (packed() if again else b"")
         case b"r":
-            seed, options = pickle.loads(message[1:])
-            first, _ = env.reset(seed=seed, options=options)
-            observations.check(first)
-            return b"o" + packed(first)
+            edge.reset(env, row, 0, *pickle.loads(message[1:]))
+            return b"o" + packed()
         case b"g":
             state = snapshot(env)
             return b"d" + pickle.dumps(_swap(state, Tensor, lambda t: t.numpy()))
@@ -106,7 +88,12 @@ def _answer(
 
 
 def _work(
-    connection: Connection, env_fn: Callable[[], Env], autoreset: bool, users_safe_path: str | None, grace: float
+    connection: Connection,
+    env_fn: Callable[[], Env],
+    autoreset: bool,
+    env_id: str | None,
+    users_safe_path: str | None,
+    grace: float,
 ) -> None:
     """A worker's life: build, answer messages, end when the pipe does. ``users_safe_path`` is the trainer's
     PYTHONSAFEPATH, which holds for what the environment starts."""
@@ -120,12 +107,11 @@ def _work(
     env = None
     try:
         env = env_fn()
-        observations, actions = ObservationCodec(env.observation_space), ActionCodec(env.action_space)
-        spec = spec_of(env, observations, actions)
-        hello = (env.observation_space, env.action_space, spec)
-        connection.send_bytes(b"d" + pickle.dumps(hello))
+        edge = Edge(env, env_id)
+        row = edge.observations.arrays(1)
+        connection.send_bytes(b"d" + pickle.dumps((env.observation_space, env.action_space, edge.spec)))
         while (message := connection.recv_bytes()) != b"c":
-            connection.send_bytes(_answer(env, spec, observations, actions, message, autoreset))
+            connection.send_bytes(_answer(env, edge, row, message, autoreset))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except Exception as e:
@@ -142,10 +128,10 @@ def _work(
 class _Worker:
     """The parent's end of one worker."""
 
-    def __init__(self, context: Any, slot: int, env_fn: Callable[[], Env], autoreset: bool) -> None:
+    def __init__(self, context: Any, slot: int, env_fn: Callable[[], Env], autoreset: bool, env_id: str | None) -> None:
         self.slot = slot
         self.connection, theirs = context.Pipe()
-        arguments = (theirs, env_fn, autoreset, os.environ.get(SAFE_PATH), _GRACE)
+        arguments = (theirs, env_fn, autoreset, env_id, os.environ.get(SAFE_PATH), _GRACE)
         self.process = context.Process(target=_work, args=arguments, name=f"rlopt-env-{slot}", daemon=True)
         try:
             with safe_path():
@@ -210,7 +196,7 @@ def _end(workers: list[_Worker | None]) -> None:
             worker.close()
 
 
-class AsyncVectorEnv:
+class AsyncVectorEnv(BaseVectorEnv):
     """N environments in N worker processes, behind the contract of ``rlopt.envs.vector.VectorEnv``.
 
     Worth its cost where one environment step takes about a millisecond or more. A worker that dies, or that does not
@@ -224,12 +210,8 @@ class AsyncVectorEnv:
 
     Args:
         env_fns: one picklable function per environment, each building it.
-        seed: the run's seed; slot i's first reset uses ``derive_seed(seed, stream, i)``.
-        device: where the tensors that it returns live.
-        autoreset: see ``VectorEnv``.
-        env_id: the name reported in ``spec``; by default the registered one.
         timeout: seconds that a step or a reset may take.
-        stream: the name of the random stream.
+        options: see ``Options``.
 
     Raises:
         RloptError: no environment, a space without translation, an environment that cannot be built or sent to a
@@ -237,36 +219,24 @@ class AsyncVectorEnv:
     """
 
     def __init__(
-        self,
-        env_fns: Sequence[Callable[[], Env]],
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        autoreset: bool = True,
-        env_id: str | None = None,
-        timeout: float = 60.0,
-        stream: str = "env",
+        self, env_fns: Sequence[Callable[[], Env]], *, timeout: float = 60.0, **options: Unpack[Options]
     ) -> None:
-        if not env_fns:
-            raise RloptError("a vector environment needs num_envs of at least 1")
+        super().__init__(len(env_fns), **options)
         if timeout <= 0:
             raise RloptError(f"timeout={timeout} must be above 0 seconds")
-        self.num_envs, self.device, self.autoreset = len(env_fns), torch.device(device), autoreset
-        self.timeout = timeout
-        self._fns, self._seed, self._stream = list(env_fns), seed, stream
+        self.timeout, self._fns = timeout, list(env_fns)
         self._context = worker_context()
         self._workers: list[_Worker | None] = [None] * self.num_envs
         self._lost = [0] * self.num_envs  # replacements of each slot
         self._lost_in_a_row = [0] * self.num_envs
         self._dead_at_start = 0
         self._ended = [False] * self.num_envs
-        self._started = self._closed = False
         # One that is never closed must end its workers before multiprocessing's exit hook (of priority 0) waits for
         # them for ever: they ignore its SIGTERM.
         self._end = Finalize(self, _end, (self._workers,), exitpriority=10)
         try:
             for slot in range(self.num_envs):
-                self._workers[slot] = _Worker(self._context, slot, self._fns[slot], autoreset)
+                self._workers[slot] = self._worker(slot)
             hellos = [self._hello(slot) for slot in range(self.num_envs)]
         except BaseException:
             self.close()
@@ -276,38 +246,38 @@ class AsyncVectorEnv:
             self.close()
             raise RloptError("the environments of one vector must have equal observation and action spaces")
         self._observations, self._actions = ObservationCodec(observation_space), ActionCodec(action_space)
-        self.spec = replace(spec, id=env_id or spec.id)
+        self.spec: EnvSpec = spec
         self._current = self._observations.arrays(self.num_envs)
-        self._steps = StepBuilder(self.num_envs, self.device)
+        self._steps = StepBuilder(self.spec, self.num_envs, self.device)
 
     @property
     def restarts(self) -> int:
         """How many workers were replaced so far."""
         return sum(self._lost)
 
-    def reset(
-        self, seeds: Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+    def _begin(
+        self,
+        seeds: Sequence[int] | None,
+        mask: Tensor | None,
+        options: dict[str, Any] | None,
+        noise_seeds: Sequence[int] | None,
     ) -> Obs:
-        """Begin new episodes; see ``VectorEnv.reset``. The first reset uses the slots' derived seeds."""
-        if seeds is None and not self._started:
-            seeds, mask = [derive_seed(self._seed, self._stream, slot) for slot in range(self.num_envs)], None
-        row_seeds, rows = reset_seeds(seeds, self.num_envs), reset_rows(mask, self.num_envs)
-        messages = {i: b"r" + pickle.dumps((row_seeds[i], options)) for i in rows}
-        answers = self._exchange(messages)
+        first, noise = row_seeds(seeds, self.num_envs), row_seeds(noise_seeds, self.num_envs)
+        rows = rows_of(mask, self.num_envs)
+        answers = self._exchange({i: b"r" + pickle.dumps((first[i], options, noise[i])) for i in rows})
         for i in rows:
             answer = answers[i]
             if answer is None:
-                self._replace(i, row_seeds[i], options)
+                self._replace(i, first[i], options, noise[i])
             else:
                 self._unpack(i, answer, 0)
             self._ended[i] = False
-        self._started = True
         return self._observations.tensors(self._current, self.device)
 
     def step(self, action: Tensor) -> Step:
         """Step all rows; see ``VectorEnv.step``."""
         if not self._started:
-            raise RloptError("step was called before reset; call reset() once after building the environment")
+            raise self._not_begun()
         actions = self._actions.batch(action, self.num_envs)
         answers = self._exchange({i: b"s" + actions[i].tobytes() for i in range(self.num_envs) if not self._ended[i]})
         reward = np.zeros((self.num_envs, *self.spec.reward_shape), np.float32)
@@ -338,8 +308,7 @@ class AsyncVectorEnv:
                 self._unpack(i, answer, offset)
             observed = self._observations.tensors(self._current, self.device)
         ordinary = not flags[:VALID].any() and flags[VALID].all()
-        info = facts_info(self.spec.facts, facts, self.device)
-        return self._steps.build(observed, next_obs, reward, None if ordinary else flags, info)
+        return self._steps.build(observed, next_obs, reward, None if ordinary else flags, facts)
 
     def state_dict(self) -> State | None:
         """All environments exactly (see ``rlopt.envs.snapshot``), or None where one of them cannot be saved or was
@@ -368,10 +337,11 @@ class AsyncVectorEnv:
         self._started = True
         return self._observations.tensors(self._current, self.device)
 
-    def close(self) -> None:
-        """End every worker. Safe to call twice."""
-        self._closed = True
+    def _release(self) -> None:
         self._end()
+
+    def _worker(self, slot: int) -> _Worker:
+        return _Worker(self._context, slot, self._fns[slot], self.autoreset, self._env_id)
 
     def _hello(self, slot: int) -> Any:
         """What the worker of ``slot`` says first. One that dies before it can is started again."""
@@ -384,7 +354,7 @@ class AsyncVectorEnv:
                 self._dead_at_start += 1
                 _log.warning("the worker of environment %d died while starting; it is started again", slot)
                 worker.kill()
-                self._workers[slot] = _Worker(self._context, slot, self._fns[slot], self.autoreset)
+                self._workers[slot] = self._worker(slot)
                 return self._hello(slot)
             raise RloptError(
                 f"the worker of environment {slot} {e} while starting; a script must build it under "
@@ -427,7 +397,13 @@ class AsyncVectorEnv:
                 self._workers[slot] = None
         return answers
 
-    def _replace(self, slot: int, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
+    def _replace(
+        self,
+        slot: int,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,
+        noise_seed: int | None = None,
+    ) -> None:
         """A new worker for ``slot``, reset with ``seed`` (its own restart seed without one); its first observation
         becomes the current one."""
         while True:
@@ -445,9 +421,9 @@ class AsyncVectorEnv:
                 slot,
                 self._lost[slot],
             )
-            self._workers[slot] = _Worker(self._context, slot, self._fns[slot], self.autoreset)
+            self._workers[slot] = self._worker(slot)
             self._hello(slot)
-            message = b"r" + pickle.dumps((restart if seed is None else seed, options))
+            message = b"r" + pickle.dumps((restart if seed is None else seed, options, noise_seed))
             answer = self._exchange({slot: message})[slot]
             if answer is not None:
                 self._unpack(slot, answer, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlopt.envs import Normalizer, VectorEnv, make_env
-from rlopt.envs.make import stepping_device
+from rlopt.envs.make import find_backend, stepping_device
 from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
 from rlopt.types import RloptError
@@ -40,7 +40,7 @@ def evaluator(config: TrainConfig, device: torch.device) -> Evaluator:
     costs about the same for one run's rows and for all. On the CPU it would gain little, and its vector instructions
     round a row's sine differently by its place in the batch.
     """
-    together = config.num_runs > 1 and device.type != "cpu" and config.env.backend in ("torch", "warp", "native")
+    together = config.num_runs > 1 and device.type != "cpu" and find_backend(config.env.backend).batched
     home, e = stepping_device(config.env.backend, device), config.eval
 
     def make(n: int) -> VectorEnv:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rlopt.envs.sync import Env, SyncVectorEnv
+from rlopt.envs.base import Env
+from rlopt.envs.sync import SyncVectorEnv
 from rlopt.loops.episodes import EpisodeCounter
 from rlopt.loops.evaluation import Player, step_limit
 from rlopt.policy import EvaluationMode, Policy

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlopt.envs import SyncVectorEnv, backend_names, make_env, register_backend
+from rlopt.envs import Backend, SyncVectorEnv, backend_names, make_env, register_backend
 from rlopt.envs import make as make_module
 from rlopt.random import derive_seed
 from rlopt.types import RloptError
@@ -176,13 +176,15 @@ def test_a_backend_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(request)
         return SyncVectorEnv([request.factory] * request.num_envs, seed=request.seed)
 
-    register_backend("mine", backend)
+    register_backend("mine", Backend(backend, batched=True))
     env = make_env("Pendulum-v1", 2, seed=9, backend="mine", kwargs={"g": 9.81})
     assert env.num_envs == 2
     assert (asked[0].id, asked[0].seed, asked[0].factory.kwargs) == ("Pendulum-v1", 9, {"g": 9.81})
     assert "mine" in backend_names()
+    assert make_module.stepping_device("mine", torch.device("meta")).type == "cpu"
+    assert make_module.stepping_device("torch", torch.device("meta")).type == "meta"
     with pytest.raises(RloptError, match="registered already"):
-        register_backend("sync", backend)
+        register_backend("sync", Backend(backend))
 
 
 def test_ales_own_vector_environment() -> None:

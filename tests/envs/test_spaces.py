@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from rlopt.envs import VectorAdapter, make_env
 from rlopt.envs.counting import CountSpacesEnv
+from rlopt.envs.edge import observation_writer
 from rlopt.envs.spaces import ActionCodec, ObservationCodec, space_from_json, space_to_json
 from rlopt.nn.encoders import Flatten
 from rlopt.types import RloptError, encoded_leaves
@@ -127,7 +128,8 @@ def test_masks_stay_masks_and_other_bits_become_numbers() -> None:
     })  # fmt: skip
     assert encoded_leaves(codec.space).keys() == {"bits", "inner/alive"}
     arrays = codec.arrays(1)
-    codec.write(arrays, 0, {"action_mask": [1, 0, 1], "alive": [0, 1], "bits": [1, 0], "inner": {"alive": [1]}})
+    seen = {"action_mask": [1, 0, 1], "alive": [0, 1], "bits": [1, 0], "inner": {"alive": [1]}}
+    observation_writer("test", codec)(arrays, 0, seen)
     obs = codec.tensors(arrays, torch.device("cpu"))
     assert isinstance(obs, dict)
     assert {key: leaf.dtype for key, leaf in obs.items()} == {
@@ -183,24 +185,3 @@ def test_spaces_survive_json(space: Any) -> None:
 def test_damaged_descriptions_are_refused(text: str) -> None:
     with pytest.raises(RloptError):
         space_from_json(json.loads(text))
-
-
-@pytest.mark.parametrize(
-    ("space", "obs", "words"),
-    [
-        (spaces.Box(-1, 1, (3,)), np.zeros(4), "observation has shape (4,), but its observation_space says (3,)"),
-        (spaces.Box(-1, 1, (3,)), 0.5, "observation has shape (), but"),  # NumPy would repeat it three times
-        (spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(-1, 1, (2,))), {"a": 1, "b": [0.0]}, "observation b has shape"),
-        (spaces.Dict(a=spaces.Discrete(2)), {"b": 1}, "observation a does not fit its observation_space: KeyError"),
-    ],
-)
-def test_an_observation_that_does_not_fit_its_space_is_told(space: Any, obs: Any, words: str) -> None:
-    with pytest.raises(RloptError) as caught:
-        ObservationCodec(space).check(obs)
-    assert words in str(caught.value)
-
-
-def test_an_observation_that_fits_its_space_passes() -> None:
-    nested = spaces.Dict(a=spaces.Tuple((spaces.Discrete(2), spaces.Box(0, 255, (2, 2, 1), np.uint8))))
-    ObservationCodec(nested).check(nested.sample())
-    ObservationCodec(spaces.MultiDiscrete([2, 3])).check([1, 2])

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium
-import numpy as np
 import pytest
-import torch
 
 from rlopt.envs import SyncVectorEnv
 from rlopt.types import RloptError
@@ -45,28 +43,10 @@ def test_what_was_built_is_closed_when_a_later_one_fails() -> None:
     assert closed == ["Pendulum-v1", "CartPole-v1"]
 
 
-class Old(gymnasium.Env[Any, Any]):
-    """Steps with four values, as Gym did."""
-
-    observation_space = action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action: Any) -> Any:
-        return np.zeros(1, np.float32), 0.0, False, {}
-
-
-def test_an_environment_of_old_gym_is_told_what_to_give() -> None:
-    env = SyncVectorEnv([Old])
-    env.reset()
-    with pytest.raises(RloptError, match="step gives 4 values; Gymnasium's five are observation, reward, terminated"):
-        env.step(torch.zeros(1, 1))
+class Spaceless(gymnasium.Env[Any, Any]):
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
 
 
 def test_an_environment_without_a_space_is_told_so() -> None:
-    class Spaceless(Old):
-        action_space = None  # type: ignore[assignment]
-
     with pytest.raises(RloptError, match="has no action_space; set it in its __init__"):
         SyncVectorEnv([Spaceless])

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 
 from rlopt.agents.sac_discrete import DiscreteSAC
-from rlopt.envs import SyncVectorEnv, make_env, register_backend
+from rlopt.envs import Backend, SyncVectorEnv, make_env, register_backend
 from rlopt.envs import make as make_module
 from rlopt.loops.evaluation import Evaluator
 from rlopt.nn import NetworkConfig, make_actor, network_options
@@ -150,7 +150,7 @@ def test_a_backend_is_told_what_its_environments_are_for(monkeypatch: pytest.Mon
         asked.append(request.evaluation)
         return SyncVectorEnv([request.factory] * request.num_envs, autoreset=request.autoreset)
 
-    register_backend("mine", backend)
+    register_backend("mine", Backend(backend))
     make_env("Echo-v0", 1, backend="mine")
     make_env("Echo-v0", 1, backend="mine", autoreset=False, evaluation=True)
     assert asked == [False, True]

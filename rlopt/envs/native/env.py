@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import gymnasium
 import numpy as np
@@ -14,15 +14,16 @@ from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from rlopt.envs.arrays import Array
+from rlopt.envs.base import ENDED, VALID, BaseVectorEnv, Env, Options, StepBuilder, ordinary_flags, rows_of
+from rlopt.envs.edge import spec_of
 from rlopt.envs.native.physics import BatchPhysics, Physics, SinglePhysics, ThreadedPhysics, pool_size
 from rlopt.envs.native.tasks import Task
 from rlopt.envs.spaces import ActionCodec, ObservationCodec
-from rlopt.envs.sync import ENDED, VALID, Env, StepBuilder, ordinary_flags, reset_rows, reset_seeds, spec_of
-from rlopt.random import derive_seed, numpy_state, set_numpy_state
+from rlopt.random import numpy_state, set_numpy_state
 from rlopt.types import Obs, RloptError, State, Step
 
 
-class NativeVectorEnv:
+class NativeVectorEnv(BaseVectorEnv):
     """N copies of one of Gymnasium's MuJoCo tasks, behind the contract of ``rlopt.envs.vector.VectorEnv``.
 
     For equal seeds and actions it returns what ``SyncVectorEnv`` does, bit for bit: the physics is MuJoCo's, each slot
@@ -37,13 +38,9 @@ class NativeVectorEnv:
         env: the environment as Gymnasium builds it, whose model, numbers, spaces and time limit are used; it is closed.
         make_task: the task's arithmetic from the unwrapped environment.
         num_envs: N.
-        seed: the run's seed; slot i's first reset uses ``derive_seed(seed, stream, i)``.
-        device: where the tensors that it returns live.
-        autoreset: see ``VectorEnv``.
-        env_id: the name reported in ``spec``; by default the registered one.
-        stream: the name of the random stream.
         threads: at most so many; by default torch's number. Never more than the cores that this process may use.
         dtype: of observations and rewards; float64 is for comparisons with a reference.
+        options: see ``Options``.
 
     Raises:
         RloptError: wrappers other than the time limit, or observations that do not fit their space.
@@ -55,17 +52,13 @@ class NativeVectorEnv:
         make_task: Callable[[Any], Task],
         num_envs: int,
         *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        autoreset: bool = True,
-        env_id: str | None = None,
-        stream: str = "env",
         threads: int | None = None,
         dtype: type[np.floating[Any]] = np.float32,
+        **options: Unpack[Options],
     ) -> None:
-        self.num_envs, self.device, self.autoreset = num_envs, torch.device(device), autoreset
+        super().__init__(num_envs, **options)
         observations, self._actions = ObservationCodec(env.observation_space), ActionCodec(env.action_space)
-        self.spec = spec_of(env, observations, self._actions, env_id)
+        self.spec = spec_of(env, observations, self._actions, self._env_id)
         inner: Any = env.env if isinstance(env, TimeLimit) else env
         if isinstance(inner, gymnasium.Wrapper):
             raise RloptError(f"{self.spec.id} has the wrapper {type(inner).__name__}; use backend=sync")
@@ -75,7 +68,6 @@ class NativeVectorEnv:
         self._lead = () if num_envs == 1 else (num_envs,)  # the rows' axis in physics and task
         env.close()
         self._dtype = np.dtype(dtype)
-        self._first_seeds = [derive_seed(seed, stream, slot) for slot in range(num_envs)]
         self._generators = [np.random.default_rng(0) for _ in range(num_envs)]  # replaced by the first reset
         shape = observations.shapes[0]
         self._cpu = self.device.type == "cpu"
@@ -88,8 +80,7 @@ class NativeVectorEnv:
         self._ended = np.zeros(num_envs, np.bool_)
         self._frozen = False  # whether any row has ended and waits for its reset
         self._next_limit = math.inf  # the clock before which no row can reach the time limit
-        self._steps = StepBuilder(num_envs, self.device)
-        self._started = False
+        self._steps = StepBuilder(self.spec, num_envs, self.device)
         found = self._task.observe(self._physics.fields).shape[len(self._lead) :]
         if found != shape:
             raise RloptError(f"{self.spec.id} observes shape {found}, but its observation_space says {shape}")
@@ -103,25 +94,31 @@ class NativeVectorEnv:
             return ThreadedPhysics(model, n, size, task.derived)
         return BatchPhysics(model, n, size, task.derived)
 
-    def reset(
-        self, seeds: Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+    def _begin(
+        self,
+        seeds: Sequence[int] | None,
+        mask: Tensor | None,
+        options: dict[str, Any] | None,
+        noise_seeds: Sequence[int] | None,
     ) -> Obs:
-        """Begin new episodes; see ``VectorEnv.reset``. These tasks have no ``options``."""
-        if not self._started:
-            seeds, mask = self._first_seeds if seeds is None else seeds, None
-        row_seeds, rows = reset_seeds(seeds, self.num_envs), reset_rows(mask, self.num_envs)
-        for i in rows:
-            if row_seeds[i] is not None:
-                self._generators[i], _ = seeding.np_random(row_seeds[i])
-        self._begin(np.array(rows, np.int64))
+        """Raises RloptError where ``options`` are given. After their first states these tasks draw nothing."""
+        if options:
+            raise RloptError(f"{self.spec.id} on backend=native takes no reset options; use backend=sync for them")
+        rows = rows_of(mask, self.num_envs)
+        self._seed_rows(rows, seeds)
+        self._draw(np.array(rows, np.int64))
+        self._seed_rows(rows, noise_seeds)
         self._look_ahead()
-        self._started = True
         return self._tensor(self._observed)
+
+    def _seed_rows(self, rows: list[int], seeds: Sequence[int] | None) -> None:
+        for i in rows if seeds is not None else ():
+            self._generators[i], _ = seeding.np_random(seeds[i])  # type: ignore[index]
 
     def step(self, action: Tensor) -> Step:
         """Step all rows; see ``VectorEnv.step``."""
         if not self._started:
-            raise RloptError("step was called before reset; call reset() once after building the environment")
+            raise self._not_begun()
         if action.dtype is torch.float32 and action.shape == self._action_shape:
             controls = action.numpy(force=True)  # without a copy: it is only read, and not kept
         else:
@@ -159,7 +156,7 @@ class NativeVectorEnv:
             return self._steps.build(next_obs, next_obs, rewards, flags)
         over = np.flatnonzero(done)
         if over.size:
-            self._begin(over)
+            self._draw(over)
         if timed_out:
             self._look_ahead()
         return self._steps.build(self._tensor(self._observed) if over.size else next_obs, next_obs, rewards, flags)
@@ -170,7 +167,7 @@ class NativeVectorEnv:
         flags[VALID] = False
         return self._steps.build(obs, obs, np.zeros(self.num_envs, self._dtype), flags)
 
-    def _begin(self, rows: Array) -> None:
+    def _draw(self, rows: Array) -> None:
         """Start new episodes in ``rows`` with their own generators."""
         if not rows.size:
             return
@@ -245,6 +242,5 @@ class NativeVectorEnv:
         self._started = True
         return self._tensor(self._observed)
 
-    def close(self) -> None:
-        """End the threads. Safe to call twice."""
+    def _release(self) -> None:
         self._physics.close()

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rlopt.config import hint
 from rlopt.envs.arrays import Array
+from rlopt.envs.base import Env
 from rlopt.envs.native.env import NativeVectorEnv
 from rlopt.envs.native.physics import BatchPhysics
 from rlopt.envs.native.tasks import Task
-from rlopt.envs.sync import Env
 from rlopt.types import Obs, RloptError, State
 
 
