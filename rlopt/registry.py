@@ -30,6 +30,7 @@ AGENTS: dict[str, Entry] = {
     "sac": "rlopt.agents.sac:SAC",
     "sac_2018": "rlopt.agents.sac_2018:SAC2018",
     "sac_discrete": "rlopt.agents.sac_discrete:DiscreteSAC",
+    "ppo": "rlopt.agents.ppo:PPO",
     "reinforce": "rlopt.agents.reinforce:Reinforce",
     "value_iteration": "rlopt.agents.value_iteration:ValueIteration",
     "drpg": "rlopt.agents.drpg:DRPG",

@@ -196,8 +196,9 @@ def buffer_class(sampler: type[Any]) -> type[BufferConfig]:
 
 
 def schedule_end(config: TrainConfig) -> int | None:
-    """Return the step from which the learning rate stays where its schedule ends; None where it is constant."""
-    if getattr(config.agent, "lr_schedule", "constant") == "constant":
+    """Return the step from which the learning rate, or PPO's clip, stays where its schedule ends; None where they are
+    constant."""
+    if all(getattr(config.agent, name, "constant") == "constant" for name in ("lr_schedule", "clip_schedule")):
         return None
     return getattr(config.agent, "schedule_steps", None) or config.total_steps
 

@@ -20,7 +20,7 @@ import torch
 
 from rlopt.files import digest_file, fresh_folder, remove, replace_folder, write_file
 from rlopt.nn.actors import Actor
-from rlopt.nn.module import build_seeded
+from rlopt.nn.module import Net, build_seeded
 from rlopt.policy.exported import EvaluationMode, Policy
 from rlopt.policy.specification import spec_from_json, spec_to_json
 from rlopt.policy.statistics import check_tensors, frozen_statistics, load_statistics
@@ -184,6 +184,8 @@ def _load(folder: Path, device: torch.device) -> Policy:
     assert isinstance(actor, Actor)
     actor.load_state_dict(weights, strict=True)
     actor.to(device).requires_grad_(False).eval()
+    if {p.dtype for p in actor.parameters()} == {torch.float32}:
+        Net(actor)  # side by side as they were trained: how memory is aligned decides the last bit of a product
     normalizer = None
     if state["normalizer"] is not None:
         normalizer = load_statistics(spec, state["normalizer"], device)

@@ -176,9 +176,11 @@ def refuse_dead_rate(folder: RunFolder, config: TrainConfig) -> None:
     if end is None or config.total_steps <= max(end, before.get("total_steps", 0)):
         return
     kind, final = (getattr(config.agent, name, 0.0) for name in ("lr_schedule", "final_learning_rate"))
+    what, option = ("clip", "clip_schedule") if kind == "constant" else ("learning rate", "lr_schedule")
     if final == 0.0:
         raise RloptError(
-            f"total_steps={config.total_steps}: this run's learning rate is 0 from step {end} on "
-            f"(agent.lr_schedule={kind}); begin a new run with that many steps, or with agent.lr_schedule=constant"
+            f"total_steps={config.total_steps}: this run's {what} is 0 from step {end} on "
+            f"(agent.{option}={getattr(config.agent, option)}); begin a new run with that many steps, or with "
+            f"agent.{option}=constant"
         )
     log.warning("from step %d on the learning rate stays at %g of what it began with (%s)", end, final, kind)

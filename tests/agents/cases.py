@@ -89,6 +89,13 @@ AGENTS: dict[str, Case] = {
         CARTPOLE, {**SMALL, **SEARCH, "box": {"length": [0.4, 0.6]}}, actions=CHOICE,
         always={"box": {"length": (0.4, 0.6)}},
     ),
+    "ppo": Case(
+        PENDULUM,
+        {
+            "network": {"hidden": [16]}, "rollout_steps": 40, "batch_size": 8, "epochs": 2, "lr_schedule": "linear",
+            "schedule_steps": 150,
+        },
+    ),
     "reinforce": Case(CARTPOLE, {"network": {"hidden": [16]}, "groups": 2, "group_size": 2}, steps=300),
     "value_iteration": Case({"id": "FrozenLake-v1"}, {}),
     "drpg": Case(GARNET, {"tolerance": None}, steps=30),

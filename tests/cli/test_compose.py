@@ -141,6 +141,8 @@ def test_an_experiment_of_a_published_result_is_what_its_name_says(name: str) ->
     for word in ("paper:", "published:", "seeds:", "expected:"):
         assert f"# {word}" in head
     assert config.total_steps == 1_000_000
+    if not name.startswith("sac"):
+        return
     assert config.agent.warmup_steps == 10_000
     tianshou = name.endswith("tianshou")
     assert config.agent.learning_rate == (1e-3 if tianshou else 3e-4)
