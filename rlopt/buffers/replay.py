@@ -15,7 +15,7 @@ from torch import Tensor
 from rlopt.buffers.frames import SideStore
 from rlopt.buffers.layout import Fields, Layout
 from rlopt.buffers.placement import Placement
-from rlopt.buffers.samplers.base import NothingToDraw, Sampler, SamplerOver, UniformSampler
+from rlopt.buffers.samplers.base import NothingToDraw, Sampler, SamplerOver, UniformSampler, check_identity
 from rlopt.buffers.storage import Storage
 from rlopt.buffers.transition import Batch, make_reward_transform
 from rlopt.random import derive_seed
@@ -126,6 +126,7 @@ class ReplayBuffer:
         self.storage = Storage(layout, placement)
         self.device = placement.device
         self.batch_device = self.device if batch_device is None else torch.device(batch_device)
+        self._stays = self.batch_device == self.device
         self.layout, self.block, self.slices = layout, self.storage.block, layout.slices
         side_by_side = slice(layout.slices["reward"].start, layout.slices["valid"].stop)
         self._rewards_and_flags = self.block.view(-1, layout.width)[:, side_by_side]
@@ -139,6 +140,7 @@ class ReplayBuffer:
             if isinstance(each, SamplerOver):
                 each.attach(self)
                 self._makers[name] = each.batch
+        self._make = next(iter(self._makers.values()))
 
     @property
     def sampler(self) -> Sampler:
@@ -236,11 +238,11 @@ class ReplayBuffer:
             RloptError: while there is nothing to draw, or ``batch_size`` is no positive integer.
         """
         if not self.several:
-            return self.batch(*self.draw(batch_size))
+            return self._moved(self._make(*self.draw(batch_size)))
         batches: dict[str, Batch] = {}
         for name in self.samplers:
             try:
-                batches[name] = self.batch(*self.draw(batch_size, name), name)
+                batches[name] = self._moved(self._makers[name](*self.draw(batch_size, name)))
             except NothingToDraw:
                 continue
         if not batches:
@@ -258,10 +260,24 @@ class ReplayBuffer:
         return self.samplers[sampler].sample(int(batch_size), size)
 
     def batch(self, index: Tensor, weight: Tensor | None = None, sampler: str = "") -> Batch:
-        """Return the batch that the sampler of that name makes of the slots ``index`` (B,), which must hold
-        transitions, with the weights (B,) that ``draw`` gave."""
-        batch = self._makers[sampler](index, weight)
-        return batch if self.batch_device == self.device else batch.map(lambda x: on_device(x, self.batch_device))
+        """Return the batch that the sampler of that name makes of the slots ``index`` (B,), with the weights (B,) that
+        ``draw`` gave.
+
+        Raises:
+            RloptError: ``index`` is not of whole numbers (B,) or, where the host can see it, of slots that hold
+                something.
+        """
+        index = self._here(index)
+        if index.dtype != torch.int64 or index.dim() != 1:
+            raise RloptError(f"slots are int64 (B,), not {index.dtype} {tuple(index.shape)}")
+        if index.is_cpu and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise RloptError(
+                f"slots reach from {int(index.min())} to {int(index.max())}; those written are 0 … {len(self) - 1}"
+            )
+        return self._moved(self._makers[sampler](index, weight))
+
+    def _moved(self, batch: Batch) -> Batch:
+        return batch if self._stays else batch.map(lambda x: on_device(x, self.batch_device))
 
     def gather(self, index: Tensor, weight: Tensor | None = None) -> Batch:
         """Return the transitions of the slots ``index`` (B,), where the data lies."""
@@ -304,7 +320,7 @@ class ReplayBuffer:
     def _here(self, values: Any) -> Tensor:
         """Return ``values`` as a tensor where the data lies."""
         tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
-        return tensor if self.batch_device == self.device else tensor.to(self.device)
+        return tensor if self._stays else tensor.to(self.device)
 
     def windows(self, index: Tensor, following: Tensor) -> Windows:
         """Return the windows that begin at the slots ``index`` (B,); ``following`` (L,) is N·(0 … L - 1)."""
@@ -362,19 +378,32 @@ class ReplayBuffer:
     def state_dict(self) -> State:
         """Return everything but the rows, which ``read_rows`` gives in segments."""
         samplers = {name: sampler.state_dict() for name, sampler in self.samplers.items()}
-        state: State = {"rows_written": self.rows_written, "invalid": self._invalid}
+        state: State = {"rows_written": self.rows_written, "invalid": self._invalid, "of": self._identity()}
         state |= {"samplers": samplers} if self.several else {"sampler": samplers[""]}
         frames = self.storage.state_dict(self.rows_written)
         return {**state, "frames": frames} if frames else state
 
     def load_state_dict(self, state: State) -> None:
         """Continue where ``state_dict`` stood. With single frames this comes before ``write_rows`` of the
-        ``side_stores``."""
-        self.rows_written, self._invalid = int(state["rows_written"]), int(state["invalid"])
+        ``side_stores``.
+
+        Raises:
+            RloptError: the state is of a buffer of another capacity, of other fields or other samplers.
+        """
+        check_identity(state, self._identity(), "replay buffer")
         saved = state["samplers"] if self.several else {"": state["sampler"]}
         for name, sampler in self.samplers.items():
             sampler.load_state_dict(saved[name])
+        self.rows_written, self._invalid = int(state["rows_written"]), int(state["invalid"])
         self.storage.load_state_dict(state.get("frames", {}), self.rows_written)
+
+    def _identity(self) -> State:
+        """Return what a state must fit."""
+        layout = self.layout
+        fields = {name: f"{str(dtype)[6:]} {shape}" for name, (shape, dtype) in layout.fields.items()}
+        samplers = ", ".join(self.samplers) if self.several else "one"
+        size = {"rows": self.capacity_rows, "environments": self.num_envs, "frame stack": layout.frame_stack}
+        return {**size, "samplers": samplers, **fields}
 
     def side_stores(self) -> dict[str, SideStore]:
         """Return row logs to be saved beside this one: frames that are in no row."""
@@ -385,7 +414,7 @@ class ReplayBuffer:
         return self.storage.read_rows(start, stop)
 
     def write_rows(self, start: int, rows: dict[str, Tensor]) -> None:
-        """Put back what ``read_rows`` gave. Raises ValueError where names or shapes differ from this buffer's."""
+        """Put back what ``read_rows`` gave. Raises ValueError where names, shapes or types are not this buffer's."""
         self.storage.write_rows(start, rows)
 
 

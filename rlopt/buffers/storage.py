@@ -186,9 +186,11 @@ class Storage:
         return {name: t.index_select(0, number % t.shape[0]).cpu() for name, t in self._saved().items()}
 
     def write_rows(self, start: int, rows: Mapping[str, Tensor]) -> None:
-        """Put back what ``read_rows`` gave. Raises ValueError where names or shapes differ from this storage's."""
+        """Put back what ``read_rows`` gave. Raises ValueError where names, shapes or types are not this storage's."""
         saved = self._saved()
-        if rows.keys() != saved.keys() or any(rows[k].shape[1:] != t.shape[1:] for k, t in saved.items()):
+        if rows.keys() != saved.keys() or any(
+            rows[k].shape[1:] != t.shape[1:] or rows[k].dtype != t.dtype for k, t in saved.items()
+        ):
             raise ValueError("saved transitions do not have this buffer's fields")
         for name, tensor in saved.items():
             where = torch.arange(start, start + rows[name].shape[0], device=self.device) % tensor.shape[0]

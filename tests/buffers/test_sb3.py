@@ -17,7 +17,12 @@ from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from rlopt.buffers.interop.sb3 import ReshuffledDictReplayBuffer, ReshuffledReplayBuffer
+from rlopt.buffers.interop import sb3
+from rlopt.buffers.interop.sb3 import (
+    PrioritizedReshuffledReplayBuffer,
+    ReshuffledDictReplayBuffer,
+    ReshuffledReplayBuffer,
+)
 from rlopt.types import RloptError
 
 BOX, ACTION = spaces.Box(-1e6, 1e6, (2,)), spaces.Box(-1, 1, (1,))
@@ -191,6 +196,76 @@ def test_stable_baselines_saves_and_loads_it(tmp_path: Any) -> None:
     for _ in range(5):
         a, b = before.sample(16), after.sample(16)
         assert all(bool((x == y).all()) for x, y in zip(a[:5], b[:5], strict=True))
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_windows_of_several_steps_by_hand(n_envs: int) -> None:
+    """γ = ½, n = 3. Numbers 5, 15, … end for good, 10, 20, … by a time limit; rewards are 2n; the newest row ends a
+    window, too."""
+    buffer = make(20 * n_envs, n_envs, n_steps=3, gamma=0.5)
+    fill(buffer, 30)
+    newest = 30 * n_envs
+    seen = {}
+    for _ in range(4):
+        batch = buffer.sample(5 * n_envs)
+        rows = zip(numbers(batch), batch.rewards, batch.next_observations, batch.dones, batch.discounts, strict=True)
+        for n, reward, next_obs, done, discount in rows:
+            window = [n]
+            while len(window) < 3 and window[-1] % 5 and window[-1] + n_envs < newest:
+                window.append(window[-1] + n_envs)
+            assert reward.item() == sum(0.5**k * 2.0 * m for k, m in enumerate(window))
+            assert next_obs[0].item() == window[-1] + 0.5 and discount.item() == 0.5 ** len(window)
+            assert done.item() == float(window[-1] % 5 == 0 and window[-1] % 10 != 0)
+            seen[n] = len(window)
+    assert len(seen) == 20 * n_envs and set(seen.values()) == {1, 2, 3}
+
+
+def test_windows_that_cannot_be() -> None:
+    with pytest.raises(RloptError, match="does not go with n_steps above 1"):
+        make(n_steps=2, optimize_memory_usage=True, handle_timeout_termination=False)
+    with pytest.raises(RloptError, match="n_steps must be at least 1"):
+        make(n_steps=0)
+
+
+def test_algorithms_learn_from_windows() -> None:
+    options = {"replay_buffer_class": ReshuffledReplayBuffer, "replay_buffer_kwargs": {"n_steps": 3, "gamma": 0.9}}
+    model = DQN("MlpPolicy", "CartPole-v1", **options, **small())
+    model.learn(60)
+    assert model.replay_buffer.n_steps == 3 and model._n_updates > 5  # type: ignore[union-attr]
+    assert model.replay_buffer.sample(4).discounts is not None  # type: ignore[union-attr]
+
+
+def test_priorities_of_ones_own_algorithm() -> None:
+    """Masses |δ|: one transition has nearly all of it, until it has been drawn more often than that asks for."""
+    buffer = PrioritizedReshuffledReplayBuffer(
+        60, BOX, ACTION, device="cpu", n_envs=3, seed=1, alpha=1.0, floor=1e-6, beta=1.0
+    )
+    fill(buffer, 20)
+    with pytest.raises(RloptError, match="call sample first"):
+        buffer.update_priority(np.ones(60))
+    first = buffer.sample(60)
+    buffer.update_priority(np.array([1000.0 if n == 7 else 1e-3 for n in numbers(first)]))
+    counts = np.zeros(60)
+    for _ in range(40):
+        n = numbers(buffer.sample(2))
+        counts[n] += 1
+        assert buffer.weight is not None and buffer.weight.shape == (2, 1)
+    assert counts.argmax() == 7 and counts[7] == 40
+    with pytest.raises(RloptError, match="a real number for each"):
+        buffer.update_priority(np.ones(3))
+    again = pickle.loads(pickle.dumps(buffer))
+    assert all(numbers(buffer.sample(5)) == numbers(again.sample(5)) for _ in range(5))
+
+
+def test_a_prioritised_buffer_without_priorities_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sb3, "UNTOLD", 5)
+    model = DQN("MlpPolicy", "CartPole-v1", replay_buffer_class=PrioritizedReshuffledReplayBuffer, **small())
+    model.learn(60)
+    assert [r.getMessage() for r in caplog.records if "priorities" in r.getMessage()] == [
+        "5 draws and no priorities: call update_priority, or use ReshuffledReplayBuffer"
+    ]
 
 
 def test_without_stable_baselines_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("torchrl")
 
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ListStorage, ReplayBuffer, TensorDictReplayBuffer
+from torchrl.data.replay_buffers.scheduler import LinearScheduler
 
 from rlopt.buffers.interop.torchrl import PrioritizedReshuffledSampler, ReshuffledSampler
 from rlopt.buffers.samplers import prioritized_reshuffled
@@ -232,3 +233,66 @@ def test_without_torchrl_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "torchrl.data.replay_buffers.samplers", None)
     with pytest.raises(RloptError, match="pip install"):
         import rlopt.buffers.interop.torchrl  # noqa: F401
+
+
+def test_iterating_ends_with_each_epoch() -> None:
+    """As with TorchRL's own sampler without replacement: 60 entries are three minibatches of 20, 50 are three, too."""
+    buffer = make(ReshuffledSampler(seed=1))
+    buffer.extend(data(0, 60))
+    for _ in range(3):
+        drawn = [batch["number"].tolist() for batch in buffer]
+        assert len(drawn) == 3 and sorted(n for numbers in drawn for n in numbers) == list(range(60))
+    buffer = make(ReshuffledSampler(seed=1), capacity=50)
+    buffer.extend(data(0, 50))
+    lengths = [sum(1 for _ in buffer) for _ in range(4)]
+    assert lengths == [3, 2, 3, 2]  # a minibatch may hold the next epoch's first entries
+    buffer = make(ReshuffledSampler(seed=1), capacity=8)
+    buffer.extend(data(0, 8))
+    assert sum(1 for _ in buffer) == 1  # one minibatch of 20 holds two epochs and a half
+
+
+def test_a_scheduler_may_change_beta() -> None:
+    buffer = make(PrioritizedReshuffledSampler(alpha=1.0, beta=0.0, floor=1e-6, seed=1), batch_size=30)
+    buffer.extend(data(0, 30))
+    buffer.update_priority(torch.arange(30), torch.where(torch.arange(30) < 15, 1.0, 4.0))
+    schedule = LinearScheduler(buffer, param_name="beta", final_value=1.0, num_steps=2)
+    least = []
+    for _ in range(3):
+        least.append(buffer.sample()["priority_weight"].min().item())
+        schedule.step()
+    assert least == pytest.approx([1.0, 0.5, 0.25])
+    sampler = PrioritizedReshuffledSampler(alpha=1.0, floor=1e-6)
+    sampler.load_state_dict(buffer._sampler.state_dict())
+    assert sampler.beta == 1.0
+    with pytest.raises(RloptError, match="leave that out to schedule it"):
+        PrioritizedReshuffledSampler(beta=0.4, anneal_draws=10).beta = 0.5
+    with pytest.raises(RloptError, match="within 0 … 1"):
+        sampler.beta = 1.5
+    with pytest.raises(RloptError, match="alpha is fixed"):
+        sampler.alpha = 0.5
+
+
+@pytest.mark.parametrize(
+    ("index", "priority", "message"),
+    [
+        (torch.tensor([0, 10**9]), torch.ones(2), "none of this buffer's"),
+        (torch.tensor([61]), torch.ones(1), "none of this buffer's"),
+        (torch.tensor([0.5]), torch.ones(1), r"indices are whole numbers, not torch\.float32"),
+        (torch.tensor([1, 2]), torch.ones(2, dtype=torch.complex64), "a real number for each"),
+    ],
+)
+def test_priorities_that_fit_no_entries_are_refused(index: Tensor, priority: Tensor, message: str) -> None:
+    sampler = PrioritizedReshuffledSampler(seed=1)
+    buffer = make(sampler)
+    buffer.extend(data(0, 60))
+    buffer.sample()
+    with pytest.raises(RloptError, match=message):
+        sampler.update_priority(index, priority)
+
+
+def test_the_largest_priority_may_fade() -> None:
+    buffer = make(PrioritizedReshuffledSampler(alpha=1.0, floor=0.5, max_decay=0.5, seed=1))
+    buffer.extend(data(0, 30))
+    for error, largest in ((16.0, 16.0), (1.0, 8.0), (1.0, 4.0)):
+        buffer.update_priority(torch.tensor([3]), torch.tensor([error]))
+        assert buffer._sampler.default_priority == pytest.approx(largest)

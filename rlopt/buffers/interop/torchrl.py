@@ -99,7 +99,10 @@ class _Bound:
 
     def _flat(self, index: Any) -> Tensor:
         """Entries (K,) from TorchRL's indices: a number, (K,), or (K, dimensions of the storage)."""
-        flat = torch.as_tensor(index, dtype=torch.int64)
+        given = torch.as_tensor(index)
+        if given.dtype.is_floating_point or given.is_complex() or given.dtype == torch.bool:
+            raise RloptError(f"indices are whole numbers, not {given.dtype}")
+        flat = given.long()
         if self.shape and flat.dim() == 2:
             strides = torch.tensor([math.prod(self.shape[i:]) for i in range(len(self.shape) + 1)], device=flat.device)
             flat = (flat * strides).sum(-1)
@@ -172,7 +175,8 @@ class ReshuffledSampler(_Bound, Sampler):
     """RR-C: each entry of the storage once per epoch, in a random order that writing never disturbs. See
     ``rlopt.buffers.ReshuffledSampler``.
 
-    TorchRL's ``SamplerWithoutReplacement`` shuffles anew whenever the storage has grown; this one does not.
+    TorchRL's ``SamplerWithoutReplacement`` shuffles anew whenever the storage has grown; this one does not. As there,
+    ``for batch in buffer`` ends with the minibatch in which an epoch ends (which may hold the next one's first).
 
     Args:
         seed: see ``_Bound``.
@@ -180,6 +184,28 @@ class ReshuffledSampler(_Bound, Sampler):
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__(reshuffled.ReshuffledSampler(), seed)
+
+    def _empty(self) -> None:
+        super()._empty()
+        self._ran_out = False
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether an epoch ended in the last minibatch."""
+        return self._ran_out
+
+    @ran_out.setter
+    def ran_out(self, value: bool) -> None:
+        self._ran_out = value
+
+    def sample(self, storage: Any, batch_size: int) -> tuple[Any, dict[str, Any]]:
+        self._follow(storage)
+        own = self.inner
+        assert isinstance(own, reshuffled.ReshuffledSampler)
+        under_way, epochs = own.position < own.order.numel(), own.epochs
+        drawn = super().sample(storage, batch_size)
+        self._ran_out = own.position == own.order.numel() or own.epochs - epochs > (0 if under_way else 1)
+        return drawn
 
 
 class PrioritizedReshuffledSampler(_Bound, PrioritizedSampler):
@@ -190,7 +216,7 @@ class PrioritizedReshuffledSampler(_Bound, PrioritizedSampler):
     priority is |δ|, and the exponent and the floor are applied here.
 
     Args:
-        alpha, beta, anneal_draws, epsilon, floor: as there; the defaults are the paper's.
+        alpha, beta, anneal_draws, epsilon, floor, max_decay: as there; the defaults are the paper's.
         reduction: how TorchRL reduces priorities of several values per entry: max, min, median or mean.
         seed: see ``_Bound``.
     """
@@ -202,10 +228,14 @@ class PrioritizedReshuffledSampler(_Bound, PrioritizedSampler):
         anneal_draws: int | None = None,
         epsilon: float = 0.0,
         floor: float = 0.01,
+        max_decay: float = 1.0,
         reduction: str = "max",
         seed: int | None = None,
     ) -> None:
-        self.options = {"alpha": alpha, "beta": beta, "anneal_draws": anneal_draws, "epsilon": epsilon, "floor": floor}
+        self.options = {
+            "alpha": alpha, "beta": beta, "anneal_draws": anneal_draws, "epsilon": epsilon, "floor": floor,
+            "max_decay": max_decay,
+        }  # fmt: skip
         self.reduction = reduction
         super().__init__(prioritized_reshuffled.PrioritizedReshuffledSampler(**self.options), seed)  # type: ignore[arg-type]
 
@@ -225,15 +255,39 @@ class PrioritizedReshuffledSampler(_Bound, PrioritizedSampler):
         """Fixed, as the masses in store are powers of it."""
         return float(self.options["alpha"])  # type: ignore[arg-type]
 
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        raise RloptError("alpha is fixed: the priorities in store are powers of it; make a new sampler")
+
     @property
     def beta(self) -> float:
-        return float(self.options["beta"])  # type: ignore[arg-type]
+        """The exponent of the importance weights; a scheduler may change it."""
+        return float(self._prioritized.beta)
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        if self.options["anneal_draws"] is not None:
+            raise RloptError("beta already rises by anneal_draws; leave that out to schedule it from outside")
+        if not 0 <= value <= 1:
+            raise RloptError(f"beta must be within 0 … 1, not {value:g}")
+        self._prioritized.beta = float(value)
+
+    @property
+    def _prioritized(self) -> prioritized_reshuffled.PrioritizedReshuffledSampler:
+        assert isinstance(self.inner, prioritized_reshuffled.PrioritizedReshuffledSampler)
+        return self.inner
+
+    def state_dict(self) -> State:
+        return {**super().state_dict(), "beta": self.beta}
+
+    def load_state_dict(self, state_dict: State) -> None:
+        super().load_state_dict(state_dict)
+        self._prioritized.beta = float(state_dict["beta"])
 
     @property
     def default_priority(self) -> float:
         """The largest |δ| so far: 1 before there is any."""
-        inner = self.inner
-        assert isinstance(inner, prioritized_reshuffled.PrioritizedReshuffledSampler)
+        inner = self._prioritized
         if self.slots == 0 or inner.alpha == 0:
             return 1.0
         largest: float = float(inner.max_mass) ** (1.0 / inner.alpha) - inner.epsilon

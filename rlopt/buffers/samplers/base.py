@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -48,10 +48,27 @@ class NothingToDraw(RloptError):
         super().__init__("the replay buffer holds no transition yet; add some before sampling")
 
 
+def identity(sampler: Any) -> State:
+    """Return what the state of a sampler must fit: its kind, and the ring that it draws from."""
+    return {"kind": sampler.name, "slots": sampler.slots}
+
+
+def check_identity(state: State, own: State, what: str) -> None:
+    """Raises RloptError where a saved ``state`` says that it is ``of`` something else than ``own``."""
+    saved = state.get("of")
+    if not isinstance(saved, dict):
+        raise RloptError(f"this is not the state of a {what}")
+    for key in [*own, *(key for key in saved if key not in own)]:
+        if saved.get(key) != own.get(key):
+            raise RloptError(
+                f"the saved {what} has {key} {saved.get(key, 'none')}, this one {own.get(key, 'none')}; make one alike"
+            )
+
+
 class SamplerOver:
     """A sampler over another one, ``inner``: that one chooses slots, this one makes batches of its own of them.
 
-    A subclass writes ``batch``; ``attach`` is called once by the buffer, after ``bind``.
+    A subclass writes ``batch`` and ``identity``; ``attach`` is called once by the buffer, after ``bind``.
     """
 
     def __init__(self, inner: Sampler) -> None:
@@ -77,10 +94,15 @@ class SamplerOver:
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
         self.inner.update_priority(index, priority)
 
+    def identity(self) -> State:
+        """Return what a state must fit beside the inner sampler's."""
+        raise NotImplementedError
+
     def state_dict(self) -> State:
-        return {"inner": self.inner.state_dict()}
+        return {"of": self.identity(), "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
+        check_identity(state, self.identity(), "sampler")
         self.inner.load_state_dict(state["inner"])
 
 
@@ -166,7 +188,7 @@ class UniformSampler:
     name: ClassVar[str] = "uniform"
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
-        self.device = device
+        self.slots, self.device = slots, device
         self.generator = torch_generator(seed, "sampler", device=device)
         self.validity = Validity(slots, device)
 
@@ -182,9 +204,14 @@ class UniformSampler:
         pass
 
     def state_dict(self) -> State:
-        return {"generator": generator_state(self.generator), "validity": self.validity.state_dict()}
+        return {
+            "of": identity(self),
+            "generator": generator_state(self.generator),
+            "validity": self.validity.state_dict(),
+        }
 
     def load_state_dict(self, state: State) -> None:
+        check_identity(state, identity(self), "sampler")
         set_generator_state(self.generator, state["generator"])
         self.validity.load_state_dict(state["validity"])
 
@@ -199,7 +226,7 @@ class DistinctSampler:
     name: ClassVar[str] = "distinct"
 
     def bind(self, slots: int, device: torch.device, seed: int) -> None:
-        self.device = device
+        self.slots, self.device = slots, device
         self.generator = torch_generator(seed, "sampler", device=device)
         self.validity = Validity(slots, device)
 
@@ -231,11 +258,37 @@ class DistinctSampler:
         pass
 
     def state_dict(self) -> State:
-        return {"generator": generator_state(self.generator), "validity": self.validity.state_dict()}
+        return {
+            "of": identity(self),
+            "generator": generator_state(self.generator),
+            "validity": self.validity.state_dict(),
+        }
 
     def load_state_dict(self, state: State) -> None:
+        check_identity(state, identity(self), "sampler")
         set_generator_state(self.generator, state["generator"])
         self.validity.load_state_dict(state["validity"])
+
+
+def checked_slots(index: Tensor, priority: Tensor) -> Tensor:
+    """Return ``index`` as int64. Raises RloptError where these are not whole numbers (B,) and one number for each.
+
+    That they are equally many is left to the compiled loops where they are the ordinary kinds.
+    """
+    if index.dtype is torch.int64 and priority.dtype is torch.float32 and index.dim() == 1 == priority.dim():
+        return index
+    whole = not index.dtype.is_floating_point and not index.is_complex() and index.dtype != torch.bool
+    if whole and index.dim() == 1 and index.shape == priority.shape and not priority.is_complex():
+        return index.long()
+    raise unfit(index, priority)
+
+
+def unfit(index: Tensor, priority: Tensor) -> RloptError:
+    """Return the error of priorities that do not fit their slots."""
+    return RloptError(
+        f"update_priority takes whole slots (B,) and a real number for each, not {index.dtype} {tuple(index.shape)} "
+        f"and {tuple(priority.shape)}"
+    )
 
 
 def first_occurrences(index: Tensor) -> Tensor:

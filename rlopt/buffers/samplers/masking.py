@@ -84,8 +84,9 @@ class DenseVisits:
         return {"table": self.table[:, :written].to("cpu", copy=True), "largest": float(self.largest)}
 
     def load_state_dict(self, state: State) -> None:
+        table = state["table"] if "table" in state else _table_of(state)
         self.table.zero_()
-        self.table[:, : state["table"].shape[1]] = state["table"].to(self.table.device)
+        self.table[:, : table.shape[1]] = table.to(self.table.device)
         self.largest.fill_(state["largest"])
 
 
@@ -194,7 +195,10 @@ class LazyVisits:
 
     def change(self, index: Tensor, mass: Tensor) -> None:
         where = index.numpy()
-        rise, self.largest = tree_loops.change_rows(self.slot, where, mass.numpy(), self.time, self.largest)
+        rise, largest = tree_loops.change_rows(self.slot, where, mass.numpy(), self.time, self.largest)
+        if largest < 0.0:
+            raise sum_tree.no_slots(index, mass, len(self.slot))
+        self.largest = largest
         self.mass_sum += rise
         if index is not self.drawn:
             self.changed.append(where.copy())
@@ -266,6 +270,7 @@ class LazyVisits:
         }
 
     def load_state_dict(self, state: State) -> None:
+        state = _lazy_of(state) if "table" in state else state
         slot, hidden = state["slot"].numpy(), state["hidden"].numpy()
         self.slot[:] = 0.0
         self.slot[: len(slot)] = slot
@@ -277,3 +282,25 @@ class LazyVisits:
         self.total_drawn, self.draws = float(state["total_drawn"]), int(state["draws"])
         self.time, self.unit = float(state["time"]), float(state["unit"])
         self._restart_queue()
+
+
+def _table_of(state: State) -> Tensor:
+    """Return the table (3, written) of ``DenseVisits`` that says what a state of ``LazyVisits`` does."""
+    mass, drawn, expected, since = state["slot"].unbind(1)
+    return torch.stack((mass, drawn, (expected + mass * (state["time"] - since)) / state["unit"]))
+
+
+def _lazy_of(state: State) -> State:
+    """Return the state of ``LazyVisits`` that says what one of ``DenseVisits`` does."""
+    mass, drawn, expected = state["table"]
+    return {
+        "slot": torch.stack((mass, drawn, expected, torch.zeros_like(mass)), 1),
+        "hidden": drawn > expected,
+        "changed": torch.empty(0, dtype=torch.int64),
+        "largest": state["largest"],
+        "mass_sum": float(mass.sum()),
+        "total_drawn": float(drawn.sum()),
+        "time": 0.0,
+        "unit": 1.0,
+        "draws": 0,
+    }

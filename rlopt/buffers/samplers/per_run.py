@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlopt.buffers.samplers.base import Sampler
-from rlopt.types import State
+from rlopt.buffers.samplers.base import Sampler, checked_slots
+from rlopt.types import RloptError, State
 
 
 class RunSamplers:
@@ -52,9 +52,14 @@ class RunSamplers:
         return slots.flatten(), torch.cat(weights) if weights else None
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
-        runs = len(self.samplers)
+        runs, index = len(self.samplers), checked_slots(index, priority)
+        if index.numel() % runs:
+            raise RloptError(f"{index.numel()} priorities cannot be shared by {runs} runs; give each as many")
         slots = index.view(runs, -1)
-        local = (slots // self.width) * self.each + slots % self.width - self._first
+        own = slots % self.width - self._first
+        if index.is_cpu and not bool(((own >= 0) & (own < self.each)).all()):
+            raise RloptError("priorities of several runs come run by run, each for its own environments' slots")
+        local = (slots // self.width) * self.each + own
         for sampler, numbers, values in zip(self.samplers, local, priority.view(runs, -1), strict=True):
             sampler.update_priority(numbers, values)
 
@@ -62,5 +67,7 @@ class RunSamplers:
         return {"samplers": [sampler.state_dict() for sampler in self.samplers]}
 
     def load_state_dict(self, state: State) -> None:
+        if len(saved := state.get("samplers", [])) != len(self.samplers):
+            raise RloptError(f"the saved samplers are of {len(saved)} runs, these of {len(self.samplers)}")
         for sampler, saved in zip(self.samplers, state["samplers"], strict=True):
             sampler.load_state_dict(saved)

@@ -36,8 +36,9 @@ class PrioritizedReshuffledSampler(PrioritizedSampler):
         anneal_draws: int | None = None,
         epsilon: float = 0.0,
         floor: float = 0.01,
+        max_decay: float = 1.0,
     ) -> None:
-        super().__init__(alpha, beta, anneal_draws, epsilon, floor, stratified=False)
+        super().__init__(alpha, beta, anneal_draws, epsilon, floor, stratified=False, max_decay=max_decay)
 
     masses: Visits
 
@@ -49,7 +50,7 @@ class PrioritizedReshuffledSampler(PrioritizedSampler):
             return super()._draw(batch_size, held)
         sizes = [held] * (batch_size // held) + [batch_size % held] * (batch_size % held > 0)
         index = torch.cat([self.masses.draw(size, self.generator, False, False)[0] for size in sizes])
-        return index, self.masses.rarity(index) if self.beta > 0 else None
+        return index, self.masses.rarity(index) if self.weighted else None
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """How often each slot's transition was drawn and should have been drawn: (slots,) float64 each."""

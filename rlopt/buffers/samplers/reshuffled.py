@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.buffers.samplers.base import Validity
+from rlopt.buffers.samplers.base import Validity, check_identity, identity
 from rlopt.random import generator_state, set_generator_state, torch_generator
 from rlopt.types import State
 
@@ -38,6 +38,8 @@ class ReshuffledSampler:
         self.order = torch.empty(0, dtype=torch.int64)
         self.position = 0
         self.window = 0
+        self.epochs = 0
+        """Epochs begun since."""
 
     def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
         self.validity.wrote(first, count, valid)
@@ -54,6 +56,7 @@ class ReshuffledSampler:
         while missing > 0:
             if self.position == self.order.numel():
                 self.window = min(self.slots, 2 * size)
+                self.epochs += 1
                 self.order = self._permutation(self.window)
                 self.position = 0
             elif size > self.window:
@@ -95,6 +98,7 @@ class ReshuffledSampler:
 
     def state_dict(self) -> State:
         return {
+            "of": identity(self),
             "generator": generator_state(self.generator),
             "validity": self.validity.state_dict(),
             "rest": self.order[self.position :].clone(),
@@ -102,6 +106,7 @@ class ReshuffledSampler:
         }
 
     def load_state_dict(self, state: State) -> None:
+        check_identity(state, identity(self), "sampler")
         set_generator_state(self.generator, state["generator"])
         self.validity.load_state_dict(state["validity"])
         self.order = state["rest"].to("cpu", copy=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlopt.buffers.replay import ReplayBuffer
 from rlopt.buffers.samplers.base import Sampler, SamplerOver
 from rlopt.buffers.transition import Batch
-from rlopt.types import RloptError, map_obs, option
+from rlopt.types import RloptError, State, map_obs, option
 
 CARRY = "carry/"
 """Extras of this name hold the carry that the agent had when it acted."""
@@ -90,6 +90,9 @@ class SequenceSampler(SamplerOver):
         self._following = buffer.num_envs * torch.arange(self.length - self.burn_in, device=device)
         self._carry = {key.removeprefix(CARRY): name for key, name in extras.items() if key.startswith(CARRY)}
         self._extras = {key: name for key, name in extras.items() if not key.startswith(CARRY)}
+
+    def identity(self) -> State:
+        return {"kind": "slices", "start": self.start}
 
     def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
         if self.start == "episode":

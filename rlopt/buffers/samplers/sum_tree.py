@@ -8,7 +8,7 @@ million (its spacing at a sum of 1e6 is 0.06).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlopt.buffers.samplers import tree_loops
+from rlopt.buffers.samplers.base import unfit
 from rlopt.buffers.samplers.tree_loops import FAN
-from rlopt.types import State
+from rlopt.types import RloptError, State
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -26,10 +27,8 @@ Ints = NDArray[np.int64]
 class Masses(Protocol):
     """A mass for each of ``slots`` slots, zero where there is no transition."""
 
-    @property
-    def largest(self) -> float | Tensor:
-        """The largest mass seen, 1 at first."""
-        ...
+    largest: Any
+    """The largest mass seen, 1 at first: a float, or a 0-d tensor."""
 
     def enter(self, first: int, count: int, valid: Tensor | None) -> None:
         """Slots ``first … first + count - 1`` hold new transitions, of the largest mass seen; those not ``valid``
@@ -37,8 +36,9 @@ class Masses(Protocol):
         ...
 
     def change(self, index: Tensor, mass: Tensor) -> None:
-        """New masses (K,) float64 of slots ``index`` (K,), of which those without mass keep none. One that is not
-        finite becomes the largest seen before; of several for one slot, one counts. ``mass`` is used up."""
+        """Give slots ``index`` (K,) new masses (K,) float64; those without mass keep none. One that is not finite
+        becomes the largest seen before; of several for one slot, one counts. ``mass`` is used up. Raises RloptError
+        where one is no slot (on a GPU, torch's own error)."""
         ...
 
     def draw(
@@ -98,6 +98,13 @@ class SumTree:
         self.put(np.arange(len(every)), every)
 
 
+def no_slots(index: Tensor, mass: Tensor, slots: int) -> RloptError:
+    """Return the error of masses that do not ``fit`` the slots."""
+    if index.shape != mass.shape:
+        return unfit(index, mass)
+    return RloptError(f"priorities came for slots that are none of this buffer's, which are 0 … {slots - 1}")
+
+
 def fractions(count: int, generator: torch.Generator) -> Floats:
     """Uniform numbers (K,) in [0, 1)."""
     drawn: Floats = torch.rand(count, generator=generator, dtype=torch.float64).numpy()
@@ -121,8 +128,12 @@ class TreeMasses:
         self.tree.put(np.arange(first, first + count), mass if valid is None else mass * valid.numpy())
 
     def change(self, index: Tensor, mass: Tensor) -> None:
-        tree = self.tree
-        self.largest = tree_loops.change_leaves(tree.nodes, tree.offsets, index.numpy(), mass.numpy(), self.largest)
+        tree, slots = self.tree, len(self.tree.leaves)
+        args = (tree.nodes, tree.offsets, slots, index.numpy(), mass.numpy(), self.largest)
+        largest = tree_loops.change_leaves(*args)
+        if largest < 0.0:
+            raise no_slots(index, mass, slots)
+        self.largest = largest
 
     def draw(
         self, batch_size: int, generator: torch.Generator, stratified: bool, weighted: bool

@@ -82,6 +82,18 @@ def clean(mass: Any, largest: Any) -> Any:
 
 
 @compiled
+def fit(index: Any, mass: Any, slots: Any) -> Any:
+    """Return whether the slots ``index`` (K,) are among the first ``slots`` and have a mass each: what is not would be
+    written, or read, anywhere."""
+    if len(index) != len(mass):
+        return False
+    low, high = 0, -1
+    for k in range(len(index)):
+        low, high = min(low, index[k]), max(high, index[k])
+    return low == 0 and high < slots
+
+
+@compiled
 def magnitudes(error: Any, floor: Any, epsilon: Any) -> Any:
     """max(|error|, floor) + epsilon of errors (K,), in float64."""
     out = np.empty(len(error), dtype=np.float64)
@@ -92,8 +104,11 @@ def magnitudes(error: Any, floor: Any, epsilon: Any) -> Any:
 
 
 @compiled
-def change_leaves(nodes: Any, offsets: Any, index: Any, mass: Any, largest: Any) -> Any:
-    """New masses for those of the leaves ``index`` (K,) that have mass; returns the largest mass seen."""
+def change_leaves(nodes: Any, offsets: Any, slots: Any, index: Any, mass: Any, largest: Any) -> Any:
+    """Give new masses to those of the leaves ``index`` (K,) that have mass, and return the largest mass seen; change
+    nothing and return -1 where they do not ``fit``."""
+    if not fit(index, mass, slots):
+        return -1.0
     largest = clean(mass, largest)
     for k in range(len(index)):
         if nodes[index[k]] > 0.0:
@@ -175,8 +190,10 @@ def replace_rows(slot: Any, index: Any, mass: Any, time: Any) -> Any:
 
 @compiled
 def change_rows(slot: Any, index: Any, mass: Any, time: Any, largest: Any) -> Any:
-    """New masses (K,) for those of the slots ``index`` (K,) that have mass; returns by how much the sum of all
-    rises, and the largest mass seen."""
+    """Give new masses (K,) to those of the slots ``index`` (K,) that have mass, and return by how much the sum of all
+    rises, and the largest mass seen; change nothing and return -1 for that where they do not ``fit``."""
+    if not fit(index, mass, len(slot)):
+        return 0.0, -1.0
     largest = clean(mass, largest)
     rise = 0.0
     for k in range(len(index)):
