@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -12,8 +15,9 @@ from typing import Any
 import gymnasium
 import torch
 from gymnasium.envs.registration import EnvSpec as GymSpec
+from gymnasium.envs.registration import load_env_creator
 
-from rlopt.config import nearest
+from rlopt.config import call_options, nearest
 from rlopt.envs.torch_env import class_spec
 from rlopt.types import RloptError
 
@@ -21,6 +25,17 @@ Env = gymnasium.Env[Any, Any]
 Wrapper = str | Mapping[str, Any] | Callable[[Env], Env]
 
 _EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "shimmy": "atari"}
+_ELSEWHERE = {
+    "minigrid": ("MiniGrid-", "BabyAI-"),
+    "gymnasium_robotics": ("Fetch", "Hand", "PointMaze_", "AntMaze_", "Adroit", "FrankaKitchen"),
+    "panda_gym": ("Panda",),
+    "highway_env": ("highway-", "merge-", "roundabout-", "parking-", "intersection-", "racetrack-"),
+    "mo_gymnasium": ("mo-", "deep-sea-treasure", "minecart-"),
+    "shimmy": ("dm_control/", "bsuite/"),
+}
+"""Well-known packages, and how the names begin that they register with Gymnasium once they are imported."""
+_NORMALIZING = {"NormalizeObservation": "normalize_obs", "NormalizeReward": "normalize_reward"}
+"""Wrappers with statistics of their own, and the option of ``env`` that does what they do."""
 
 
 def _missing(module: str, needed_by: str) -> RloptError:
@@ -30,14 +45,25 @@ def _missing(module: str, needed_by: str) -> RloptError:
 
 
 def _import(module: str, needed_by: str) -> ModuleType:
+    """Import a module of the user's.
+
+    Raises:
+        ImportError: it or what it needs is not there.
+        RloptError: the name is no module's, or importing it fails.
+    """
     if module.startswith("."):
         raise RloptError(f"{needed_by}: {module} is no module's name; write module:Name for module.py on PYTHONPATH")
-    return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise
+    except (Exception, SystemExit) as e:
+        raise RloptError(f"{needed_by}: importing {module} fails: {_said(e)}") from e
 
 
 def find_spec(env_id: str) -> GymSpec:
-    """Gymnasium's registration of ``env_id`` (``Name-v0``, ``ALE/Name-v5`` or ``module:Name-v0``), or what stands for
-    one where it is ``module:Class`` with a ``TorchEnv``.
+    """Return Gymnasium's registration of ``env_id`` (``Name-v0``, ``ALE/Name-v5`` or ``module:Name-v0``), or what
+    stands for one where it is ``module:Class`` with a ``TorchEnv``.
 
     Raises:
         RloptError: unknown id (with the nearest known one), a module that cannot be imported, or a missing extra.
@@ -48,26 +74,54 @@ def find_spec(env_id: str) -> GymSpec:
             _import(module, f"env={env_id}")
         except ModuleNotFoundError as e:
             raise RloptError(f"env={env_id}: no module named {e.name}; install it or put it on PYTHONPATH") from e
+        except ImportError as e:
+            raise RloptError(f"env={env_id}: importing {module} fails: {_said(e)}") from e
         if (own := class_spec(env_id)) is not None:
             return own
     if name.startswith("ALE/"):
         try:
-            gymnasium.register_envs(importlib.import_module("ale_py"))
+            _register_atari()
         except ModuleNotFoundError as e:
             raise _missing("ale_py", f"env={env_id}") from e
-    if name not in gymnasium.registry and "-v" not in name:
-        versions = [s for s in gymnasium.registry if s.rpartition("-v")[0] == name]
-        if versions:
-            raise RloptError(f"env={env_id} lacks its version; did you mean {max(versions, key=_version)}?")
     if name not in gymnasium.registry:
-        near = nearest(name, gymnasium.registry)
-        advice = f"did you mean {near}?" if near else "`rlopt list envs` shows what there is"
-        raise RloptError(f"env={env_id} is not a registered environment; {advice}")
+        raise RloptError(f"env={env_id} {_unknown(name)}")
     return gymnasium.registry[name]
 
 
+def _register_atari() -> None:
+    gymnasium.register_envs(importlib.import_module("ale_py"))
+
+
+def _unknown(name: str) -> str:
+    """What is to be said of an id that is not registered."""
+    stem, _, version = name.rpartition("-v")
+    if not stem and (versions := [s for s in gymnasium.registry if s.rpartition("-v")[0] == name]):
+        return f"lacks its version; did you mean {max(versions, key=_version)}?"
+    with contextlib.suppress(ImportError):
+        _register_atari()
+    lost = "is not a registered environment"
+    stems: dict[str, list[str]] = {}
+    for known in gymnasium.registry:  # names are compared without versions and namespaces, which many share
+        for short in {known.rpartition("-v")[0], known.rpartition("-v")[0].rpartition("/")[2]}:
+            stems.setdefault(short, []).append(known)
+    if (near := nearest(stem or name, stems)) is not None:
+        same = [known for known in stems[near] if known.endswith(f"-v{version}")]
+        return f"{lost}; did you mean {(same or sorted(stems[near], key=_version))[-1]}?"
+    for package, beginnings in _ELSEWHERE.items():
+        if name.startswith(beginnings):
+            there = f"write env={package}:{name} once it is installed (pip install {package.replace('_', '-')})"
+            return f"{lost} here; the package {package} has such names: {there}"
+    if re.fullmatch(r"\w+_v\d+", name.rpartition("/")[2].rpartition(".")[2]):
+        return (
+            f"{lost}; it looks like one of PettingZoo, which are no Gymnasium environments: register one whose joint "
+            "spaces have the agents as their first axis (rlopt.types.EnvSpec), and give module:Name-v0"
+        )
+    return f"{lost}; `rlopt list envs` shows what there is, and module:Name-v0 is one that a module of yours registers"
+
+
 def _version(env_id: str) -> int:
-    return int(env_id.rpartition("-v")[2])
+    version = env_id.rpartition("-v")[2]
+    return int(version) if version.isdecimal() else -1
 
 
 def find_wrapper(name: str) -> Callable[..., Env]:
@@ -88,12 +142,14 @@ def find_wrapper(name: str) -> Callable[..., Env]:
 def wrap(env: Env, wrapper: Wrapper) -> Env:
     """Apply one wrapper: a name, ``{"class": name, "kwargs": {…}}`` or a callable."""
     if isinstance(wrapper, str):
-        build, kwargs = find_wrapper(wrapper), {}
+        build, kwargs = find_wrapper(wrapper), dict[str, Any]()
     elif isinstance(wrapper, Mapping):
         unknown = sorted(set(wrapper) - {"class", "kwargs"})
         if unknown or "class" not in wrapper:
             raise RloptError(f"env.wrappers: a mapping has the keys class and kwargs, not {sorted(wrapper)}")
-        build, kwargs = find_wrapper(str(wrapper["class"])), dict(wrapper.get("kwargs") or {})
+        build, kwargs = find_wrapper(str(wrapper["class"])), wrapper.get("kwargs") or {}
+        if not isinstance(kwargs, Mapping):
+            raise RloptError(f"env.wrappers: kwargs of {wrapper['class']} must be a mapping, not {kwargs!r}")
     elif callable(wrapper):
         build, kwargs = wrapper, {}
     else:
@@ -103,16 +159,48 @@ def wrap(env: Env, wrapper: Wrapper) -> Env:
     label = wrapper if isinstance(wrapper, str) else getattr(build, "__name__", repr(build))
     try:
         wrapped = build(env, **kwargs)
-    except (TypeError, ValueError, AssertionError, AttributeError) as e:
-        raise RloptError(f"env.wrappers: {label} refuses this environment: {_first_line(e)}") from e
+    except Exception as e:
+        raise RloptError(f"env.wrappers: {label} refuses this environment: {_said(e)}") from e
     if not isinstance(wrapped, gymnasium.Env):
         raise RloptError(f"env.wrappers: {label} returned {type(wrapped).__name__}, not a gymnasium.Env")
     return wrapped
 
 
-def _first_line(error: BaseException) -> str:
+def _said(error: BaseException) -> str:
+    """The first line of what an error says; of one that says nothing, where it was raised."""
     text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    if text and not isinstance(error, SystemExit | LookupError):
+        return text[0]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.filename}, line {frame.lineno}: {frame.line}"
+
+
+def _refuse_words(spec: GymSpec, kwargs: Mapping[str, Any]) -> None:
+    """Refuse text where an environment's keyword is a number by default: many would fail only when they use it."""
+    if not any(isinstance(value, str) for value in kwargs.values()):
+        return
+    entry = spec.entry_point
+    try:
+        own = call_options(load_env_creator(entry) if isinstance(entry, str) else entry) if entry else {}
+    except Exception:  # making it tells what is missing
+        return
+    for key, value in kwargs.items():
+        default = own.get(key)
+        if isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool):
+            raise RloptError(f"env={spec.id}: env.kwargs.{key}: expected a number, got {value!r}")
+
+
+def _refuse_statistics(env: Env, name: str) -> None:
+    """Refuse wrappers that keep statistics: an evaluation, in environments of its own, would have others, and report
+    scaled rewards."""
+    while isinstance(env, gymnasium.Wrapper):
+        for kind, option in _NORMALIZING.items():
+            if isinstance(env, getattr(gymnasium.wrappers, kind)):
+                raise RloptError(
+                    f"{name}: the wrapper {kind} has statistics of its own, which evaluations would neither share nor "
+                    f"see through; leave it out and use env.{option}=true"
+                )
+        env = env.env
 
 
 def with_facts(metadata: Mapping[str, Any] | None, facts: Sequence[str]) -> dict[str, Any]:
@@ -140,6 +228,7 @@ class EnvFactory:
         Raises:
             RloptError: a missing package, a wrong keyword, or an environment that fails while it is built.
         """
+        _refuse_words(self.spec, self.kwargs)
         bare = deepcopy(self.spec)
         bare.order_enforce, bare.disable_env_checker = False, True
         name = f"env={self.spec.id}"
@@ -151,17 +240,19 @@ class EnvFactory:
             )
             if module:
                 raise _missing(module, name) from e
-            raise RloptError(f"{name} needs a package that is not installed: {_first_line(e)}") from e
+            raise RloptError(f"{name} needs a package that is not installed: {_said(e)}") from e
         except ModuleNotFoundError as e:
             raise _missing(e.name or "?", name) from e
-        except TypeError as e:
-            raise RloptError(f"{name} cannot be built with env.kwargs={dict(self.kwargs)}: {_first_line(e)}") from e
+        except gymnasium.error.Error as e:
+            raise RloptError(f"{name} cannot be built: {_said(e)}") from e
         except MemoryError as e:
             raise RloptError(f"{name} does not fit in memory with env.kwargs={dict(self.kwargs)}") from e
-        except (gymnasium.error.Error, ImportError, ValueError, AssertionError, OSError, AttributeError) as e:
-            raise RloptError(f"{name} cannot be built: {_first_line(e)}") from e
+        except Exception as e:
+            given = f" with env.kwargs={dict(self.kwargs)}" if self.kwargs else ""
+            raise RloptError(f"{name} cannot be built{given}: {_said(e)}") from e
         for wrapper in self.wrappers:
             env = wrap(env, wrapper)
+        _refuse_statistics(env, name)
         if self.facts:
             env.metadata = with_facts(env.metadata, self.facts)
         return env

@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium
 import torch
 from gymnasium import VectorizeMode
-from gymnasium.vector import AutoresetMode
 
 from rlopt.config import hint
 from rlopt.envs.adapter import VectorAdapter
@@ -53,13 +52,13 @@ def _vector(request: EnvRequest) -> VectorEnv:
         raise RloptError(
             "env.wrappers wrap single environments; env.backend=vector has none: use env.backend=sync or async"
         )
-    kwargs = dict(request.factory.kwargs)
-    if kwargs.get("life_loss_info"):
-        raise RloptError(
-            "env.kwargs.life_loss_info ends no episode and cannot be told from an end with env.backend=vector"
-        )
     if spec.namespace == "ALE":
-        kwargs.setdefault("autoreset_mode", AutoresetMode.SAME_STEP)
+        raise RloptError(
+            f"env={request.id} with env.backend=vector is another task: it clips rewards, shows four grey frames of "
+            "84 x 84 and begins with no-ops; use env.backend=sync, with AtariPreprocessing and FrameStackObservation "
+            "as env.wrappers"
+        )
+    kwargs = dict(request.factory.kwargs)
     try:
         env = gymnasium.make_vec(spec, request.num_envs, vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT, **kwargs)
     except (TypeError, ValueError, gymnasium.error.Error) as e:

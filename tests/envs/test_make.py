@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlopt.envs import Backend, SyncVectorEnv, backend_names, make_env, register_backend
+from rlopt.envs import Backend, SyncVectorEnv, VectorAdapter, backend_names, make_env, register_backend
 from rlopt.envs import make as make_module
 from rlopt.random import derive_seed
 from rlopt.types import RloptError
@@ -28,6 +28,10 @@ from rlopt.types import RloptError
         ({"id": ".foo:Bar-v0"}, "env=.foo:Bar-v0: .foo is no module's name; write module:Name"),
         ({"id": "./foo:Bar-v0"}, "env=./foo:Bar-v0: ./foo is no module's name; write module:Name"),
         ({"id": "Zzz-v0"}, "env=Zzz-v0 is not a registered environment; `rlopt list envs` shows what there is"),
+        ({"id": "Pendulum-v1", "kwargs": {"g": "abc"}}, "env=Pendulum-v1: env.kwargs.g: expected a number, got 'abc'"),
+        ({"id": "HalfCheetah-v5", "kwargs": {"frame_skip": 0}}, "cannot be built with env.kwargs={'frame_skip': 0}: "),
+        ({"id": "HalfCheetah-v5", "kwargs": {"reset_noise_scale": "abc"}}, "env.kwargs.reset_noise_scale: expected a"),
+        ({"id": "Pendulum-v1", "wrappers": [{"class": "TimeLimit", "kwargs": 5}]}, "kwargs of TimeLimit must be a map"),
         ({"id": "HalfCheetah-v3"}, "env=HalfCheetah-v3 cannot be built: "),
         ({"id": "Pendulum-v1", "backend": "asink"}, "backend='asink' is unknown; did you mean async?"),
         ({"id": "Pendulum-v1", "backend": "xyz"}, "backend='xyz' is unknown; choose from async, auto, envpool, "),
@@ -187,12 +191,21 @@ def test_a_backend_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
         register_backend("sync", Backend(backend))
 
 
-def test_ales_own_vector_environment() -> None:
-    pytest.importorskip("ale_py")
-    later = {"max_num_frames_per_episode": 80, "noop_max": 0, "use_fire_reset": False, "reward_clipping": False}
-    env = make_env("ALE/Breakout-v5", 2, backend="vector", kwargs=later)
-    following: Any = make_env("ALE/Breakout-v5", 2, backend="vector", kwargs={"autoreset_mode": "NextStep"})
-    assert env.mode == gymnasium.vector.AutoresetMode.SAME_STEP  # type: ignore[attr-defined]
+def test_ales_own_vector_environment_is_another_task_but_may_be_adapted() -> None:
+    ale_py = pytest.importorskip("ale_py")
+    with pytest.raises(RloptError, match=r"ALE/Breakout-v5 with env\.backend=vector is another task: it clips rewards"):
+        make_env("ALE/Breakout-v5", 2, backend="vector")
+    gymnasium.register_envs(ale_py)
+
+    def adapted(mode: str) -> Any:
+        later = {"max_num_frames_per_episode": 80, "noop_max": 0, "use_fire_reset": False, "reward_clipping": False}
+        way = gymnasium.VectorizeMode.VECTOR_ENTRY_POINT
+        return VectorAdapter(
+            gymnasium.make_vec("ALE/Breakout-v5", 2, vectorization_mode=way, autoreset_mode=mode, **later)
+        )
+
+    env, following = adapted("SameStep"), adapted("NextStep")
+    assert env.mode == gymnasium.vector.AutoresetMode.SAME_STEP
     assert following.mode == gymnasium.vector.AutoresetMode.NEXT_STEP
     following.close()
     last: Any = env.reset()
@@ -209,6 +222,78 @@ def test_ales_own_vector_environment() -> None:
         ends.append(step.truncated.tolist())
         last = step.obs
     assert [k for k, e in enumerate(ends) if e == [True, True]] == [19, 39]  # 80 frames are 20 steps
-    with pytest.raises(RloptError, match="life_loss_info"):
-        make_env("ALE/Breakout-v5", 1, backend="vector", kwargs={"life_loss_info": True})
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [
+        (
+            "MiniGrid-Empty-5x5-v0",
+            "write env=minigrid:MiniGrid-Empty-5x5-v0 once it is installed (pip install minigrid)",
+        ),
+        ("FetchReach-v4", "write env=gymnasium_robotics:FetchReach-v4 once it is installed"),
+        ("simple_spread_v3", "it looks like one of PettingZoo, which are no Gymnasium environments"),
+        ("mpe/simple_spread_v3", "it looks like one of PettingZoo"),
+        ("HalfCheetah-v9", "did you mean HalfCheetah-v5?"),
+        ("Qqqqqq-v5", "module:Name-v0 is one that a module of yours registers"),
+    ],
+)
+def test_an_id_of_somewhere_else_is_told_where_it_is(env_id: str, words: str) -> None:
+    with pytest.raises(RloptError) as caught:
+        make_env(env_id)
+    assert words in str(caught.value) and "did you mean Ant" not in str(caught.value)
+
+
+def test_an_atari_game_without_its_namespace_is_found() -> None:
+    pytest.importorskip("ale_py")
+    with pytest.raises(RloptError, match=r"did you mean ALE/Pong-v5\?"):
+        make_env("Pong-v5")
+
+
+BROKEN = """
+import gymnasium, sys
+{body}
+class Silent(gymnasium.Env):
+    def __init__(self, depth=1):
+        assert depth == 2
+gymnasium.register("Silent-v0", entry_point=Silent)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("sys.exit(0)", "env={}:Silent-v0: importing {} fails: SystemExit in "),
+        ("1 / 0", "importing {} fails: division by zero"),
+        ("import nothing_of_the_kind", "no module named nothing_of_the_kind"),
+        ("", "env=Silent-v0 cannot be built: AssertionError in "),
+    ],
+)
+def test_a_module_that_fails_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str
+) -> None:
+    name = f"rlopt_broken_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(BROKEN.format(body=body))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RloptError) as caught:
+        make_env(f"{name}:Silent-v0")
+    assert words.format(name, name) in str(caught.value) and "\n" not in str(caught.value)
+    gymnasium.registry.pop("Silent-v0", None)
+
+
+@pytest.mark.parametrize("kind", ["NormalizeObservation", "NormalizeReward"])
+def test_wrappers_with_statistics_are_refused(kind: str) -> None:
+    """An evaluation would have other statistics, and report scaled rewards."""
+    option = "normalize_obs" if kind == "NormalizeObservation" else "normalize_reward"
+    wrapper = getattr(gymnasium.wrappers, kind)
+    inside = [kind, {"class": "TransformReward", "kwargs": {"func": float}}]
+    for wrappers in ([kind], inside, [wrapper]):
+        with pytest.raises(RloptError, match=f"the wrapper {kind} has statistics .* use env.{option}=true"):
+            make_env("Pendulum-v1", wrappers=wrappers)
+
+
+def test_a_vector_of_gymnasiums_own_takes_its_task() -> None:
+    env = make_env("CartPole-v1", 2, backend="vector")
+    env.reset()
+    assert env.step(torch.ones(2, dtype=torch.int64)).reward.tolist() == [1.0, 1.0]
