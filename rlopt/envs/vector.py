@@ -67,7 +67,7 @@ class VectorEnv(Protocol):
         ...
 
     def step(self, action: Tensor) -> Step:
-        """Step all rows with ``action``: (N, A) float in environment units, or (N,) int64."""
+        """Step all rows with ``action`` (N, …), of the action space's shape: float in environment units, or int64."""
         ...
 
     def state_dict(self) -> State | None:
