@@ -116,11 +116,12 @@ def summarise(root: Path, out: Path, command: str, steps: Sequence[int] = STEPS,
     """Write the results folder ``out`` from the run folders under ``root``."""
     runs = find_runs(root)
     own = [
-        merge(_name(*key), key[1], [(e.steps, e.means) for run in group for e in run.evaluations])
+        merge(_name(*key), key[1], [(e.steps, e.means) for run in group for e in run.evaluations], group[0].agent)
         for key, group in runs.items()
     ]
     envs = list(dict.fromkeys(curve.env_id for curve in own))
-    published = {(curve.name, curve.env_id): curve for env in envs for curve in reference(env)}
+    agents = {env: [curve.agent for curve in own if curve.env_id == env] for env in envs}
+    published = {(curve.name, curve.env_id): curve for env in envs for curve in reference(env, agents[env])}
     out.mkdir(parents=True, exist_ok=True)
     write_evaluations(out / "evaluations.csv", runs)
     made = cells([*own, *published.values()], steps)

@@ -31,6 +31,7 @@ AGENTS: dict[str, Entry] = {
     "sac_2018": "rlopt.agents.sac_2018:SAC2018",
     "sac_discrete": "rlopt.agents.sac_discrete:DiscreteSAC",
     "ppo": "rlopt.agents.ppo:PPO",
+    "td3": "rlopt.agents.td3:TD3",
     "reinforce": "rlopt.agents.reinforce:Reinforce",
     "value_iteration": "rlopt.agents.value_iteration:ValueIteration",
     "drpg": "rlopt.agents.drpg:DRPG",

@@ -6,11 +6,13 @@ from rlopt.agents.replay_agent import ReplayAgent
 from rlopt.agents.sac import SAC, SACConfig
 from rlopt.agents.sac_2018 import SAC2018, SAC2018Config
 from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
+from rlopt.agents.td3 import TD3, TD3Config
 from rlopt.agents.temperature import Temperature, TemperatureConfig
 
 __all__ = [
     "SAC",
     "SAC2018",
+    "TD3",
     "ActorCritic",
     "ActorCriticConfig",
     "Agent",
@@ -21,6 +23,7 @@ __all__ = [
     "ReplayAgentConfig",
     "SAC2018Config",
     "SACConfig",
+    "TD3Config",
     "Temperature",
     "TemperatureConfig",
 ]

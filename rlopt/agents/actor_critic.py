@@ -91,7 +91,7 @@ class ActorCritic(ReplayAgent):
         raise NotImplementedError
 
     def actor_objective(self, work: Work) -> tuple[Tensor, Metrics]:
-        """Return the actor's loss, () or (R,), and its metrics with ``log_prob`` (B,)."""
+        """Return the actor's loss, () or (R,), and its metrics, of a stochastic actor with ``log_prob`` (B,)."""
         raise NotImplementedError
 
     def constants(self) -> list[Any]:
@@ -115,7 +115,8 @@ class ActorCritic(ReplayAgent):
         self.descend("actor", self.actor_optimiser, loss, self.actor)
         if self.temperature is not None:
             self.temperature.descend(aux["log_prob"])
-        return Update({"actor_loss": loss.detach(), "entropy": -aux["log_prob"].mean(-1)})
+        entropy = {"entropy": -aux["log_prob"].mean(-1)} if "log_prob" in aux else {}
+        return Update({"actor_loss": loss.detach(), **entropy})
 
     def target_stage(self, work: Work) -> Update:
         self.target.follow(self.followed, self.config.tau)

@@ -24,6 +24,8 @@ class Curve:
     """(T,) increasing, environment steps."""
     scores: Array
     """(T, seeds) mean evaluation return, undiscounted; NaN where a seed has no evaluation at that step."""
+    agent: str = "sac"
+    """Whose published curves it is seen beside."""
 
     def at(self, step: int) -> Array | None:
         """(seeds',) scores of the evaluation nearest to ``step``, of those seeds that have it.
@@ -59,10 +61,10 @@ class Curve:
         return np.asarray(~np.isnan(self.scores).any(axis=1))
 
 
-def merge(name: str, env_id: str, seeds: Sequence[tuple[Sequence[int], Sequence[float]]]) -> Curve:
+def merge(name: str, env_id: str, seeds: Sequence[tuple[Sequence[int], Sequence[float]]], agent: str = "sac") -> Curve:
     """One curve from each seed's (steps, scores), on the union of their steps."""
     steps = np.array(sorted({int(s) for own, _ in seeds for s in own}), dtype=np.int64)
     scores = np.full((len(steps), len(seeds)), np.nan)
     for column, (own, values) in enumerate(seeds):
         scores[np.searchsorted(steps, np.asarray(own, dtype=np.int64)), column] = values
-    return Curve(name, env_id, steps, scores)
+    return Curve(name, env_id, steps, scores, agent)

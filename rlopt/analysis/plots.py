@@ -58,7 +58,7 @@ def draw_run(run_folder: str | Path, out: str | Path, unit: str = "environment s
     elif run.evaluations:
         _draw_curve(axes, curves([run])[0], COLOURS[0], _label(run.agent, [len(run.evaluations)]))
     ends = [own.steps[-1] for own in run.evaluations] + ([int(training[0][-1])] if training is not None else [])
-    for published, style in zip(reference(run.env_id), _REFERENCE_STYLES, strict=False):
+    for published, style in zip(reference(run.env_id, [run.agent]), _REFERENCE_STYLES, strict=False):
         _draw_reference(axes, published, style)
     _dress(axes, run.env_id, max(ends))
     axes.set_xlabel(unit)
@@ -89,7 +89,7 @@ def draw_runs(
     for env_id, own in panels.items():
         common = [int(curve.steps[curve.common()][-1]) for curve in own if curve.common().any()]
         asked = list(steps) if steps is not None else sorted(set(common))
-        rows += summary_rows([*own, *reference(env_id)], asked)
+        rows += summary_rows([*own, *reference(env_id, [curve.agent for curve in own])], asked)
     return rows
 
 
@@ -111,7 +111,7 @@ def draw_panels(panels: Mapping[str, Sequence[Curve]], out: str | Path, title: s
         axes = figure.add_subplot(rows, columns, i + 1)
         for curve in own:
             _draw_curve(axes, curve, COLOURS[names.index(curve.name) % len(COLOURS)], labels[curve.name])
-        for published, style in zip(reference(env_id), _REFERENCE_STYLES, strict=False):
+        for published, style in zip(reference(env_id, [curve.agent for curve in own]), _REFERENCE_STYLES, strict=False):
             _draw_reference(axes, published, style)
         _dress(axes, env_id, max((int(curve.steps[-1]) for curve in own), default=1_000_000))
         if i + columns >= len(panels):

@@ -1,10 +1,11 @@
-"""Published results that rlopt's own are drawn and tabled beside: SAC on the five MuJoCo tasks, per seed.
+"""Published results that rlopt's own are drawn and tabled beside: SAC, TD3 and PPO on the MuJoCo tasks, per seed.
 
 The numbers lie in ``data/``, whose README gives repository, path, commit and processing of each file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -35,32 +36,54 @@ class Reference(Curve):
 
     source: str = ""
     """Repository, path and commit."""
+    algorithm: str = "sac"
 
 
 _SOURCES = (
     (
+        "sac",
         "Tianshou SAC",
         "sac_tianshou_v3.csv",
         "thu-ml/tianshou examples/mujoco/benchmark/<env>/sac/test_rew_10seeds.csv"
         " @ beab227d14950610f459174670e8be77f788638a",
     ),
     (
+        "sac",
         "SimbaV2-repository SAC",
         "sac_simbav2_v4.csv",
         "DAVIAN-Robotics/SimbaV2 results/baseline/sac.csv @ 86899c277cdc697b2b02d827243de1ea93f20a1d",
     ),
+    (
+        "td3",
+        "Tianshou TD3",
+        "td3_tianshou_v3.csv",
+        "thu-ml/tianshou examples/mujoco/benchmark/<env>/td3/test_rew_10seeds.csv"
+        " @ beab227d14950610f459174670e8be77f788638a",
+    ),
+    (
+        "ppo",
+        "FlashSAC-repository PPO",
+        "ppo_flashsac_v4.csv",
+        "Holiday-Robot/FlashSAC results/stateRL_cpusim @ 87edc9061150ae9e962dd84e6544e27a1554b3ab",
+    ),
 )
 
+_ALGORITHMS = frozenset(algorithm for algorithm, *_ in _SOURCES)
 
-def reference(env_id: str) -> list[Reference]:
-    """The published SAC curves comparable with ``env_id``, to 1 000 000 steps; empty where none is known.
+
+def reference(env_id: str, agents: Iterable[str] = ("sac",)) -> list[Reference]:
+    """Return the published curves of these agents' algorithms comparable with ``env_id``, to 1 000 000 steps; empty
+    where none is known.
+
+    An agent whose own algorithm has no curve here is seen beside SAC's.
 
     ``HalfCheetah-v2``, ``-v3`` and ``-v4`` all get the v3 and v4 curves; v5 only where its rewards are the same.
     """
     task, _, version = env_id.rpartition("-")
     if version not in ("v2", "v3", "v4") and not (version == "v5" and task in SAME_REWARDS_IN_V5):
         return []
-    return [curve for curve in _all() if curve.env_id.rpartition("-")[0] == task]
+    wanted = {agent if agent in _ALGORITHMS else "sac" for agent in agents}
+    return [curve for curve in _all() if curve.env_id.rpartition("-")[0] == task and curve.algorithm in wanted]
 
 
 def td3_normalised(env_id: str, score: ArrayLike) -> Array:
@@ -78,7 +101,7 @@ def td3_normalised(env_id: str, score: ArrayLike) -> Array:
 @cache
 def _all() -> tuple[Reference, ...]:
     curves = []
-    for name, file, source in _SOURCES:
+    for algorithm, name, file, source in _SOURCES:
         lines = (files("rlopt.analysis") / "data" / file).read_text(encoding="utf-8").split()
         rows = [line.split(",") for line in lines[1:]]
         for env_id in dict.fromkeys(row[0] for row in rows):
@@ -90,6 +113,7 @@ def _all() -> tuple[Reference, ...]:
                     steps=block[:, 0].astype(np.int64),
                     scores=block[:, 1:],
                     source=source,
+                    algorithm=algorithm,
                 )
             )
     return tuple(curves)

@@ -115,7 +115,7 @@ def curves(runs: Iterable[Run]) -> list[Curve]:
         else:
             groups.append([run])
     return [
-        merge(name, env_id, [(e.steps, e.means) for e in _one_per_seed(group)])
+        merge(name, env_id, [(e.steps, e.means) for e in _one_per_seed(group)], group[0].agent)
         for env_id, groups in by_env.items()
         for name, group in zip(_names([group[0] for group in groups]), groups, strict=True)
     ]

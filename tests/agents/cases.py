@@ -81,6 +81,10 @@ AGENTS: dict[str, Case] = {
         CARTPOLE, SMALL, actions=CHOICE, probe=Probe({"temperature": 0.05}),
         variants=({}, {"average_critics": True, "critic_entropy": False}, {"temperature": 0.2, "optimiser": ADAMW}),
     ),
+    "td3": Case(
+        PENDULUM, SMALL, actions=TORQUE, probe=Probe({"policy_delay": 1, "target_noise": 0.0}),
+        variants=({}, {"policy_delay": 1, "max_grad_norm": 0.3}, {"optimiser": ADAMW, "target_noise": 0.5}),
+    ),
     "drpg_deep": Case(
         PENDULUM, {**SMALL, **SEARCH, "fused": False, "box": {"m": [0.5, 1.5]}}, actions=TORQUE,
         always={"box": {"m": (0.5, 1.5)}, "fused": False},
