@@ -54,7 +54,7 @@ class Case(NamedTuple):
     actions: spaces.Space[Any] | None = None
     """For agents that learn from minibatches of transitions: the space in which ``make_agent`` lets them act."""
     always: dict[str, Any] = {}
-    """Options without which ``make_agent`` cannot build it."""
+    """Options that ``make_agent`` gives it unless it is given others."""
     variants: tuple[dict[str, Any], ...] = ({},)
     """Options under which state and runs side by side are looked at: every branch of its update."""
     probe: Probe | None = None
@@ -82,8 +82,11 @@ AGENTS: dict[str, Case] = {
         variants=({}, {"average_critics": True, "critic_entropy": False}, {"temperature": 0.2, "optimiser": ADAMW}),
     ),
     "td3": Case(
-        PENDULUM, SMALL, actions=TORQUE, probe=Probe({"policy_delay": 1, "target_noise": 0.0}),
-        variants=({}, {"policy_delay": 1, "max_grad_norm": 0.3}, {"optimiser": ADAMW, "target_noise": 0.5}),
+        PENDULUM, SMALL, actions=TORQUE,
+        # With a faster actor its tanh saturates, and no gradient leads back.
+        probe=Probe({"policy_delay": 1, "target_noise": 0.0, "actor_learning_rate": 5e-3}),
+        always={"policy_delay": 1},  # what walks looks at the actor after one update
+        variants=({}, {"max_grad_norm": 0.3}, {"optimiser": ADAMW, "target_noise": 0.5}),
     ),
     "drpg_deep": Case(
         PENDULUM, {**SMALL, **SEARCH, "fused": False, "box": {"m": [0.5, 1.5]}}, actions=TORQUE,
