@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlopt.agents.base import AgentConfig
+from rlopt.agents.base import LearnerConfig
 from rlopt.buffers.rollout import Rollout
 from rlopt.types import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutAgentConfig(AgentConfig):
+class RolloutAgentConfig(LearnerConfig):
     """What every agent that learns from rollouts of a fixed length has; read by ``RolloutLoop``."""
 
     rollout_steps: int = option(2_048, "steps of each environment per rollout", low=1)

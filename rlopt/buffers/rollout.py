@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlopt.buffers.transition import Transition
+from rlopt.buffers.transition import Transition, make_reward_transform
 from rlopt.types import Obs, RloptError, map_obs
 
 
@@ -72,6 +72,11 @@ class Rollout(NamedTuple):
     def with_extras(self, **extras: Tensor) -> Rollout:
         """Return the rollout with further extras (T, N, …), such as advantages."""
         return self._replace(extras={**self.extras, **extras})
+
+    def transformed(self, word: str) -> Rollout:
+        """Return the rollout with each single reward as learning takes it: ``raw``, ``sign`` or ``clip``."""
+        transform = make_reward_transform(word)
+        return self if transform is None else self._replace(reward=transform(self.reward))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Rollout:
         """Apply ``function`` to every tensor that is (T, N, …)."""

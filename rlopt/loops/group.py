@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlopt.agents.base import Agent
 from rlopt.agents.group import GroupAgentConfig
-from rlopt.buffers import Rollout, Transition, make_reward_transform
+from rlopt.buffers import Rollout, Transition
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.loops import construction
 from rlopt.loops.base import Loop, Progress, finite_rows, normalizer_state
@@ -122,9 +122,7 @@ class GroupLoop(Loop):
         episodes = [finished[row] for row in sorted(finished)]
         if bool(alive.any()) or not bool(complete.any()):
             return None, episodes
-        rollout = Rollout.of(steps, self.group, complete)
-        if (transform := make_reward_transform(self.config.reward)) is not None:
-            rollout = rollout._replace(reward=transform(rollout.reward))
+        rollout = Rollout.of(steps, self.group, complete).transformed(self.config.reward)
         if bool((rollout.valid[1:] & ~rollout.valid[:-1]).any()):  # a surplus row between transitions: they move up
             order = rollout.valid.byte().argsort(stable=True, dim=0, descending=True)
             rollout = rollout.map(lambda x: _in_order(x, order))

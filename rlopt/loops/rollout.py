@@ -116,6 +116,7 @@ class RolloutLoop(SteppingLoop):
             rollout = _without_gaps(rollout)
             if not bool(rollout.valid.any()):
                 return 0
+        rollout = rollout.transformed(self.config.reward)
         if self.normalizer is not None:
             rollout = self.normalizer.normalize_batch(rollout)
         before = self.agent.clock.updates
