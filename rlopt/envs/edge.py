@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from rlopt.envs.arrays import Array
-from rlopt.envs.spaces import ActionCodec, Leaf, ObservationCodec
+from rlopt.envs.spaces import ActionCodec, Leaf, ObservationCodec, own_spaces
 from rlopt.random import derive_seed
 from rlopt.types import EnvSpec, RloptError, one_line
 
@@ -43,8 +43,7 @@ def spec_of(
     """
     registered, declared = env.spec, {key: env.metadata[key] for key in DECLARED if key in (env.metadata or {})}
     if "agent_spaces" in declared:
-        pairs = declared["agent_spaces"]
-        declared["agent_spaces"] = [(ObservationCodec(seen).space, ActionCodec(done).space) for seen, done in pairs]
+        declared["agent_spaces"] = own_spaces(declared["agent_spaces"])
     return EnvSpec(
         id=env_id or (registered.id if registered else type(env.unwrapped).__name__),
         observation_space=observations.space,

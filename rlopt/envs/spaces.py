@@ -12,7 +12,7 @@ shift them, nothing here does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.types import MASKS, Obs, RloptError, binary, is_mask, one_line
+from rlopt.types import MASKS, AgentSpaces, Obs, RloptError, binary, is_mask, one_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -221,6 +221,11 @@ class ActionCodec:
         """n actions, each as one environment wants it: Python integers where the space is Discrete, else arrays."""
         array = self.batch(action, n)
         return array.tolist() if self.discrete else array
+
+
+def own_spaces(pairs: Sequence[tuple[spaces.Space[Any], spaces.Space[Any]]]) -> tuple[AgentSpaces, ...]:
+    """Return the observation and action spaces of each agent, translated."""
+    return tuple(AgentSpaces(ObservationCodec(seen).space, ActionCodec(done).space) for seen, done in pairs)
 
 
 def _number(value: Any) -> int | float | str:

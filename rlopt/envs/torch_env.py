@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlopt.config import hint
 from rlopt.envs.base import BaseVectorEnv
-from rlopt.envs.spaces import ActionCodec, ObservationCodec
+from rlopt.envs.spaces import ActionCodec, ObservationCodec, own_spaces
 from rlopt.envs.streams import RowStreams
 from rlopt.types import (
     EnvSpec,
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     state: Any
     """The next state, like ``TorchEnv.initial``'s."""
     reward: Tensor
-    """(N,)."""
+    """(N,), or (N, n) where agents are paid apart."""
     terminated: Tensor
     """(N,) bool."""
     truncated: Tensor | None = None
@@ -93,6 +93,14 @@ class TorchEnv(BaseVectorEnv):
     """Steps after which an episode is truncated."""
     defaults: dict[str, float] = {}
     """Simulator parameters by name, and their values until ``set_parameters``."""
+    agents: tuple[str, ...] = ()
+    """Names of several agents, which are the first axis of the spaces (see ``EnvSpec``); empty for a single one."""
+    agent_spaces: Sequence[tuple[Space, Space]] = ()
+    """What each of them sees and does, where they differ."""
+    reward_shape: tuple[int, ...] = ()
+    """(n,) where n agents are paid apart."""
+    derived: Mapping[str, Any] = {}
+    """{leaf: index}: leaves that are a gather of the leaf ``state`` (see ``EnvSpec``)."""
     facts: tuple[str, ...] = ()
     """Names of what ``dynamics`` tells of an episode where it ends (``Outcome.facts``)."""
     dtype: ClassVar[torch.dtype] = torch.float64
@@ -124,6 +132,10 @@ class TorchEnv(BaseVectorEnv):
             observation_space=ObservationCodec(self.observation_space).space,
             action_space=ActionCodec(self.action_space).space,
             episode_limit=self.episode_limit,
+            agents=self.agents,
+            agent_spaces=own_spaces(self.agent_spaces),
+            reward_shape=self.reward_shape,
+            derived=self.derived,
             facts=self.facts,
         )
         self.parameters: dict[str, Tensor] = {
@@ -151,8 +163,8 @@ class TorchEnv(BaseVectorEnv):
     def dynamics(self, state: Any, action: Tensor) -> tuple[Any, ...]:
         """An ``Outcome``: the next state, the reward (N,) and whether the episode terminates (N,), for all rows.
 
-        ``action`` is (N, A) in environment units (not clipped) or (N,) int64; random numbers come from
-        ``self.streams``.
+        ``action`` is (N, …), of the action space's shape: in environment units (not clipped), or int64. Random numbers
+        come from ``self.streams``.
         """
         raise NotImplementedError
 
@@ -208,7 +220,8 @@ class TorchEnv(BaseVectorEnv):
             truncated = late if truncated is None else truncated | late
         truncated = torch.zeros_like(valid) if truncated is None else truncated & valid
         ended = terminated | truncated
-        reward = torch.where(valid, outcome.reward, 0.0).to(torch.float32)
+        counted = valid.unsqueeze(1) if self.reward_shape else valid
+        reward = torch.where(counted, outcome.reward, 0.0).to(torch.float32)
 
         self._write(outcome.state if self.autoreset else _select(live, outcome.state, self.state))
         closed = ended if broken is None else ended | broken
@@ -295,8 +308,9 @@ class TorchEnv(BaseVectorEnv):
                 "where there are some, truncated, broken, facts"
             )
         outcome, n = Outcome(*given), self.num_envs
-        if outcome.reward.shape != (n,):
-            raise RloptError(f"{self.spec.id}: the reward has shape {tuple(outcome.reward.shape)}; it must be ({n},)")
+        paid, wanted = tuple(outcome.reward.shape), (n, *self.reward_shape)
+        if paid != wanted:
+            raise RloptError(f"{self.spec.id}: the reward has shape {paid}; it must be {wanted}")
         for name in ("terminated", "truncated", "broken"):
             flag = getattr(outcome, name)
             if flag is not None and (flag.shape != (n,) or flag.dtype is not torch.bool):

@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 from rlopt import joint
 from rlopt.envs import SyncVectorEnv, VectorAdapter, VectorEnv, make_env
 from rlopt.envs.counting import CountTeamEnv
+from rlopt.envs.torch_env import TorchEnv
 from rlopt.types import EnvSpec, RloptError
 
 ID = "rlopt.envs.counting:rlopt/CountTeam-v0"
@@ -148,3 +149,44 @@ def test_a_vector_environment_that_pays_agents_together_by_mistake_is_told() -> 
     env.reset()
     with pytest.raises(RloptError, match=r"gives rewards of shape \(3,\), not \(3, 3\)"):
         env.step(torch.zeros(3, 3, dtype=torch.int64))
+
+
+class Chase(TorchEnv):
+    """Two agents on a line, in torch: each moves, and is paid for being near the other; the second is out at step 3."""
+
+    observation_space = spaces.Dict(obs=spaces.Box(-np.inf, np.inf, (2, 2)), alive=spaces.MultiBinary(2))
+    action_space = spaces.Box(-1.0, 1.0, (2, 1))
+    agents, reward_shape, episode_limit = ("hunter", "prey"), (2,), 4
+
+    def initial(self, streams: Any) -> dict[str, torch.Tensor]:
+        start = streams.uniform(-1.0, 1.0, 2).float()
+        return {"place": start, "steps": torch.zeros_like(start[:, 0])}
+
+    def dynamics(self, state: dict[str, torch.Tensor], action: torch.Tensor) -> Any:
+        place, steps = state["place"] + action[..., 0], state["steps"] + 1.0
+        distance = (place[:, 0] - place[:, 1]).abs()
+        return {"place": place, "steps": steps}, torch.stack([-distance, distance], 1), distance < 0.0
+
+    def observe(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        gone = torch.stack([state["steps"] < 9.0, state["steps"] < 3.0], 1)
+        return {"obs": torch.stack([state["place"], state["place"].flip(1)], 2), "alive": gone}
+
+
+def test_a_team_written_in_torch_is_one_batch_of_tensors() -> None:
+    env = Chase(3)
+    assert env.spec.of_agent("prey").action_space == spaces.Box(-1.0, 1.0, (1,))
+    obs = env.reset()
+    assert isinstance(obs, dict)
+    assert obs["alive"].dtype == torch.bool
+    for k in range(4):
+        step = env.step(torch.zeros(3, 2, 1))
+        distance = (obs["obs"][:, 0, 0] - obs["obs"][:, 1, 0]).abs()
+        torch.testing.assert_close(step.reward, torch.stack([-distance, distance], 1))
+        assert isinstance(step.next_obs, dict)
+        assert step.next_obs["alive"].tolist() == [[True, k < 2]] * 3
+    assert step.truncated.all()
+    assert step.obs["alive"].all()
+    with pytest.raises(RloptError, match=r"Chase: the reward has shape \(3, 2\); it must be \(3,\)"):
+        other = type("Chase", (Chase,), {"reward_shape": ()})(3)
+        other.reset()
+        other.step(torch.zeros(3, 2, 1))
