@@ -13,7 +13,6 @@ import torch
 from rlopt.agents.base import Agent, ReplayAgentConfig
 from rlopt.buffers import ReplayBuffer, Sampler
 from rlopt.buffers.samplers.per_run import RunSamplers
-from rlopt.buffers.samplers.sequence import CARRY
 from rlopt.config import changed
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.envs.make import stepping_device
@@ -61,7 +60,6 @@ class ReplayLoop(SteppingLoop):
         self.config: ReplayAgentConfig = agent.config
         self.buffer = buffer
         self.owed = 0
-        self._stored_carry = [name.removeprefix(CARRY) for name in agent.extra_fields if name.startswith(CARRY)]
         self.captured: CapturedUpdate | None = None
         if update_mode == "captured":
             self.captured = CapturedUpdate(agent, buffer, self.config.batch_size * agent.runs, normalizer)
@@ -124,10 +122,7 @@ class ReplayLoop(SteppingLoop):
             updates = self._learn(metrics)
             aside_seconds = perf_counter() - middle
             step = stepping.result()
-        extras = act.extras
-        if self._stored_carry:
-            assert self.carry is not None
-            extras = {**extras, **{CARRY + name: self.carry[name] for name in self._stored_carry}}
+        extras = self._extras(act)
         moved = step.valid  # a row that is one too many to be stored has moved too
         step, valid, count = self._accept(step)
         if count or bool(step.ended.any()):  # not where every row is surplus

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from rlopt.agents.base import Agent
 from rlopt.agents.rollout_agent import RolloutAgentConfig
-from rlopt.buffers import Rollout, Transition
-from rlopt.buffers.samplers.sequence import CARRY
+from rlopt.buffers import Rollout, Transition, make_reward_transform
 from rlopt.config import changed
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.envs.make import stepping_device
@@ -57,7 +56,6 @@ class RolloutLoop(SteppingLoop):
         self.config: RolloutAgentConfig = agent.config
         self.steps: list[Transition] = []
         """Those of the open rollout, as the environment gave them."""
-        self._stored_carry = [name.removeprefix(CARRY) for name in agent.extra_fields if name.startswith(CARRY)]
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
@@ -84,9 +82,7 @@ class RolloutLoop(SteppingLoop):
         begin = perf_counter()
         obs, seen = self._see()
         act = self.agent.act(seen, self.carry)
-        extras = {name: act.extras[name] for name in self.agent.extra_fields if not name.startswith(CARRY)}
-        if self.carry is not None:
-            extras |= {CARRY + name: self.carry[name] for name in self._stored_carry}
+        extras = self._extras(act)
         action = act.action.to(self.env.device)
         step = self.env.step(action)
         moved = step.valid
@@ -107,11 +103,9 @@ class RolloutLoop(SteppingLoop):
     def _learn(self, metrics: Sums) -> int:
         """Learn from the open rollout and forget it; return the number of updates."""
         steps, self.steps = self.steps, []
-        raw = Rollout.of([step._replace(extras={}) for step in steps])
-        raw = raw.map(lambda x: on_device(x, self.agent.device))
-        rollout = raw.with_extras(
-            **{name: torch.stack([step.extras[name] for step in steps]) for name in steps[0].extras}
-        )
+        raw = rollout = Rollout.of(steps).map(lambda x: on_device(x, self.agent.device))
+        if (transform := make_reward_transform(self.config.reward)) is not None:
+            rollout = rollout._replace(reward=transform(rollout.reward))
         if any(step.valid is not None for step in steps):
             rollout = _without_gaps(rollout)
             if not bool(rollout.valid.any()):

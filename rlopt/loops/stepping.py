@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlopt.agents.base import Agent
+from rlopt.buffers.samplers.sequence import CARRY
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.loops.base import Loop, finite_rows, normalizer_state
 from rlopt.loops.episodes import EpisodeCounter
@@ -54,6 +55,14 @@ class SteppingLoop(Loop):
         self.counter = EpisodeCounter(env.spec, env.num_envs, agent.runs)
         self.each = env.num_envs // agent.runs
         """Environments of one run."""
+        self._stored_carry = [name.removeprefix(CARRY) for name in agent.extra_fields if name.startswith(CARRY)]
+
+    def _extras(self, act: Act) -> dict[str, Tensor]:
+        """Return {name: (N, …)} what is stored with a transition: what the agent gives, and the carry it acted with."""
+        if not self._stored_carry:
+            return act.extras
+        assert self.carry is not None
+        return {**act.extras, **{CARRY + name: self.carry[name] for name in self._stored_carry}}
 
     def _see(self) -> tuple[Obs, Obs]:
         """Return what is acted on, (N, …), raw as it will be stored and as the agent sees it."""

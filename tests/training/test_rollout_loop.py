@@ -343,6 +343,18 @@ def test_the_first_rollout_is_seen_as_it_is_and_rewards_are_scaled_by_all_that_i
     torch.testing.assert_close(made.reward, raw.reward / float(np.sqrt(running.var() + 1e-8)))
 
 
+@pytest.mark.parametrize(("word", "expected"), [("raw", [1, 2, 3]), ("sign", [1, 1, 1]), ("clip", [1, 1, 1])])
+def test_single_rewards_are_transformed_for_learning_alone(word: str, expected: list[int]) -> None:
+    env = make_env(STEPS, 1, kwargs={"lengths": (3,)})
+    loop = RolloutLoop(Probe(env.spec, ProbeConfig(rollout_steps=3, reward=word)), env, 6)
+    episodes = []
+    while loop.step < 6:
+        episodes += loop.advance().episodes
+    assert loop.agent.rollouts[0].reward.flatten().tolist() == expected
+    assert [e.total_reward for e in episodes] == [6.0, 6.0]
+    loop.close()
+
+
 # ---- continuation
 
 
