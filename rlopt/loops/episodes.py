@@ -35,6 +35,8 @@ class EpisodeCounter:
         """Where a transition of the open episode is missing, so that its return is not known."""
         self.lost = torch.zeros(num_envs, dtype=torch.int64)
         """Episodes that were lost, by row."""
+        self.valid = self.ended = torch.zeros(num_envs, dtype=torch.bool)
+        """Of the last step, on the host."""
 
     def count(self, step: Step, facts: Mapping[str, Tensor] = NOTHING) -> dict[int, Episode]:
         """Add one vector step and the agent's ``facts`` {name: (N,)} of it; return the episodes that came to their end
@@ -44,6 +46,7 @@ class EpisodeCounter:
         reward = step.reward.sum(1, dtype=torch.float64) if apart else step.reward
         rows = on_host(reward, step.valid, step.ended, *apart.values(), *told.values())
         reward, valid, ended = rows[:3]
+        self.valid, self.ended = valid, ended
         self.returns += torch.where(valid, reward, 0.0)
         self.lengths += valid
         summed = zip(apart, rows[3 : 3 + len(apart)], strict=True)

@@ -20,7 +20,7 @@ from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.random import derive_seed
 from rlopt.registry import get_agent
-from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, next_carry, on_host, resolve_device
+from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, next_carry, resolve_device
 
 
 class GroupLoop(Loop):
@@ -116,8 +116,8 @@ class GroupLoop(Loop):
             alive = alive & ~step.ended
             taken += step.valid
             finished.update(counter.count(step, act.facts))
-            valid, going = on_host(step.valid, alive)
-            self.step += int(valid.sum())
+            going = going & ~counter.ended
+            self.step += int(counter.valid.sum())
         self.agent.clock.env_steps = self.step
         episodes = [finished[row] for row in sorted(finished)]
         if bool(alive.any()) or not bool(complete.any()):
