@@ -69,6 +69,13 @@ class Placement:
         """Bytes free there; None where that cannot be told."""
         return shutil.disk_usage(self.folder).free if self.on_disk else free_memory(self.device)
 
+    def taken(self, nbytes: int, slots: int, planned: int | None) -> int:
+        """Return how many of the ``nbytes`` of a buffer are taken if no more than ``planned`` of its ``slots`` are ever
+        written: in main memory that part, elsewhere all of them at once."""
+        if planned is None or planned >= slots or self.on_disk or self.device.type != "cpu":
+            return nbytes
+        return nbytes * planned // slots
+
     def check(self, nbytes: int, slots: int) -> None:
         """Raises RloptError where a buffer of ``nbytes`` for ``slots`` transitions does not fit."""
         free = self.free()

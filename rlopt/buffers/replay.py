@@ -67,6 +67,8 @@ class ReplayBuffer:
         derived: leaves that are gathered from the leaf ``state`` when they are drawn, instead of stored
             (see ``Layout``; ``spec.derived``).
         masks: {name of a sampler: name of a bool extra}: that sampler draws only transitions whose extra is true.
+        planned: transitions that are going to be stored, where they may be fewer than ``capacity``: the size that is
+            told and compared with the free memory is theirs. What is drawn does not depend on it.
 
     Raises:
         RloptError: the planned size does not fit into the device's free memory, ``frame_stack`` fits no image, or
@@ -92,6 +94,7 @@ class ReplayBuffer:
         reward_shape: tuple[int, ...] = (),
         derived: Mapping[str, Tensor | tuple[Any, ...]] | None = None,
         masks: Mapping[str, str] | None = None,
+        planned: int | None = None,
     ) -> None:
         if capacity < num_envs or n_step < 1:
             raise RloptError(
@@ -121,9 +124,9 @@ class ReplayBuffer:
             derived,
         )
         placement = Placement(device, folder)
-        self._plan = _describe(layout, placement)
+        self._plan = _describe(layout, placement, planned)
         _log.info("%s", self._plan)
-        self.storage = Storage(layout, placement)
+        self.storage = Storage(layout, placement, planned)
         self.device = placement.device
         self.batch_device = self.device if batch_device is None else torch.device(batch_device)
         self._stays = self.batch_device == self.device
@@ -430,6 +433,8 @@ def _masks(masks: Mapping[str, str], samplers: Mapping[str, Sampler], fields: Fi
     return {name: f"extras/{extra}" for name, extra in masks.items()}
 
 
-def _describe(layout: Layout, placement: Placement) -> str:
-    each, size = layout.nbytes / layout.slots, layout.nbytes / 2**30
-    return f"replay buffer: {layout.slots:,} transitions of {each:,.0f} bytes, {size:.2f} GiB on {placement}"
+def _describe(layout: Layout, placement: Placement, planned: int | None) -> str:
+    each, size = layout.nbytes / layout.slots, placement.taken(layout.nbytes, layout.slots, planned)
+    part = "" if size == layout.nbytes else f"{planned:,} of "
+    what = f"{part}{layout.slots:,} transitions of {each:,.0f} bytes"
+    return f"replay buffer: {what}, {size / 2**30:.2f} GiB on {placement}"

@@ -23,13 +23,14 @@ class Storage:
     Args:
         layout: what is stored.
         placement: where.
+        planned: transitions that are going to be stored, where they are known to be fewer than there are slots.
 
     Raises:
         RloptError: the planned size does not fit there.
     """
 
-    def __init__(self, layout: Layout, placement: Placement) -> None:
-        placement.check(layout.nbytes, layout.slots)
+    def __init__(self, layout: Layout, placement: Placement, planned: int | None = None) -> None:
+        placement.check(placement.taken(layout.nbytes, layout.slots, planned), layout.slots)
         self.layout, self.placement, self.device = layout, placement, placement.device
         self.rows, self.num_envs = layout.rows, layout.num_envs
         self.tensors = {name: placement.empty(*spec) for name, spec in layout.tensors.items()}

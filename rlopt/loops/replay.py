@@ -238,6 +238,7 @@ def _buffer(config: TrainConfig, options: ReplayAgentConfig, agent: Agent, env: 
         reward_shape=spec.reward_shape,
         derived=spec.derived,
         masks={name: mask for name, mask in agent.draws.items() if mask is not None},
+        planned=config.total_steps * config.num_runs,
     )
 
 

@@ -299,10 +299,11 @@ def _steps(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def estimate_bytes(state: State, logs: dict[str, RowLog], keep: int = 2) -> int:
-    """Disk space that a run's checkpoints need at most, its logs being full: ``keep`` states and the one being staged,
-    the best, and every log once."""
-    return state_bytes(state) * (keep + 2) + sum(log.capacity_rows * _row_bytes(log) for log in logs.values())
+def estimate_bytes(state: State, logs: dict[str, RowLog], keep: int = 2, rows: int | None = None) -> int:
+    """Return the disk space that a run's checkpoints need at most: ``keep`` states and the one being staged, the best,
+    and every log once, full or with as many ``rows`` as the run will write."""
+    lengths = {name: min(log.capacity_rows, rows or log.capacity_rows) for name, log in logs.items()}
+    return state_bytes(state) * (keep + 2) + sum(lengths[name] * _row_bytes(log) for name, log in logs.items())
 
 
 def _try_remove(path: Path) -> None:

@@ -4,6 +4,7 @@ here."""
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -151,5 +152,6 @@ def auto_threads(runs: int = 1) -> int:
 def describe(trainer: Trainer, config: TrainConfig) -> list[str]:
     """Lines about what is about to run. The size of the replay buffer is not among them: it was logged before the
     buffer was made."""
-    size = estimate_bytes(trainer.state_dict(), trainer.loop.row_logs(), config.checkpoint.keep)
+    rows = math.ceil(config.total_steps / config.num_envs)
+    size = estimate_bytes(trainer.state_dict(), trainer.loop.row_logs(), config.checkpoint.keep, rows)
     return [f"run folder: {trainer.folder.path}", f"checkpoints: up to {size / 2**30:.2f} GiB on disk"]

@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from rlopt.buffers import ReplayBuffer
 from rlopt.buffers.placement import Placement, _left_to_group
+from rlopt.registry import get_sampler
 from rlopt.types import RloptError
 
 SCALAR = spaces.Box(-np.inf, np.inf, (1,))
@@ -183,6 +184,34 @@ def test_the_planned_size_is_told_before_anything_is_allocated(
         buffer = ReplayBuffer(1000, SCALAR, spaces.Discrete(2))
     assert told[0] == [buffer.describe()]
     assert "1,000 transitions of 28 bytes" in buffer.describe()
+
+
+def test_a_short_run_takes_what_it_stores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A default buffer of images, 7.28 GiB, for a run of 600 steps; in main memory only what is written is taken."""
+    image = spaces.Box(0, 255, (4, 44, 44), np.uint8)
+    monkeypatch.setattr(Placement, "free", lambda self: 2**26)
+    with pytest.raises(RloptError, match=r"needs 1\.4 GiB"):
+        ReplayBuffer(100_000, image, spaces.Discrete(2))
+    buffer = ReplayBuffer(100_000, image, spaces.Discrete(2), planned=600)
+    assert buffer.describe() == "replay buffer: 600 of 100,000 transitions of 15,508 bytes, 0.01 GiB on cpu"
+    with pytest.raises(RloptError, match=r"needs 1\.4 GiB"):  # reserved at once
+        ReplayBuffer(100_000, image, spaces.Discrete(2), planned=600, device="disk", folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["uniform", "reshuffled", "prioritized", "prioritized_reshuffled"])
+def test_what_is_drawn_does_not_depend_on_what_is_planned(name: str) -> None:
+    def drawn(planned: int | None) -> list[torch.Tensor]:
+        buffer = ReplayBuffer(100, SCALAR, spaces.Discrete(2), sampler=get_sampler(name)(), planned=planned)
+        found = []
+        for t in range(150):
+            x = torch.full((1,), float(t))
+            buffer.add(x, x.long() % 2, x, x, x < 0, x < 0)
+            batch = buffer.sample(4)
+            buffer.update_priority(batch.index, batch.reward / 100)
+            found.append(batch.reward)
+        return found
+
+    assert all(torch.equal(a, b) for a, b in zip(drawn(None), drawn(20), strict=True))
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:

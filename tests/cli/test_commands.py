@@ -251,14 +251,16 @@ def test_the_size_of_the_buffer_is_told_before_it_is_allocated(
         raise RloptError(f"allocating after {capsys.readouterr().out!r}")
 
     monkeypatch.setattr(Storage, "__init__", allocate)
-    assert main(["train", *SHORT, "buffer.capacity=1000", f"run_dir={tmp_path / 'run'}"]) == 2
-    planned = "replay buffer: 1,000 transitions of 44 bytes, 0.00 GiB on cpu"
+    assert (
+        main(["train", *SHORT, "buffer.capacity=10_000_000", "total_steps=500_000", f"run_dir={tmp_path / 'run'}"]) == 2
+    )
+    planned = "replay buffer: 500,000 of 10,000,000 transitions of 44 bytes, 0.02 GiB on cpu"
     assert f"allocating after '{planned}\\n'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_buffer_that_does_not_fit_names_the_ways_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *SHORT, "buffer.capacity=1_000_000_000_000", f"run_dir={tmp_path / 'run'}"]) == 2
+    assert main(["train", *SHORT, "buffer.capacity=1e12", "total_steps=1e12", f"run_dir={tmp_path / 'run'}"]) == 2
     said = capsys.readouterr()
     assert said.out.startswith("replay buffer: 1,000,000,000,000 transitions of 44 bytes, 40978.19 GiB on cpu")
     assert said.err.startswith("error: a buffer of 1,000,000,000,000 transitions needs 40978.2 GiB, but cpu has ")

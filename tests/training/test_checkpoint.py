@@ -175,4 +175,5 @@ def test_the_estimate_counts_full_logs_and_every_copy(tmp_path: Path) -> None:
     row_bytes = WIDTH * 4 + 4
     for rows in (0, 3):
         assert estimate_bytes(state, {"replay": Ring(1000, rows)}, keep=2) == 4 * 407 + 1000 * row_bytes
+        assert estimate_bytes(state, {"replay": Ring(1000, rows)}, keep=2, rows=60) == 4 * 407 + 60 * row_bytes
     assert free_bytes(tmp_path / "not" / "there") > 0
