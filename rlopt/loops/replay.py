@@ -100,12 +100,15 @@ class ReplayLoop(SteppingLoop):
     def settle(cls, config: TrainConfig) -> TrainConfig:
         """Return ``config`` with the backend, the length of a schedule and the critics' loss decided."""
         assert isinstance(config.agent, ReplayAgentConfig)
-        found: dict[str, Any] = {"schedule_steps": schedule_end(config) or config.agent.schedule_steps}
+        found: dict[str, Any] = {}
+        if config.agent.schedule_steps is None and (end := schedule_end(config)) is not None:
+            found["schedule_steps"] = end
         if config.agent.td_loss == "auto":
             found["td_loss"] = getattr(get_sampler(config.buffer.name), "td_loss", "squared")
             if found["td_loss"] == "huber":
                 found["td_threshold"] = getattr(config.buffer, "floor", 1.0)
-        return replace(super().settle(config), agent=changed(config.agent, **found))
+        config = super().settle(config)
+        return replace(config, agent=changed(config.agent, **found)) if found else config
 
     def advance(self) -> Progress:
         begin = perf_counter()

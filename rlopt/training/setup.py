@@ -130,9 +130,10 @@ def make_trainer(
 
 
 def make_loop(config: TrainConfig) -> Loop:
-    """Return the loop that the agent asks for, with everything in it, from a configuration."""
+    """Return the loop that the agent asks for, with everything in it, from a configuration, settled or not."""
     load_extensions()
-    torch.set_num_threads(auto_threads(config.num_runs) if config.threads == "auto" else int(config.threads))
+    config = settle(config)
+    torch.set_num_threads(int(config.threads))
     return loop_class(config).build(config)
 
 

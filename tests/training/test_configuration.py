@@ -52,7 +52,7 @@ def test_an_options_way_to_the_optimiser_goes_through_four_functions(monkeypatch
     config = settle(config)
     loop = make_loop(config)
     assert readers == ["rlopt.loops.replay:ReplayLoop.settle", "rlopt.agents.actor_critic:ActorCritic.build_critic"]
-    assert loop.agent.config is config.agent
+    assert loop.agent.config is config.agent and settle(config) == config and settle(config).agent is config.agent
     assert loop.agent.critic_optimiser.learning_rate == 0.00125
     loop.close()
 
