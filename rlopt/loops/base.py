@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rlopt.agents.base import Agent
-from rlopt.config import default_of
+from rlopt.config import changed, default_of
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.envs.make import resolve_backend
-from rlopt.loops.configuration import TrainConfig
+from rlopt.loops.configuration import TrainConfig, schedule_end
 from rlopt.loops.evaluation import Evaluator
 from rlopt.policy import Policy
 from rlopt.state import RowLog
@@ -85,13 +85,16 @@ class Loop(ABC):
 
     @classmethod
     def settle(cls, config: TrainConfig) -> TrainConfig:
-        """Return ``config`` with what it leaves open to this loop decided, such as the environment's backend."""
-        e = config.env
+        """Return ``config`` with what it leaves open decided: the environment's backend, the length of a schedule."""
+        e, end = config.env, schedule_end(config)
         found = {
             resolve_backend(each.id, e.backend, kwargs=each.kwargs, wrappers=each.wrappers, facts=each.facts)
             for each in (e, e.for_evaluation())
         }
-        return replace(config, env=replace(e, backend=found.pop() if len(found) == 1 else "sync"))
+        config = replace(config, env=replace(e, backend=found.pop() if len(found) == 1 else "sync"))
+        if end is not None and getattr(config.agent, "schedule_steps", end) is None:
+            config = replace(config, agent=changed(config.agent, schedule_steps=end))
+        return config
 
     @abstractmethod
     def advance(self) -> Progress:

@@ -19,7 +19,7 @@ from rlopt.envs.make import stepping_device
 from rlopt.loops import construction
 from rlopt.loops.base import Progress
 from rlopt.loops.captured import CapturedUpdate, has_graphs, slots_of, why_eager
-from rlopt.loops.configuration import TrainConfig, schedule_end
+from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.loops.stepping import SteppingLoop
@@ -98,17 +98,15 @@ class ReplayLoop(SteppingLoop):
 
     @classmethod
     def settle(cls, config: TrainConfig) -> TrainConfig:
-        """Return ``config`` with the backend, the length of a schedule and the critics' loss decided."""
-        assert isinstance(config.agent, ReplayAgentConfig)
-        found: dict[str, Any] = {}
-        if config.agent.schedule_steps is None and (end := schedule_end(config)) is not None:
-            found["schedule_steps"] = end
-        if config.agent.td_loss == "auto":
-            found["td_loss"] = getattr(get_sampler(config.buffer.name), "td_loss", "squared")
-            if found["td_loss"] == "huber":
-                found["td_threshold"] = getattr(config.buffer, "floor", 1.0)
+        """Return ``config`` with what any loop decides, and the critics' loss."""
         config = super().settle(config)
-        return replace(config, agent=changed(config.agent, **found)) if found else config
+        assert isinstance(config.agent, ReplayAgentConfig)
+        if config.agent.td_loss != "auto":
+            return config
+        found = {"td_loss": getattr(get_sampler(config.buffer.name), "td_loss", "squared")}
+        if found["td_loss"] == "huber":
+            found["td_threshold"] = getattr(config.buffer, "floor", 1.0)
+        return replace(config, agent=changed(config.agent, **found))
 
     def advance(self) -> Progress:
         begin = perf_counter()

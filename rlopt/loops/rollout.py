@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from time import perf_counter
 from typing import Any, Self
 
@@ -12,12 +11,11 @@ from torch import Tensor
 from rlopt.agents.base import Agent
 from rlopt.agents.rollout_agent import RolloutAgentConfig
 from rlopt.buffers import Rollout, Transition, make_reward_transform
-from rlopt.config import changed
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.envs.make import stepping_device
 from rlopt.loops import construction
 from rlopt.loops.base import Progress
-from rlopt.loops.configuration import TrainConfig, schedule_end
+from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.metrics import Sums, add_metrics
 from rlopt.loops.stepping import SteppingLoop
@@ -70,13 +68,6 @@ class RolloutLoop(SteppingLoop):
         except BaseException:
             env.close()
             raise
-
-    @classmethod
-    def settle(cls, config: TrainConfig) -> TrainConfig:
-        """Return ``config`` with the backend and the length of a schedule decided."""
-        if (end := schedule_end(config)) is not None:
-            config = replace(config, agent=changed(config.agent, schedule_steps=end))
-        return super().settle(config)
 
     def advance(self) -> Progress:
         begin = perf_counter()
