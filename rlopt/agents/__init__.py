@@ -1,13 +1,20 @@
-"""Agents: one algorithm, one file, read from top to bottom like its paper."""
+"""Agents: one algorithm, one file, read from top to bottom like its paper; each is imported when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from rlopt.agents.actor_critic import ActorCritic, ActorCriticConfig
 from rlopt.agents.base import Agent, AgentConfig, ReplayAgentConfig
 from rlopt.agents.replay_agent import ReplayAgent
-from rlopt.agents.sac import SAC, SACConfig
-from rlopt.agents.sac_2018 import SAC2018, SAC2018Config
-from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
-from rlopt.agents.td3 import TD3, TD3Config
 from rlopt.agents.temperature import Temperature, TemperatureConfig
+
+if TYPE_CHECKING:
+    from rlopt.agents.sac import SAC, SACConfig
+    from rlopt.agents.sac_2018 import SAC2018, SAC2018Config
+    from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
+    from rlopt.agents.td3 import TD3, TD3Config
 
 __all__ = [
     "SAC",
@@ -27,3 +34,15 @@ __all__ = [
     "Temperature",
     "TemperatureConfig",
 ]
+
+_HOMES = {
+    "SAC": "sac", "SACConfig": "sac", "SAC2018": "sac_2018", "SAC2018Config": "sac_2018",
+    "DiscreteSAC": "sac_discrete", "DiscreteSACConfig": "sac_discrete",
+    "TD3": "td3", "TD3Config": "td3",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rlopt.agents' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"rlopt.agents.{_HOMES[name]}"), name)
