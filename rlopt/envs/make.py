@@ -108,9 +108,10 @@ def backend_names() -> list[str]:
 
 
 def stepping_device(backend: str, device: torch.device) -> torch.device:
-    """Return where the tensors of a resolved backend's environments are made: on the CPU for those that step there,
-    else on ``device``. Left there, what only the host looks at needs no way to ``device`` and back."""
-    return torch.device("cpu") if find_backend(backend).steps_on_cpu else device
+    """Return where the tensors of a backend's environments are made: on the CPU for those that step there, else on
+    ``device``, where ``auto`` (not resolved: solvers read a model) leaves them too. Left on the CPU, what only the host
+    looks at needs no way to ``device`` and back."""
+    return torch.device("cpu") if backend != "auto" and find_backend(backend).steps_on_cpu else device
 
 
 def resolve_backend(
