@@ -11,12 +11,14 @@ from rlopt.agents.replay_agent import ReplayAgent
 from rlopt.agents.temperature import Temperature, TemperatureConfig
 
 if TYPE_CHECKING:
+    from rlopt.agents.ppo import PPO, PPOConfig
     from rlopt.agents.sac import SAC, SACConfig
     from rlopt.agents.sac_2018 import SAC2018, SAC2018Config
     from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
     from rlopt.agents.td3 import TD3, TD3Config
 
 __all__ = [
+    "PPO",
     "SAC",
     "SAC2018",
     "TD3",
@@ -26,6 +28,7 @@ __all__ = [
     "AgentConfig",
     "DiscreteSAC",
     "DiscreteSACConfig",
+    "PPOConfig",
     "ReplayAgent",
     "ReplayAgentConfig",
     "SAC2018Config",
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "PPO": "ppo", "PPOConfig": "ppo",
     "SAC": "sac", "SACConfig": "sac", "SAC2018": "sac_2018", "SAC2018Config": "sac_2018",
     "DiscreteSAC": "sac_discrete", "DiscreteSACConfig": "sac_discrete",
     "TD3": "td3", "TD3Config": "td3",
