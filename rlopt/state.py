@@ -73,6 +73,11 @@ class RowLog(Protocol):
         """Put back rows read by ``read_rows``; ``rows_written`` itself is restored by ``load_state_dict``."""
         ...
 
+    def forget_rows(self, start: int, stop: int) -> None:
+        """Go on without these rows, which could not be put back, once all others are. Raises RloptError where that
+        cannot be."""
+        ...
+
 
 def save_state(folder: Path, state: State) -> dict[str, Digest]:
     """Write ``state`` into ``folder`` (made if need be) and wait until the disk has it.

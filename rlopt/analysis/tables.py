@@ -24,7 +24,7 @@ def read_csv(path: Path) -> dict[str, list[Cell]]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as e:
         raise RloptError(f"{path} cannot be read: {e.strerror}; name a run folder that holds it") from None
-    header, *rows = list(csv.reader(whole_lines(text))) or [[]]
+    header, *rows = [cells_of(line) for line in whole_lines(text)] or [[]]
     if len(set(header)) != len(header):
         raise RloptError(f"{path} is no table of rlopt: its first line names a column twice")
     for number, row in enumerate(rows, start=2):
@@ -51,7 +51,17 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 def whole_lines(text: str) -> list[str]:
     """The lines of a text that are complete, that is, end in a line break."""
-    return text[: text.rfind("\n") + 1].splitlines()
+    return text.split("\n")[:-1]
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of one line: a stray quote reaches no further than its end. None where they cannot be told apart."""
+    if '"' not in line:
+        return line.split(",") if line else []
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return []
 
 
 def parse_cell(text: str) -> Cell:

@@ -103,6 +103,12 @@ class SideStore:
         where = torch.arange(start, start + frames.shape[0], device=self.tensor.device) % self.tensor.shape[0]
         self.tensor.index_copy_(0, where, frames)
 
+    def forget_rows(self, start: int, stop: int) -> None:
+        raise RloptError(
+            "images that lie beside the ring are lost, and what they belong to cannot be told; start again in a new "
+            "run_dir"
+        )
+
 
 class FrameRing:
     """The frames of one stacked image leaf over the rows of a ring.
@@ -185,10 +191,13 @@ class FrameRing:
         young = self._start[(self._age < self._top) & (self._start >= 0)]
         return min([pushed, *(int(numbers.min()) for numbers in (used, young) if len(numbers))])
 
-    def cut(self, t: int) -> None:
-        """Row ``t`` holds no transitions; its frames stay what followed row ``t - 1``."""
-        self.links[t % self.capacity_rows].copy_(torch.tensor([0, REPEAT, NONE]))
+    def cut(self) -> None:
+        """The newest row holds no transitions; its frames stay what followed the row before."""
         self._open = np.zeros(self.num_envs, bool)
+
+    def forget(self, t: int) -> None:
+        """Row ``t`` holds no transitions."""
+        self.links[t % self.capacity_rows].copy_(torch.tensor([0, REPEAT, NONE]))
 
     def read(self, index: Tensor, written: int, first: int, stop: int) -> Tensor:
         """Frames ``first … stop - 1`` (B, stop - first, …) of what the slots ``index`` (B,) hold: 0 … k - 1 are the

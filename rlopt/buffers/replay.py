@@ -105,6 +105,8 @@ class ReplayBuffer:
         self.reward_shape, self._transform = reward_shape, make_reward_transform(reward_transform)
         self.rows_written = 0
         self._invalid = 0
+        self.forgotten = 0
+        """Transitions that were lost before this buffer was resumed."""
         self.several = isinstance(sampler, Mapping)
         """Whether draws are dicts of minibatches."""
         self.samplers: dict[str, Sampler] = (
@@ -419,6 +421,21 @@ class ReplayBuffer:
     def write_rows(self, start: int, rows: dict[str, Tensor]) -> None:
         """Put back what ``read_rows`` gave. Raises ValueError where names, shapes or types are not this buffer's."""
         self.storage.write_rows(start, rows)
+
+    def forget_rows(self, start: int, stop: int) -> None:
+        """Make rows ``start … stop-1``, which are lost, rows of no transitions; with single frames also those around
+        them, whose images lay there in part."""
+        if self.layout.frame_stack is not None:
+            start, stop = start - 1, stop + self.layout.frame_stack - 1
+        oldest = max(0, self.rows_written - self.capacity_rows)
+        nothing = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        for number in range(max(start, oldest), min(stop, self.rows_written)):
+            self.storage.forget(number)
+            for sampler in self.samplers.values():
+                sampler.wrote(number % self.capacity_rows * self.num_envs, self.num_envs, nothing)
+        held = self.block[: len(self) // self.num_envs, :, self.slices["valid"]]
+        before, self._invalid = self._invalid, int((held == 0).sum())
+        self.forgotten += self._invalid - before
 
 
 def _masks(masks: Mapping[str, str], samplers: Mapping[str, Sampler], fields: Fields) -> dict[str, str]:

@@ -124,10 +124,16 @@ class Storage:
 
     def write_nothing(self, number: int) -> None:
         """Store a row ``number`` of no transitions."""
+        self.forget(number)
+        for ring in self.frames.values():
+            ring.cut()
+
+    def forget(self, number: int) -> None:
+        """Make row ``number`` one of no transitions."""
         for tensor in self.tensors.values():
             tensor[number % self.rows].zero_()
         for ring in self.frames.values():
-            ring.cut(number)
+            ring.forget(number)
 
     def gather(self, index: Tensor) -> Tensor:
         """The packed part (B, width) of the slots ``index`` (B,)."""

@@ -61,6 +61,8 @@ class Loop(ABC):
         self.total_steps = total_steps
         """Reached exactly; ``advance`` never goes past it."""
         self.step = 0
+        self.torn = False
+        """Whether an error left ``advance`` in the middle: what is saved then begins new episodes when it goes on."""
         self._bad: str | None = None
         if env is not None and evaluator is not None:
             evaluator.tell_limit(env.spec)

@@ -190,7 +190,15 @@ class ReplayLoop(SteppingLoop):
         super().load_state_dict(state)
 
     def after_logs(self) -> None:
-        """Called once the buffer's rows are back: an empty row keeps windows from crossing a dropped episode."""
+        """Called once the buffer's rows are back: an empty row keeps windows from crossing a dropped episode.
+
+        Raises RloptError where rows were lost and what is left is less than a minibatch.
+        """
+        if self.buffer.forgotten and self.buffer.transitions < self.config.batch_size * self.runs:
+            raise RloptError(
+                f"only {self.buffer.transitions} transitions are left of the replay buffer, less than a minibatch; "
+                "start again in a new run_dir"
+            )
         if self._cut:
             self.buffer.add_cut()
             self._cut = False

@@ -127,7 +127,7 @@ class SteppingLoop(Loop):
         return {
             "step": self.step,
             "agent": self.agent.state_dict(),
-            "env": self.env.state_dict() if self.obs is not None else None,
+            "env": None if self.obs is None or self.torn else self.env.state_dict(),
             "begun": self.obs is not None,
             "carry": self.carry,
             "counter": self.counter.state_dict(),
@@ -149,7 +149,7 @@ class SteppingLoop(Loop):
         if state["env"] is not None:
             self.obs = self.env.load_state_dict(state["env"])
             return
-        log.warning("this environment cannot be saved: new episodes begin here, and the open ones are dropped")
+        log.warning("this environment cannot be saved, or failed: new episodes begin here, the open ones are dropped")
         self.obs = self.env.reset(seeds=self._seeds("resume", self.step))
         self.carry = self.agent.initial_carry(self.env.num_envs)
         self.counter = EpisodeCounter(self.env.spec, self.env.num_envs, self.runs)

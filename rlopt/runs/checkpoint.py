@@ -19,8 +19,11 @@ import logging
 import math
 import os
 import re
+import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +45,7 @@ from rlopt.types import RloptError, State
 if TYPE_CHECKING:
     from rlopt.state import RowLog
 
-__all__ = ["CheckpointFailed", "Checkpoints", "CorruptCheckpoint", "Loaded", "estimate_bytes", "free_bytes"]
+__all__ = ["CheckpointFailed", "Checkpoints", "CorruptCheckpoint", "Loaded", "LostRows", "estimate_bytes", "free_bytes"]
 
 SEGMENT_BYTES = 64 << 20
 """A segment is at most this large, and so is the only temporary that a save needs beside the state."""
@@ -55,14 +58,20 @@ class CheckpointFailed(RloptError):
     """A checkpoint could not be written (a full disk, an I/O error). The previous one is intact; training may go on."""
 
 
+class LostRows(CorruptCheckpoint):
+    """Of a checkpoint everything is sound but segments of its row logs."""
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint whose every byte agreed with its manifest."""
+    """A checkpoint whose every byte agreed with its manifest, lost segments excepted."""
 
     step: int
     state: State
     path: Path
     logs: dict[str, SavedLog]
+    lost: frozenset[tuple[str, Segment]] = frozenset()
+    """(log, segment) of what is missing or damaged."""
 
 
 class Checkpoints:
@@ -79,7 +88,10 @@ class Checkpoints:
             raise ValueError("keep at least one checkpoint")
         self.folder = folder
         self.keep, self.config = keep, config
+        self.unfit: dict[Path, str] = {}
+        """Checkpoints that were loaded and did not fit the run, and why; ``load`` passes them by."""
         self._logs: dict[str, SavedLog] = {}
+        self._lost: frozenset[tuple[str, Segment]] = frozenset()
         folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder)
         self._tidy()
@@ -123,31 +135,56 @@ class Checkpoints:
             ) from e
         return target
 
-    def load(self) -> Loaded | None:
-        """The newest sound checkpoint, or None where there is none at all.
+    def load(self, without_lost_rows: bool = False) -> Loaded | None:
+        """Return the newest sound checkpoint, or None where there is none at all. ``accept`` it once it is in use.
 
         A damaged one is reported, moved aside, and the one before is used; the next save continues from that one.
+        Where all are damaged, ``without_lost_rows`` takes the newest of which only segments are.
 
         Raises:
-            CorruptCheckpoint: if none is sound.
-            RloptError: if the newest was written by a newer rlopt.
+            LostRows: none is sound, but one would be taken without its lost rows.
+            CorruptCheckpoint: none is sound, or none fits.
+            RloptError: the newest was written by a newer rlopt.
         """
         refused: list[tuple[Path, CorruptCheckpoint]] = []
+        incomplete: list[tuple[Path, LostRows]] = []
         for path in _steps(self.folder):
+            if path in self.unfit:
+                continue
             try:
                 loaded = self._read(path)
+            except LostRows as e:
+                incomplete.append((path, e))
+                refused.append((path, e))
             except CorruptCheckpoint as e:
                 refused.append((path, e))
-                continue
-            for damaged, error in refused:
-                _log.warning("checkpoint %s is refused: %s; step %d is used instead", damaged.name, error, loaded.step)
-                self._set_aside(damaged)
-            self._logs = dict(loaded.logs)
+            else:
+                self._refuse(refused, loaded)
+                return loaded
+        if incomplete and without_lost_rows:
+            path, lost = incomplete[0]
+            loaded = self._read(path, without_lost_rows=True)
+            self._refuse([each for each in refused if each[0] > path], loaded)
+            _log.warning("checkpoint %s goes on WITHOUT rows: %s", path.name, lost)
             return loaded
-        if refused:
-            reasons = "; ".join(str(error) for _, error in refused)
-            raise CorruptCheckpoint(f"no checkpoint in {self.folder} is sound: {reasons}; start again in a new run_dir")
-        return None
+        if not (refused or self.unfit):
+            return None
+        reasons = "; ".join([*self.unfit.values(), *(str(error) for _, error in refused)])
+        none = f"no checkpoint in {self.folder} is sound: {reasons}"
+        if incomplete:
+            raise LostRows(f"{none}; resume with --without-lost-rows (from Python: without_lost_rows=True) to go on so")
+        raise CorruptCheckpoint(f"{none}; start again in a new run_dir")
+
+    def accept(self, loaded: Loaded) -> None:
+        """Continue from ``loaded``, which fits the run: the next save shares its segments, and those that did not fit
+        step aside."""
+        self._refuse([(path, CorruptCheckpoint(reason)) for path, reason in self.unfit.items()], loaded)
+        self._logs, self._lost = dict(loaded.logs), loaded.lost
+
+    def _refuse(self, refused: list[tuple[Path, CorruptCheckpoint]], loaded: Loaded) -> None:
+        for damaged, error in refused:
+            _log.warning("checkpoint %s is refused: %s; step %d is used instead", damaged.name, error, loaded.step)
+            self._set_aside(damaged)
 
     def load_best(self) -> State | None:
         """The agent state of ``best/``, checked; None where there is none.
@@ -159,11 +196,12 @@ class Checkpoints:
         return self._read(path).state if path.exists() else None
 
     def restore_logs(self, loaded: Loaded, logs: dict[str, RowLog]) -> None:
-        """Write the rows that ``loaded`` refers to back into ``logs``, oldest first, dead rows left out.
+        """Write the rows that ``loaded`` refers to back into ``logs``, oldest first, dead rows left out, and have them
+        forget those that are lost.
 
         Raises:
-            RloptError: if the logs are not those that were saved.
-            CorruptCheckpoint: if a segment does not hold the rows it should.
+            RloptError: the logs are not those that were saved, or cannot go on without the rows that are lost.
+            CorruptCheckpoint: a segment does not hold the rows it should.
         """
         if set(logs) != set(loaded.logs):
             raise RloptError(f"{loaded.path} holds the logs {sorted(loaded.logs)}, the run has {sorted(logs)}")
@@ -174,15 +212,20 @@ class Checkpoints:
                     f"{loaded.path} was saved with a {name} of {saved.capacity_rows} rows, the run's has "
                     f"{log.capacity_rows}; resume with the capacity it had"
                 )
+            lost = [segment for of, segment in loaded.lost if of == name]
             for segment in saved.segments:
+                start = max(segment.start, saved.first_row)
+                if segment in lost:
+                    continue
                 rows = read_tensors(self._segments(name) / segment.file)
                 if any(t.ndim < 1 or t.shape[0] != segment.stop - segment.start for t in rows.values()):
                     raise CorruptCheckpoint(f"{self._segments(name) / segment.file} does not hold the rows it names")
-                start = max(segment.start, saved.first_row)
                 try:
                     log.write_rows(start, {key: t[start - segment.start :] for key, t in rows.items()})
                 except ValueError as e:
                     raise RloptError(f"{loaded.path} cannot be resumed with this configuration: {name}: {e}") from e
+            for segment in lost:
+                log.forget_rows(max(segment.start, saved.first_row), segment.stop)
 
     # Writing
 
@@ -202,20 +245,45 @@ class Checkpoints:
             raise ValueError(f"{name!r} cannot name a log; use letters, digits, _, - and .")
         before = self._logs.get(name)
         first = max(0, log.rows_written - log.capacity_rows)
-        segments: list[Segment] = []
+        living: list[Segment] = []
         if before is not None and before.rows_written <= log.rows_written:
-            segments = [s for s in before.segments if s.stop > first]
+            living = [s for s in before.segments if s.stop > first]
         folder = self._segments(name)
         for parent in (folder.parent, folder):
             parent.mkdir(exist_ok=True)
-        start = segments[-1].stop if segments else first
-        if start < log.rows_written:
-            step = max(1, SEGMENT_BYTES // max(1, _row_bytes(log)))
-            for low in range(start, log.rows_written, step):
-                segments.append(self._write_segment(folder, low, min(low + step, log.rows_written), log, new_files))
+        segments: list[Segment] = []
+        for segment in living:
+            if self._holds(name, segment):
+                segments.append(segment)
+                continue
+            _log.warning("%s is gone or cut: its rows are written again", folder / segment.file)
+            again = self._write_range(folder, max(segment.start, first), segment.stop, log, new_files)
+            if [each.digest for each in again] == [segment.digest]:  # checkpoints that need the old one have it again
+                os.replace(folder / again[0].file, folder / segment.file)
+                new_files.remove(folder / again[0].file)
+                again = [segment]
+            segments += again
+        segments += self._write_range(
+            folder, segments[-1].stop if segments else first, log.rows_written, log, new_files
+        )
         for parent in (folder, folder.parent, self.folder):
             sync_folder(parent)
         return SavedLog(log.rows_written, log.capacity_rows, tuple(segments))
+
+    def _holds(self, name: str, segment: Segment) -> bool:
+        """Whether a segment that a save counts on is there, by its size: reading it all would cost too much."""
+        if (name, segment) in self._lost:
+            return False
+        try:
+            found = os.lstat(self._segments(name) / segment.file)
+        except OSError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == segment.bytes
+
+    def _write_range(self, folder: Path, start: int, stop: int, log: RowLog, new_files: list[Path]) -> list[Segment]:
+        step = max(1, SEGMENT_BYTES // max(1, _row_bytes(log)))
+        cuts = [*range(start, stop, step), stop]
+        return [self._write_segment(folder, low, high, log, new_files) for low, high in pairwise(cuts)]
 
     def _write_segment(self, folder: Path, start: int, stop: int, log: RowLog, new_files: list[Path]) -> Segment:
         # A name may be taken by rows of a time line that was given up (a checkpoint that was refused). It is never
@@ -237,14 +305,20 @@ class Checkpoints:
 
     # Reading
 
-    def _read(self, path: Path) -> Loaded:
+    def _read(self, path: Path, without_lost_rows: bool = False) -> Loaded:
         manifest = read_manifest(path)
         for name, digest in manifest.files.items():
             verify_file(path / name, digest)
+        lost: dict[tuple[str, Segment], CorruptCheckpoint] = {}
         for name, log in manifest.logs.items():
             for segment in log.segments:
-                verify_file(self._segments(name) / segment.file, segment.digest)
-        return Loaded(manifest.step, manifest.migrate(load_state(path)), path, manifest.logs)
+                try:
+                    verify_file(self._segments(name) / segment.file, segment.digest)
+                except CorruptCheckpoint as e:
+                    lost[name, segment] = e
+        if lost and not without_lost_rows:
+            raise LostRows(_told(manifest, lost))
+        return Loaded(manifest.step, manifest.migrate(load_state(path)), path, manifest.logs, frozenset(lost))
 
     def _segments(self, name: str) -> Path:
         return self.folder / "segments" / name
@@ -282,6 +356,19 @@ class Checkpoints:
                     path.unlink(missing_ok=True)
         except (OSError, RloptError) as e:
             _log.warning("old checkpoints in %s were left where they are: %s", self.folder, e)
+
+
+def _told(manifest: Manifest, lost: Mapping[tuple[str, Segment], CorruptCheckpoint]) -> str:
+    """What of a checkpoint is lost."""
+    reason = next(iter(lost.values()))
+    parts = []
+    for name, log in manifest.logs.items():
+        first = log.first_row
+        rows = sum(segment.stop - max(segment.start, first) for of, segment in lost if of == name)
+        if rows:
+            parts.append(f"{rows} of {log.rows_written - first} rows of the {name} are lost")
+    more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+    return f"{reason}{more}: {', '.join(parts)}"
 
 
 def saved_config(folder: Path) -> tuple[str, Path] | None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlopt.runs.csv_table import CsvTable
+from rlopt.runs.csv_table import CsvTable, Mark, check_table
 from rlopt.runs.display import Display
 from rlopt.runs.run_folder import RunFolder
 from rlopt.types import Episode
@@ -29,13 +29,24 @@ class Logger:
         folder: the run, whose writer this process is.
         tensorboard: whether to write TensorBoard files too.
         resume_step: the step of the checkpoint that the run goes on from; rows after it are dropped.
+        marks: what ``marks`` gave when that checkpoint was saved: a table that differs is told.
         num_runs: with more than one, episodes and evaluations name their ``run``.
     """
 
     def __init__(
-        self, folder: RunFolder, tensorboard: bool = True, resume_step: int | None = None, *, num_runs: int = 1
+        self,
+        folder: RunFolder,
+        tensorboard: bool = True,
+        resume_step: int | None = None,
+        *,
+        marks: Mapping[str, Sequence[Any]] | None = None,
+        num_runs: int = 1,
     ) -> None:
         run = ("run",) if num_runs > 1 else ()
+        for path in (folder.metrics, folder.episodes, folder.evaluations):
+            if resume_step is not None and marks is not None and path.name in marks:
+                rows, sha256 = marks[path.name]
+                check_table(path, resume_step, Mark(int(rows), str(sha256)))
         self._metrics = CsvTable(folder.metrics, METRICS)
         self._episodes = CsvTable(folder.episodes, ("step", "return", "length", *run))
         self._evaluations = CsvTable(folder.evaluations, ("step", "episode", "return", "length", *run))
@@ -79,6 +90,10 @@ class Logger:
             self._flush(table, sync=True)
         if self._scalars is not None:
             self._try_scalars(self._scalars.flush)
+
+    def marks(self) -> dict[str, list[Any]]:
+        """What the tables hold, by their files' names; plain values."""
+        return {table.path.name: list(table.mark) for table in self._tables}
 
     def truncate(self, step: int) -> None:
         """Drop every row after ``step`` and have TensorBoard do the same."""

@@ -55,6 +55,7 @@ class RunFolder:
         self.solution = self.path / "solution.safetensors"
         self.tensorboard = self.path / "tensorboard"
         self._lock: Lock | None = None
+        self._config_file = b""
 
     @classmethod
     def create(cls, run_dir: str | Path, config: dict[str, Any]) -> RunFolder:
@@ -77,6 +78,7 @@ class RunFolder:
                 )
             replace_file(folder.versions_path, json.dumps(versions(), indent=1).encode())
             replace_file(folder.config_path, text)
+            folder._config_file = text
         except BaseException as e:
             folder.close()
             if isinstance(e, OSError):
@@ -100,6 +102,7 @@ class RunFolder:
         with told_as_one_line(folder.path):
             refuse_links(folder.path, _FOLDERS)
             folder._lock = Lock(folder.path)
+            folder._config_file = folder.config_path.read_bytes()
         return folder
 
     def config(self) -> dict[str, Any]:
@@ -151,7 +154,8 @@ class RunFolder:
             return ["versions.json cannot be read"]
 
     def check(self) -> None:
-        """Check, for its writer, that the folder is still where it was.
+        """Check, for its writer, that the folder is still where it was; a ``config.yaml`` that was removed is written
+        again.
 
         Raises:
             RloptError: it was removed or renamed, so that nothing can be saved under its name.
@@ -161,6 +165,10 @@ class RunFolder:
                 f"{self.path} was removed or renamed while its run was going on, so nothing more can be saved there; "
                 "where it was only renamed, go on with resume= and its new name"
             )
+        if not os.path.lexists(self.config_path):
+            _log.warning("%s was removed; it is written again", self.config_path)
+            with suppress(OSError):  # a full disk: the next check tries again
+                replace_file(self.config_path, self._config_file)
 
     def close(self) -> None:
         """Let another process write here. Safe to call twice."""

@@ -20,7 +20,7 @@ from rlopt.registry import get_agent, get_loop, load_extensions
 from rlopt.runs.checkpoint import estimate_bytes
 from rlopt.runs.run_folder import RunFolder, default_run_dir
 from rlopt.training.saved import refuse_dead_rate, resumed_config
-from rlopt.training.trainer import Callback, Trainer
+from rlopt.training.trainer import Callback, Trainer, UnfitCheckpoint
 from rlopt.types import RloptError, resolve_device
 
 log = logging.getLogger(__name__)
@@ -54,12 +54,13 @@ def resume(
     *,
     trust: bool = False,
     env_id: str | None = None,
+    without_lost_rows: bool = False,
 ) -> Trainer:
     """Return a trainer that goes on exactly where the newest sound checkpoint of ``run`` stood.
 
     ``changes`` are options that may change, nested or dotted: ``total_steps``, ``device``, ``on_nonfinite`` and those
     of ``log``. A run that was not made by this user may name no module unless ``trust`` says so, or ``env_id`` names
-    its environment.
+    its environment. ``without_lost_rows`` goes on although rows of the replay buffer are lost.
 
     Raises RloptError where the configuration is not the one that the checkpoints were saved with, where the run would
     outlive its learning rate, where the buffer no longer fits, or where no checkpoint is sound or left. A run that was
@@ -69,10 +70,28 @@ def resume(
     try:
         config = settle(resumed_config(folder, changes, trust=trust, env_id=env_id))
         refuse_dead_rate(folder, config)
+        return _continued(config, folder, callbacks, display, without_lost_rows)
+    except BaseException:
+        folder.close()
+        raise
+
+
+def _continued(
+    config: TrainConfig, folder: RunFolder, callbacks: Sequence[Callback], display: Any, without_lost_rows: bool
+) -> Trainer:
+    """Return a trainer of a loop that stands where the newest checkpoint stood which is sound and fits."""
+    unfit: dict[Path, str] = {}
+    while True:
         loop = make_loop(config)
         try:
             trainer = make_trainer(config, loop, folder, callbacks, display)
-            if not trainer.resume():
+            trainer.checkpoints.unfit = unfit
+            try:
+                found = trainer.resume(without_lost_rows)
+            except UnfitCheckpoint:
+                loop.close()  # it holds part of what did not fit
+                continue
+            if not found:
                 if folder.policy.is_dir():  # exported with every checkpoint
                     raise RloptError(
                         f"{folder.path} has been trained, but its checkpoints are gone; begin a new run (its policy/ "
@@ -86,13 +105,10 @@ def resume(
                     f"total_steps={config.total_steps} lies before this run's step {loop.step}; give a larger one"
                 )
             folder.write_config(to_dict(config))
+            return trainer
         except BaseException:
             loop.close()
             raise
-    except BaseException:
-        folder.close()
-        raise
-    return trainer
 
 
 def settle(config: TrainConfig) -> TrainConfig:

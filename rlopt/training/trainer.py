@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -20,7 +20,7 @@ from rlopt.files import replace_file
 from rlopt.loops.base import Loop, Progress
 from rlopt.loops.metrics import Sums, load_sums, means, merge, sums_state
 from rlopt.policy import Policy, save_policy
-from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints
+from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints, Loaded
 from rlopt.runs.logging import Display, Logger
 from rlopt.runs.run_folder import RunFolder, told_as_one_line
 from rlopt.settings import read_settings_text
@@ -32,6 +32,10 @@ FINISHED, STOPPED, INTERRUPTED, NONFINITE = "finished", "stopped", "interrupted"
 
 FRUITLESS = 1_000
 """Advances in a row without one usable transition, after which a run stops even if it skips non-finite values."""
+
+
+class UnfitCheckpoint(RloptError):
+    """A checkpoint is sound, but what it holds is not of this run."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,10 @@ class Trainer:
         self._first_bad: str | None = None
         self._saved_step = self._exported_step = -1
         self._before = self._fruitless = 0
+        self._failure: Exception | None = None
+        """What a callback raised first; raised again once the run has been saved."""
+        self._evaluation_due = False
+        self._marks: dict[str, Any] = {}
         # The open window of the next row of metrics.csv; saved, so that a resumed run logs the same row.
         self._sums: Sums = {}
         self._returns: list[float] = []
@@ -145,52 +153,72 @@ class Trainer:
         """What an update took when it was last measured."""
         self._window_start, self._window_step = perf_counter(), 0
 
-    def resume(self) -> bool:
-        """Load the newest sound checkpoint; False where there is none yet."""
-        loaded = self.checkpoints.load()
+    def resume(self, without_lost_rows: bool = False) -> bool:
+        """Load the newest sound checkpoint; False where there is none yet.
+
+        Args:
+            without_lost_rows: see ``Checkpoints.load``.
+
+        Raises:
+            UnfitCheckpoint: it does not fit this run. A trainer of a new loop that knows ``checkpoints.unfit`` of this
+                one takes the one before.
+            RloptError: as ``Checkpoints.load`` does.
+        """
+        loaded = self.checkpoints.load(without_lost_rows)
         if loaded is None:
             return False
+        try:
+            self._load(loaded)
+        except OSError:
+            raise
+        except Exception as e:
+            reason = f"{type(e).__name__}: {e}" if not isinstance(e, RloptError) else str(e)
+            self.checkpoints.unfit[loaded.path] = f"{loaded.path} does not fit this run ({' '.join(reason.split())})"
+            raise UnfitCheckpoint(self.checkpoints.unfit[loaded.path]) from e
+        self.checkpoints.accept(loaded)
+        self._saved_step = -1 if loaded.lost else self.loop.step
+        self._window_step = self.loop.step
+        return True
+
+    def _load(self, loaded: Loaded) -> None:
         state = loaded.state
         self.loop.load_state_dict(state["loop"])
         self.checkpoints.restore_logs(loaded, self.loop.row_logs())
         self.loop.after_logs()
         self._sums = load_sums(state["window"]["sums"])
-        self._returns = list(state["window"]["returns"])
+        self._returns = [float(value) for value in state["window"]["returns"]]
         self._updates = int(state["window"]["updates"])
         self.best = float(state["best"])
         self._best_of_runs = [float(best) for best in state.get("best_of_runs", [self.best])]
         self.last_evaluation = [Episode(*entry) for entry in state["last_evaluation"]]
-        self._saved_step = self._window_step = self.loop.step
-        return True
+        self._evaluation_due = bool(state.get("evaluation_due", False))
+        self._marks = dict(state.get("tables", {}))
+        if self.loop.step != loaded.step:
+            raise ValueError(f"it is of step {loaded.step}, its loop of {self.loop.step}")
 
     def run(self) -> Result:
         """Train until ``total_steps``, a callback's wish, a signal, or a non-finite value; always saves before it
-        returns."""
+        returns, or raises what an environment or a callback raised."""
         first = self.loop.step
-        runs = self.loop.runs
         with told_as_one_line(self.folder.path):
-            self.logger = Logger(self.folder, tensorboard=self.tensorboard, resume_step=first, num_runs=runs)
+            self.logger = Logger(
+                self.folder, self.tensorboard, resume_step=first, marks=self._marks, num_runs=self.loop.runs
+            )
         for c in self.callbacks:
             c.on_start(self)
         self._window_start, self._window_step = perf_counter(), first
         idle = self.loop.idle_reason()
         if idle is not None:
             self._say(f"{idle}: nothing will be learnt")
-        saved_at = monotonic()
-        status = FINISHED
         with _Signals(self):
-            if first >= self.loop.total_steps and first not in read_csv(self.folder.evaluations)["step"]:
-                self._evaluate()  # a non-finite value stopped the run at its last step
-                self._saved_step = -1
-            while self.loop.step < self.loop.total_steps:
-                status = self._advance()
-                if status != FINISHED:
-                    break
-                minutes = (monotonic() - saved_at) / 60.0
-                if self._checkpoint_due(minutes):
-                    self._save()
-                    saved_at = monotonic()
+            try:
+                status = self._train()
+            except Exception:
+                self._save_on_the_way_out()
+                raise
             saved = self._save()
+        if self._failure is not None:
+            raise self._failure
         if idle is not None and status == FINISHED:
             self._say(f"no update was made, so nothing was learnt: {idle}")
         signum = self._signal if status == INTERRUPTED else None
@@ -198,6 +226,44 @@ class Trainer:
         for c in self.callbacks:
             c.on_end(self, result)
         return result
+
+    def _train(self) -> str:
+        """Everything between the first step and the last save; returns the status."""
+        saved_at, first = monotonic(), self.loop.step
+        if (self._evaluation_due or first >= self.loop.total_steps) and first not in read_csv(self.folder.evaluations)[
+            "step"
+        ]:  # an error or a non-finite value stopped the run before it
+            self._evaluate()
+            self._saved_step = -1
+        while self.loop.step < self.loop.total_steps:
+            status = self._advance()
+            if status != FINISHED:
+                return status
+            minutes = (monotonic() - saved_at) / 60.0
+            if self._checkpoint_due(minutes):
+                self._save()
+                saved_at = monotonic()
+                if self._failure is not None:
+                    return STOPPED
+        return FINISHED
+
+    def _save_on_the_way_out(self) -> None:
+        """Keep what was learnt before an error that ends the run."""
+        try:
+            if self._save():
+                self._say(f"the run was saved at step {self.loop.step}, where this error ends it")
+        except Exception as e:
+            self._say(f"step {self.loop.step} could not be saved on the way out: {' '.join(str(e).split())}")
+
+    def _tell(self, call: Callable[[Callback], object]) -> bool:
+        """Call every callback; true where one wishes to stop, or has failed."""
+        wish = False
+        for c in self.callbacks:
+            try:
+                wish = bool(call(c)) or wish
+            except Exception as e:
+                self._failure, wish = self._failure or e, True
+        return wish
 
     def __enter__(self) -> Self:
         return self
@@ -227,10 +293,12 @@ class Trainer:
         """One ``advance`` of the loop and what is due after it; the status says whether to go on (``finished``) or
         why not."""
         before = self._before = self.loop.step
+        self.loop.torn = True
         progress = self.loop.advance()
+        self.loop.torn = False
         step, end = self.loop.step, self.loop.step >= self.loop.total_steps
         self._collect(progress)
-        wish = any([c.on_step(self, progress) for c in self.callbacks])
+        wish = self._tell(lambda c: c.on_step(self, progress))
         self._fruitless = self._fruitless + 1 if step == before else 0
         told_now = self._fruitless >= FRUITLESS or (self.loop.bad_now() and not self.skip_nonfinite)
         stop = told_now and self._nonfinite()
@@ -239,6 +307,7 @@ class Trainer:
         if stop:
             return NONFINITE
         if end or _crossed(before, step, self.eval_every):
+            self._evaluation_due = True
             wish = self._evaluate() or wish
         if end:
             return FINISHED
@@ -265,6 +334,7 @@ class Trainer:
     def _log(self) -> bool:
         """Write one row of ``metrics.csv`` and refresh the display; true where a non-finite value asks for the stop."""
         assert self.logger is not None
+        self.folder.check()
         now = perf_counter()
         seconds = max(now - self._window_start, 1e-9)
         values: dict[str, float] = {
@@ -328,6 +398,7 @@ class Trainer:
         assert self.logger is not None
         begin = perf_counter()
         episodes = self.loop.evaluate(self.eval_episodes)
+        self._evaluation_due = False
         if not episodes:
             return False
         self.last_evaluation = episodes
@@ -348,7 +419,7 @@ class Trainer:
         if better or whole:
             self._guarded_save(lambda: self._save_best(better, whole), "the best policy")
         self._window_start += perf_counter() - begin  # evaluation is not training time
-        return any([c.on_evaluation(self, episodes) for c in self.callbacks])
+        return self._tell(lambda c: c.on_evaluation(self, episodes))
 
     def _save_best(self, better: list[int], whole: bool) -> None:
         """The agent where it is ``better`` on the whole, and the policies of the runs that are."""
@@ -371,6 +442,7 @@ class Trainer:
         The policy has a step of its own: a run killed between the two exports it when it is resumed.
         """
         assert self.logger is not None
+        self.folder.check()
         begin = perf_counter()
         saved = True
         if self._saved_step != self.loop.step:
@@ -385,8 +457,7 @@ class Trainer:
         path = self.checkpoints.save(self.loop.step, self.state_dict(), self.loop.row_logs())
         self._saved_step = self.loop.step
         self._export()
-        for c in self.callbacks:
-            c.on_checkpoint(self, path)
+        self._tell(lambda c: c.on_checkpoint(self, path))
 
     def _export(self) -> None:
         for r, policy in enumerate(self.loop.policies()):
@@ -420,6 +491,8 @@ class Trainer:
             "best": self.best,
             "best_of_runs": self._best_of_runs,
             "last_evaluation": [list(e) for e in self.last_evaluation],
+            "evaluation_due": self._evaluation_due,
+            "tables": {} if self.logger is None else self.logger.marks(),
         }
 
     def _say(self, text: str) -> None:
