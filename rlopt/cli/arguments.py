@@ -102,6 +102,9 @@ def train_parser() -> Parser:
         help="a further folder of config groups (agent/, env/, ...)",
     )
     parser.add_argument("--trust", action="store_true", help=TRUST)
+    parser.add_argument(
+        "--without-lost-rows", action="store_true", help="resume although rows of the replay buffer are damaged or gone"
+    )
     parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of KEY=A,B,C in turn")
     return parser
 

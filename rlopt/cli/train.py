@@ -53,7 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
             if request is None:
                 trainer = begin(config, display=display)
             else:
-                trainer = resume(request.folder, request.changes, display=display, **word)
+                trainer = resume(
+                    request.folder,
+                    request.changes,
+                    display=display,
+                    without_lost_rows=arguments.without_lost_rows,
+                    **word,
+                )
         except BaseException:
             display.close()
             raise
@@ -134,7 +140,9 @@ def _multirun(arguments: argparse.Namespace) -> int:
             compose(job, arguments.config_dir)
     flags = [part for folder in arguments.config_dir for part in ("--config-dir", folder)]
     flags += [
-        flag for flag in ("--print-config", "--options", "--trust") if getattr(arguments, flag[2:].replace("-", "_"))
+        flag
+        for flag in ("--print-config", "--options", "--trust", "--without-lost-rows")
+        if getattr(arguments, flag[2:].replace("-", "_"))
     ]
     environment = _child_environment()
     codes = []

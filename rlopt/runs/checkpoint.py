@@ -106,6 +106,7 @@ class Checkpoints:
         target = self.folder / f"step-{step:012d}"
         new_files: list[Path] = []
         try:
+            self.folder.mkdir(exist_ok=True)
             saved = {name: self._save_log(name, log, new_files) for name, log in logs.items()}
             self._write_folder(target, step, kind, state, saved)
         except BaseException as e:
@@ -127,6 +128,7 @@ class Checkpoints:
         """Replace ``best/`` by ``agent_state``. Raises as ``save`` does."""
         target = self.folder / "best"
         try:
+            self.folder.mkdir(exist_ok=True)
             self._write_folder(target, step, "best", agent_state, {})
         except OSError as e:
             raise CheckpointFailed(
@@ -159,14 +161,12 @@ class Checkpoints:
             except CorruptCheckpoint as e:
                 refused.append((path, e))
             else:
-                self._refuse(refused, loaded)
-                return loaded
+                return self._chosen(loaded, refused)
         if incomplete and without_lost_rows:
             path, lost = incomplete[0]
-            loaded = self._read(path, without_lost_rows=True)
-            self._refuse([each for each in refused if each[0] > path], loaded)
-            _log.warning("checkpoint %s goes on WITHOUT rows: %s", path.name, lost)
-            return loaded
+            _log.warning("checkpoint %s is used WITHOUT all its rows: %s", path.name, lost)
+            newer = refused[: [refused_path for refused_path, _ in refused].index(path)]
+            return self._chosen(self._read(path, without_lost_rows=True), newer)
         if not (refused or self.unfit):
             return None
         reasons = "; ".join([*self.unfit.values(), *(str(error) for _, error in refused)])
@@ -175,16 +175,17 @@ class Checkpoints:
             raise LostRows(f"{none}; resume with --without-lost-rows (from Python: without_lost_rows=True) to go on so")
         raise CorruptCheckpoint(f"{none}; start again in a new run_dir")
 
-    def accept(self, loaded: Loaded) -> None:
-        """Continue from ``loaded``, which fits the run: the next save shares its segments, and those that did not fit
-        step aside."""
-        self._refuse([(path, CorruptCheckpoint(reason)) for path, reason in self.unfit.items()], loaded)
-        self._logs, self._lost = dict(loaded.logs), loaded.lost
-
-    def _refuse(self, refused: list[tuple[Path, CorruptCheckpoint]], loaded: Loaded) -> None:
+    def _chosen(self, loaded: Loaded, refused: list[tuple[Path, CorruptCheckpoint]]) -> Loaded:
+        """``loaded``, from which the next save continues, once those newer than it have stepped aside."""
         for damaged, error in refused:
             _log.warning("checkpoint %s is refused: %s; step %d is used instead", damaged.name, error, loaded.step)
             self._set_aside(damaged)
+        self._logs, self._lost = dict(loaded.logs), loaded.lost
+        return loaded
+
+    def accept(self, loaded: Loaded) -> None:
+        """Say that ``loaded`` fits the run: those that did not step aside."""
+        self._chosen(loaded, [(path, CorruptCheckpoint(reason)) for path, reason in self.unfit.items()])
 
     def load_best(self) -> State | None:
         """The agent state of ``best/``, checked; None where there is none.

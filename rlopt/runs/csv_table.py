@@ -49,8 +49,8 @@ class CsvTable:
     where their tables are.
 
     A table that exists is continued: its header is kept and a torn last line dropped. Rows wait in memory until
-    ``flush``; if that fails (a full disk) they go on waiting, and the file keeps whole lines only. Where another program
-    removes or replaces the file, ``flush`` writes it again.
+    ``flush``; if that fails (a full disk) they go on waiting, and the file keeps whole lines only. Where another
+    program removes or replaces the file, ``flush`` writes it again.
 
     Args:
         path: the file.

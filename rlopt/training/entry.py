@@ -37,6 +37,7 @@ def train(
     progress: bool = True,
     config_dir: str | Path | Sequence[str | Path] = (),
     trust: bool = False,
+    without_lost_rows: bool = False,
     **options: Any,
 ) -> Result:
     """Train an agent, or go on with a run, and return how it ended and what it found.
@@ -62,6 +63,7 @@ def train(
         progress: whether to show how far the run is.
         config_dir: further folders of config groups.
         trust: whether what a resumed run from elsewhere names may be imported.
+        without_lost_rows: whether to resume although rows of the replay buffer are damaged or gone.
 
     Raises:
         RloptError: a mistake in the options, told in one line.
@@ -79,7 +81,9 @@ def train(
         _refuse_environment(folder, own)
         total = given.get("total_steps", RunFolder(folder).config().get("total_steps", 0))
         display = Display(int(total)) if progress else None
-        trainer = setup.resume(folder, given, callbacks, display, trust=trust, env_id=own)
+        trainer = setup.resume(
+            folder, given, callbacks, display, trust=trust, env_id=own, without_lost_rows=without_lost_rows
+        )
     else:
         if env is None and experiment is None:
             raise RloptError("env: name an environment, such as env='Pendulum-v1', or an experiment")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter
-from types import FrameType
 from typing import Any, Self
 
 import safetensors.torch
@@ -24,6 +21,7 @@ from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints, Loaded
 from rlopt.runs.logging import Display, Logger
 from rlopt.runs.run_folder import RunFolder, told_as_one_line
 from rlopt.settings import read_settings_text
+from rlopt.training.signals import Signals
 from rlopt.types import Episode, RloptError, State
 
 log = logging.getLogger(__name__)
@@ -183,7 +181,10 @@ class Trainer:
     def _load(self, loaded: Loaded) -> None:
         state = loaded.state
         self.loop.load_state_dict(state["loop"])
-        self.checkpoints.restore_logs(loaded, self.loop.row_logs())
+        logs = self.loop.row_logs()
+        if differ := [name for name, log in loaded.logs.items() if log.rows_written != logs[name].rows_written]:
+            raise ValueError(f"its state and its segments disagree about the rows of {differ[0]}")
+        self.checkpoints.restore_logs(loaded, logs)
         self.loop.after_logs()
         self._sums = load_sums(state["window"]["sums"])
         self._returns = [float(value) for value in state["window"]["returns"]]
@@ -210,7 +211,7 @@ class Trainer:
         idle = self.loop.idle_reason()
         if idle is not None:
             self._say(f"{idle}: nothing will be learnt")
-        with _Signals(self):
+        with Signals(self.request_stop):
             try:
                 status = self._train()
             except Exception:
@@ -505,35 +506,3 @@ class Trainer:
 def _crossed(before: int, after: int, every: int | None) -> bool:
     """Whether a multiple of ``every`` lies in (before, after]."""
     return every is not None and after // every > before // every
-
-
-class _Signals:
-    """Turns Ctrl-C and SIGTERM into a request to finish the step, save and return; a second one acts as usual.
-
-    One press can arrive twice (from the terminal, and passed on by a launcher), so what follows within a second is
-    the same request.
-    """
-
-    GRACE = 1.0
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.first: float | None = None
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGINT, signal.SIGTERM):
-                self.previous[s] = signal.signal(s, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        for s, handler in self.previous.items():
-            signal.signal(s, handler)
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.first is None:
-            self.first = monotonic()
-            self.trainer.request_stop(signum)
-        elif monotonic() - self.first > self.GRACE:
-            signal.signal(signum, self.previous[signum])
-            signal.raise_signal(signum)

@@ -40,6 +40,10 @@ class Ring:
         slots = torch.arange(start, start + len(rows["block"])) % self.capacity_rows
         self.block[slots], self.image[slots] = rows["block"], rows["image"]
 
+    def forget_rows(self, start: int, stop: int) -> None:
+        slots = torch.arange(start, stop) % self.capacity_rows
+        self.block[slots], self.image[slots] = -1.0, 0
+
 
 def run_state(step: int, ring: Ring) -> State:
     generator = torch.Generator().manual_seed(step)

@@ -18,7 +18,7 @@ from rlopt.runs import csv_table
 from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints
 from rlopt.runs.run_folder import RunFolder
 from rlopt.state import states_equal
-from rlopt.training import train_config
+from rlopt.training import signals, train_config
 from rlopt.training import trainer as trainer_module
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.setup import begin, make_loop, resume
@@ -60,11 +60,11 @@ def test_a_stop_that_arrives_twice_is_one_and_a_later_one_acts_as_usual(monkeypa
         raise SystemExit
 
     now, wishes = [10.0], []
-    monkeypatch.setattr(trainer_module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signals, "monotonic", lambda: now[0])
     # Set in both cases: a background job of a shell begins with SIGINT ignored.
     before = signal.signal(signum, leave if signum == signal.SIGTERM else signal.default_int_handler)
     try:
-        with trainer_module._Signals(SimpleNamespace(request_stop=wishes.append)):
+        with signals.Signals(wishes.append):
             signal.raise_signal(signum)
             signal.raise_signal(signum)
             assert wishes == [signum]
