@@ -22,7 +22,7 @@ import re
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +70,8 @@ class Loaded:
     state: State
     path: Path
     logs: dict[str, SavedLog]
+    tables: dict[str, tuple[int, str]]
+    """Marks of the run's tables."""
     lost: frozenset[tuple[str, Segment]] = frozenset()
     """(log, segment) of what is missing or damaged."""
 
@@ -96,8 +98,17 @@ class Checkpoints:
         refuse_links(folder)
         self._tidy()
 
-    def save(self, step: int, state: State, logs: dict[str, RowLog], *, kind: str = "last") -> Path:
+    def save(
+        self,
+        step: int,
+        state: State,
+        logs: dict[str, RowLog],
+        *,
+        kind: str = "last",
+        tables: Mapping[str, tuple[int, str]] | None = None,
+    ) -> Path:
         """Save ``state`` and the new rows of ``logs`` as the checkpoint of ``step``, then drop what is not kept.
+        ``tables`` are the marks of the run's tables.
 
         Raises:
             CheckpointFailed: if the disk fails or is full; what was there before is as it was.
@@ -108,7 +119,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(exist_ok=True)
             saved = {name: self._save_log(name, log, new_files) for name, log in logs.items()}
-            self._write_folder(target, step, kind, state, saved)
+            self._write_folder(target, state, Manifest(step, kind, {}, saved, tables=dict(tables or {})))
         except BaseException as e:
             if not self._refers(target, new_files):
                 for path in new_files:
@@ -129,7 +140,7 @@ class Checkpoints:
         target = self.folder / "best"
         try:
             self.folder.mkdir(exist_ok=True)
-            self._write_folder(target, step, "best", agent_state, {})
+            self._write_folder(target, agent_state, Manifest(step, "best", {}, {}))
         except OSError as e:
             raise CheckpointFailed(
                 f"the best agent of step {step} could not be written to {target}: {e}; "
@@ -230,11 +241,11 @@ class Checkpoints:
 
     # Writing
 
-    def _write_folder(self, target: Path, step: int, kind: str, state: State, logs: dict[str, SavedLog]) -> None:
+    def _write_folder(self, target: Path, state: State, manifest: Manifest) -> None:
         staged = self.folder / f".{target.name}.tmp"
         try:
             files = save_state(fresh_folder(staged), state)
-            write_manifest(staged, Manifest(step, kind, files, logs, config=self.config))
+            write_manifest(staged, replace(manifest, files=files, config=self.config))
             sync_folder(staged)
             replace_folder(staged, target)
         finally:
@@ -319,7 +330,8 @@ class Checkpoints:
                     lost[name, segment] = e
         if lost and not without_lost_rows:
             raise LostRows(_told(manifest, lost))
-        return Loaded(manifest.step, manifest.migrate(load_state(path)), path, manifest.logs, frozenset(lost))
+        state = manifest.migrate(load_state(path))
+        return Loaded(manifest.step, state, path, manifest.logs, manifest.tables, frozenset(lost))
 
     def _segments(self, name: str) -> Path:
         return self.folder / "segments" / name

@@ -39,14 +39,13 @@ class Logger:
         tensorboard: bool = True,
         resume_step: int | None = None,
         *,
-        marks: Mapping[str, Sequence[Any]] | None = None,
+        marks: Mapping[str, tuple[int, str]] | None = None,
         num_runs: int = 1,
     ) -> None:
         run = ("run",) if num_runs > 1 else ()
         for path in (folder.metrics, folder.episodes, folder.evaluations):
             if resume_step is not None and marks is not None and path.name in marks:
-                rows, sha256 = marks[path.name]
-                check_table(path, resume_step, Mark(int(rows), str(sha256)))
+                check_table(path, resume_step, Mark(*marks[path.name]))
         self._metrics = CsvTable(folder.metrics, METRICS)
         self._episodes = CsvTable(folder.episodes, ("step", "return", "length", *run))
         self._evaluations = CsvTable(folder.evaluations, ("step", "episode", "return", "length", *run))
@@ -91,9 +90,9 @@ class Logger:
         if self._scalars is not None:
             self._try_scalars(self._scalars.flush)
 
-    def marks(self) -> dict[str, list[Any]]:
-        """What the tables hold, by their files' names; plain values."""
-        return {table.path.name: list(table.mark) for table in self._tables}
+    def marks(self) -> dict[str, tuple[int, str]]:
+        """What the tables hold, by their files' names."""
+        return {table.path.name: (table.mark.rows, table.mark.sha256) for table in self._tables}
 
     def truncate(self, step: int) -> None:
         """Drop every row after ``step`` and have TensorBoard do the same."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,8 @@ class Manifest:
     rlopt: str = ""
     config: str | None = None
     """The run's ``config.yaml`` as it was when the process that saved this began."""
+    tables: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """The marks of the run's tables (``csv_table.Mark``), by their files' names."""
 
     def segment_names(self) -> set[tuple[str, str]]:
         """(log, file) of every segment it needs."""
@@ -90,6 +92,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "files": {name: digest._asdict() for name, digest in manifest.files.items()},
         "logs": {name: asdict(log) for name, log in manifest.logs.items()},
         "config": manifest.config,
+        "tables": manifest.tables,
     }
     content["checksum"] = checksum(content)
     write_file(folder / MANIFEST, [json.dumps(content, indent=1).encode()])
@@ -125,7 +128,9 @@ def read_manifest(folder: Path) -> Manifest:
         config = content.get("config")  # the first checkpoints had none
         if config is not None and type(config) is not str:
             raise ValueError("its configuration is no text")
-        return Manifest(content["step"], str(content["kind"]), files, logs, version, str(content["rlopt"]), config)
+        tables = {str(name): (int(rows), str(sha256)) for name, (rows, sha256) in content.get("tables", {}).items()}
+        kind, rlopt = str(content["kind"]), str(content["rlopt"])
+        return Manifest(content["step"], kind, files, logs, version, rlopt, config, tables)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise CorruptCheckpoint(f"{path} is damaged: {e}") from None
 

@@ -140,7 +140,7 @@ class Trainer:
         self._failure: Exception | None = None
         """What a callback raised first; raised again once the run has been saved."""
         self._evaluation_due = False
-        self._marks: dict[str, Any] = {}
+        self._marks: dict[str, tuple[int, str]] = {}
         # The open window of the next row of metrics.csv; saved, so that a resumed run logs the same row.
         self._sums: Sums = {}
         self._returns: list[float] = []
@@ -193,7 +193,7 @@ class Trainer:
         self._best_of_runs = [float(best) for best in state.get("best_of_runs", [self.best])]
         self.last_evaluation = [Episode(*entry) for entry in state["last_evaluation"]]
         self._evaluation_due = bool(state.get("evaluation_due", False))
-        self._marks = dict(state.get("tables", {}))
+        self._marks = loaded.tables
         if self.loop.step != loaded.step:
             raise ValueError(f"it is of step {loaded.step}, its loop of {self.loop.step}")
 
@@ -455,7 +455,9 @@ class Trainer:
         return saved
 
     def _save_checkpoint(self) -> None:
-        path = self.checkpoints.save(self.loop.step, self.state_dict(), self.loop.row_logs())
+        assert self.logger is not None
+        step, marks = self.loop.step, self.logger.marks()
+        path = self.checkpoints.save(step, self.state_dict(), self.loop.row_logs(), tables=marks)
         self._saved_step = self.loop.step
         self._export()
         self._tell(lambda c: c.on_checkpoint(self, path))
@@ -493,7 +495,6 @@ class Trainer:
             "best_of_runs": self._best_of_runs,
             "last_evaluation": [list(e) for e in self.last_evaluation],
             "evaluation_due": self._evaluation_due,
-            "tables": {} if self.logger is None else self.logger.marks(),
         }
 
     def _say(self, text: str) -> None:
