@@ -26,9 +26,9 @@ from rlopt.runs.display import Display
 from rlopt.runs.run_folder import RunFolder
 from rlopt.training.evaluate import Evaluation
 from rlopt.training.evaluate import describe as summary
+from rlopt.training.result import FINISHED, INTERRUPTED, NONFINITE, Result
 from rlopt.training.saved import resumed_config
 from rlopt.training.setup import begin, describe, resume, settle
-from rlopt.training.trainer import FINISHED, INTERRUPTED, NONFINITE, Result
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,8 +17,9 @@ from rlopt.runs.display import Display
 from rlopt.runs.run_folder import RunFolder
 from rlopt.training import setup
 from rlopt.training.presets import train_config
+from rlopt.training.result import INTERRUPTED, Result
 from rlopt.training.saved import refuse_changes
-from rlopt.training.trainer import INTERRUPTED, Callback, Result
+from rlopt.training.trainer import Callback
 from rlopt.types import RloptError
 
 LOCAL = "local/"

@@ -16,7 +16,8 @@ from rlopt.loops.parameter_box import MAX_ROWS, Array, Bounds, ParameterBox, Sim
 from rlopt.policy import Policy
 from rlopt.random import derive_seed
 from rlopt.runs.csv_table import CsvTable
-from rlopt.training.trainer import Callback, Result, Trainer
+from rlopt.training.result import Result
+from rlopt.training.trainer import Callback, Trainer
 from rlopt.types import Episode
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any, Self
 
 import safetensors.torch
 
-from rlopt.analysis.tables import as_frame, read_csv
+from rlopt.analysis.tables import read_csv
 from rlopt.files import replace_file
 from rlopt.loops.base import Loop, Progress
 from rlopt.loops.metrics import Sums, load_sums, means, merge, sums_state
@@ -21,12 +20,11 @@ from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints, Loaded
 from rlopt.runs.logging import Display, Logger
 from rlopt.runs.run_folder import RunFolder, told_as_one_line
 from rlopt.settings import read_settings_text
+from rlopt.training.result import FINISHED, INTERRUPTED, NONFINITE, STOPPED, Result
 from rlopt.training.signals import Signals
 from rlopt.types import Episode, RloptError, State
 
 log = logging.getLogger(__name__)
-
-FINISHED, STOPPED, INTERRUPTED, NONFINITE = "finished", "stopped", "interrupted", "nonfinite"
 
 FRUITLESS = 1_000
 """Advances in a row without one usable transition, after which a run stops even if it skips non-finite values."""
@@ -34,37 +32,6 @@ FRUITLESS = 1_000
 
 class UnfitCheckpoint(RloptError):
     """A checkpoint is sound, but what it holds is not of this run."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended."""
-
-    status: str
-    """``finished``, ``stopped`` (by a callback), ``interrupted`` (by a signal), or ``nonfinite``."""
-    step: int
-    evaluation: list[Episode]
-    """The last evaluation's episodes."""
-    folder: Path
-    signal: int | None = None
-    first_bad: str | None = None
-    saved: bool = True
-    """Whether the last checkpoint was written."""
-
-    @property
-    def evaluations(self) -> Any:
-        """Every evaluation episode of the run: a pandas DataFrame, or a list of dicts where pandas is not installed."""
-        return as_frame(RunFolder(self.folder).evaluations)
-
-    @property
-    def episodes(self) -> Any:
-        """Every training episode of the run, like ``evaluations``."""
-        return as_frame(RunFolder(self.folder).episodes)
-
-    @property
-    def metrics(self) -> Any:
-        """Losses, speed and other numbers over the run's steps, like ``evaluations``."""
-        return as_frame(RunFolder(self.folder).metrics)
 
 
 class Callback:

@@ -17,7 +17,7 @@ from rlopt.cli import main
 from rlopt.cli.environment import WAIT_POLICY, prepare_environment
 from rlopt.cli.train import _ended
 from rlopt.training import train_config
-from rlopt.training.trainer import Result
+from rlopt.training.result import Result
 from rlopt.types import RloptError
 from tests.cli.command_line import ROOT, SHORT, python, refused, rows
 
