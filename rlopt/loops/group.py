@@ -148,17 +148,17 @@ class GroupLoop(Loop):
         A row that lost its episode stays out for the rest of the rollout.
         """
         valid, lost, obs = step.valid & alive, ~step.valid & step.ended & alive, step.obs
-        finite = finite_rows(step.next_obs) & step.reward.isfinite()
+        finite = finite_rows(step.next_obs) & finite_rows(step.reward)
         if not bool(finite.all()):
             if bool((valid & ~finite).any()):
-                bad_reward = bool((valid & ~step.reward.isfinite()).any())
+                bad_reward = bool((valid & ~finite_rows(step.reward)).any())
                 self._bad = self._bad or ("reward" if bad_reward else "observation")
             valid, lost, obs = valid & finite, lost | (alive & ~finite), _without_nonfinite(obs)
         valid = valid & (valid.cumsum(0) <= self.total_steps - self.step)
         over = step.ended if self.config.horizon is None else step.ended | (taken + 1 >= self.config.horizon)
         terminated, over = step.terminated & valid, over & valid
         truncated = over & ~terminated
-        reward = torch.where(valid, step.reward, 0.0)
+        reward = torch.where(valid.view(-1, *[1] * (step.reward.dim() - 1)), step.reward, 0.0)
         return Step(obs, step.next_obs, reward, terminated, truncated, over | lost, valid, step.info)
 
     def state_dict(self) -> State:

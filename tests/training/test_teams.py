@@ -109,6 +109,7 @@ CASES = {
     "own-rewards-derived": {"agent": {"team_reward": False}, "kwargs": {"derived": True}},
     "one-reward": {"kwargs": {"paid_apart": False}},
     "two-runs": {"num_runs": 2, "env": {"normalize_obs": True}},
+    "captured": {"update_mode": "captured"},
 }  # fmt: skip
 
 
