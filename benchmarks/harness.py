@@ -109,6 +109,60 @@ def serve_sb3(module: str, threads: int, env_id: str, seed: int, warmup: int, ex
     model.learn(10**9, callback=Clock())
 
 
+def serve_rlopt_ppo(config: Mapping[str, Any]) -> None:
+    """Windows of rlopt's PPO, of whole rollouts with their updates."""
+    from rlopt.training import train_config
+    from rlopt.training.setup import make_loop, settle
+
+    out = channel()
+    loop = make_loop(settle(train_config({"total_steps": 10**9, **config})))
+
+    def rollout() -> int:
+        begin = loop.step
+        while not loop.advance().updates:
+            pass
+        return int(loop.step - begin)
+
+    rollout()
+    windows = Windows(out)
+    while windows.tick(rollout()):
+        pass
+    loop.close()
+
+
+def serve_sb3_ppo(threads: int, env_id: str, seed: int, options: Mapping[str, Any]) -> None:
+    """Windows of Stable-Baselines3's PPO with the same ``rollout_steps``, ``batch_size``, ``epochs`` and
+    ``num_envs``."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    out = channel()
+    torch.set_num_threads(threads)
+    steps, envs = options["rollout_steps"], options["num_envs"]
+
+    class Clock(BaseCallback):
+        rollouts, wanted = 0, True
+        windows: Windows | None = None
+
+        def _on_rollout_start(self) -> None:  # behind the update from the rollout before
+            self.rollouts += 1
+            if self.windows is not None:
+                self.wanted = self.windows.tick(steps * envs)
+            elif self.rollouts == 2:
+                self.windows = Windows(out)
+
+        def _on_step(self) -> bool:
+            return self.wanted
+
+    model = PPO(
+        "MlpPolicy", make_vec_env(env_id, envs, seed=seed), n_steps=steps, batch_size=options["batch_size"],
+        n_epochs=options["epochs"], device="cpu", seed=seed,
+    )  # fmt: skip
+    model.learn(10**9, callback=Clock())
+
+
 # --- the parent's side ----------------------------------------------------------------------------------------------
 
 
@@ -123,7 +177,7 @@ class Entrant:
     """``rlopt``, ``stable_baselines3`` or ``sbx``."""
     threads: int
     config: Mapping[str, Any] = field(default_factory=dict)
-    """rlopt's, on top of the benchmark's."""
+    """rlopt's, on top of the benchmark's; a peer's, where the benchmark has any."""
     processes: int = 1
 
     @property
@@ -259,8 +313,8 @@ def measure(
     """Steps per second of every entrant in its undisturbed windows; remarks on these, and on entrants left out; the
     entrants, still waiting.
 
-    ``settings`` are every worker's: ``env``, ``warmup`` and ``extra`` (steps before the first update, and after it
-    before the first window).
+    ``settings`` are every worker's: ``env``, and ``warmup`` and ``extra`` (steps before the first update, and after it
+    before the first window), or ``algorithm=ppo``.
     """
     parked: list[Parked] = []
     left_out: list[str] = []
@@ -398,10 +452,15 @@ def worker(spec: Mapping[str, Any]) -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-    env_id, warmup, extra = spec["env"], int(spec["warmup"]), int(spec["extra"])
-    if spec["library"] == "rlopt":
-        config = {"env": {"id": env_id}, "device": "cpu", "threads": spec["threads"], "seed": spec["number"]}
+    env_id, warmup, extra = spec["env"], int(spec.get("warmup", 0)), int(spec.get("extra", 0))
+    config = {"env": {"id": env_id}, "device": "cpu", "threads": spec["threads"], "seed": spec["number"]}
+    if spec["library"] == "rlopt" and spec.get("algorithm") == "ppo":
+        own = spec["config"]
+        serve_rlopt_ppo({**config, **own, "env": {**config["env"], **own.get("env", {})}})
+    elif spec["library"] == "rlopt":
         serve_rlopt({**config, **spec["config"]}, warmup, extra)
+    elif spec.get("algorithm") == "ppo":
+        serve_sb3_ppo(int(spec["threads"]), env_id, int(spec["number"]), spec["config"])
     else:
         serve_sb3(spec["library"], int(spec["threads"]), env_id, int(spec["number"]), warmup, extra)
 

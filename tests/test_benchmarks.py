@@ -116,6 +116,31 @@ def test_sac_throughput_compares_best_settings(load, tmp_path: Path):
     assert rows[-1] == ["rlopt float32", "1 thread, beside a busy process", "45.0", "", ""]
 
 
+def test_ppo_throughput_is_judged_by_the_number_of_environments(load):
+    ppo = load("ppo_throughput")
+    told = {
+        ("rlopt, 1 environment", 1): [300.0], ("rlopt, 1 environment", 2): [290.0, 310.0, 330.0],
+        ("Stable-Baselines3, 1 environment", 1): [200.0], ("rlopt, 8 environments", 2): [500.0],
+        ("Stable-Baselines3, 8 environments", 1): [260.0],
+    }  # fmt: skip
+    speeds = {ppo.Entrant(name, f"{t} threads", "rlopt", t): v for (name, t), v in told.items()}
+    assert ppo.report(speeds, ["a remark"]).notes == [
+        "rlopt, 1 environment (2 threads) / Stable-Baselines3, 1 environment (1 threads): 1.55 "
+        "(target at least 1.5: met)",
+        "rlopt, 8 environments (2 threads) / Stable-Baselines3, 8 environments (1 threads): 1.92 "
+        "(target at least 2: missed)",
+        "a remark",
+    ]
+
+
+def test_ppo_throughput_can_be_tried_out(load, tmp_path: Path):
+    ppo = load("ppo_throughput")
+    ppo.main(["--quick", "--env", "Pendulum-v1", "--out", str(tmp_path)])
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert {"rlopt, 1 environment", "rlopt, 8 environments"} <= {r["library"] for r in rows}
+    assert all(float(r["steps/s (median)"]) > 0 for r in rows)
+
+
 def test_many_seeds_is_judged_against_the_best_arrangement_of_float32_processes(load):
     many = load("many_seeds")
     speeds = {e: [100.0] for e in many.entrants(8) if "Stable" not in e.name}

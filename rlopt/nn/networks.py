@@ -149,10 +149,11 @@ class _Perceptron(nn.Module):
         initialise(self.layers[-1], config, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, layer in enumerate(self.layers[:-1]):
+        *hidden, last = self.layers  # a slice of a ModuleList would be a new module in every call
+        for i, layer in enumerate(hidden):
             x = layer(x) if i == 0 else self._hidden(layer, x)
             x = self.activation(x if self.norms is None else self.norms[i](x))
-        return self.layers[-1](x)  # type: ignore[no-any-return]
+        return last(x)  # type: ignore[no-any-return]
 
     @staticmethod
     def _hidden(layer: nn.Module, x: Tensor) -> Tensor:
