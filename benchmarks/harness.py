@@ -65,10 +65,10 @@ class Windows:
 def make_sac(config: Mapping[str, Any], warmup: int) -> Any:
     """rlopt's loop for SAC with ``config`` on top of the benchmark's settings."""
     from rlopt.training import train_config
-    from rlopt.training.setup import make_loop
+    from rlopt.training.setup import make_loop, settle
 
     agent = {"name": "sac", "warmup_steps": warmup, **config.get("agent", {})}
-    return make_loop(train_config({"total_steps": 10**9, **config, "agent": agent}))
+    return make_loop(settle(train_config({"total_steps": 10**9, **config, "agent": agent})))
 
 
 def serve_rlopt(config: Mapping[str, Any], warmup: int, extra: int) -> None:

@@ -133,11 +133,12 @@ def test_ppo_throughput_is_judged_by_the_number_of_environments(load):
     ]
 
 
-def test_ppo_throughput_can_be_tried_out(load, tmp_path: Path):
+def test_ppo_throughput_can_be_tried_out(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ppo = load("ppo_throughput")
+    monkeypatch.setattr(ppo, "TARGETS", {1: 1.5})
     ppo.main(["--quick", "--env", "Pendulum-v1", "--out", str(tmp_path)])
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert {"rlopt, 1 environment", "rlopt, 8 environments"} <= {r["library"] for r in rows}
+    assert "rlopt, 1 environment" in {r["library"] for r in rows}
     assert all(float(r["steps/s (median)"]) > 0 for r in rows)
 
 

@@ -14,7 +14,6 @@ A time limit is no end: the value of the state that it cut is bootstrapped, wher
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -61,13 +60,11 @@ class PPOConfig(RolloutAgentConfig):
     lr_schedule: str = option("constant", "learning rate over time; linear falls to 0", choices=SCHEDULES)
     clip: float = option(0.2, "ε: how far the ratio of probabilities may move and still pay", above=0.0)
     clip_schedule: str = option("constant", "ε over time; linear falls to 0", choices=SCHEDULES)
-    schedule_steps: int | None = option(
-        None, "environment steps until linear schedules are at 0 (null: total_steps)", low=1
-    )
+    schedule_steps: int | None = option(None, "environment steps until those are at 0 (null: total_steps)", low=1)
     gae_lambda: float = option(0.95, "λ of generalised advantages", low=0.0, high=1.0)
     bootstrap: bool = option(True, "value what lies beyond a time limit (false: take it for an end, as CleanRL does)")
     normalise_advantage: bool = option(True, "zero mean and unit deviation of the advantages in each minibatch")
-    recompute_advantage: bool = option(False, "advantages and value targets anew before each epoch")
+    recompute_advantage: bool = option(False, "advantages and value targets anew before each epoch, as Tianshou does")
     value_clip: bool = option(False, "clip the value's change to ε as well")
     value_coefficient: float = option(0.5, "weight of the value loss, ½ mean squared error", low=0.0)
     entropy_coefficient: float = option(0.0, "weight of the policy's entropy", low=0.0)
@@ -209,10 +206,8 @@ def ppo_loss(net: Net, params: Params, batch: Samples, c: PPOConfig, clip: float
         outputs = tuple(x.flatten(0, 1) for x in outputs) if isinstance(outputs, tuple) else outputs.flatten(0, 1)
         batch, value = batch._replace(carry=None).map(lambda x: x.flatten(0, 1)), value.flatten()
     actor: Any = net.module.actor
-    log_ratio, entropy = (
-        log_prob(actor, outputs, batch.sample) - batch.log_prob,
-        mean(actor.entropy(outputs), batch.valid),
-    )
+    log_ratio = log_prob(actor, outputs, batch.sample) - batch.log_prob
+    entropy = mean(actor.entropy(outputs), batch.valid)
     advantage = normalised(batch.advantage, batch.valid) if c.normalise_advantage else batch.advantage
     policy = policy_loss(log_ratio, advantage, clip, batch.valid)
     fit = value_loss(value, batch.target, batch.value, clip if c.value_clip else None, batch.valid)
@@ -318,16 +313,13 @@ class PPO(Agent):
             metrics = diagnostics(terms.log_ratio, clip, valid)
             if c.target_kl is not None and float(metrics["approx_kl"]) > c.target_kl:
                 break
-        residual, spread = ((x.var(correction=0)) for x in (data.target - data.value, data.target))
-        return Update(
-            metrics
-            | {"policy_loss": terms.policy, "value_loss": terms.value, "entropy": terms.entropy}
-            | {"explained_variance": 1.0 - residual / spread.clamp(min=1e-12)}
-        )
+        residual, spread = (x.var(correction=0) for x in (data.target - data.value, data.target))
+        metrics |= {"policy_loss": terms.policy, "value_loss": terms.value, "entropy": terms.entropy}
+        return Update(metrics | {"explained_variance": 1.0 - residual / spread.clamp(min=1e-12)})
 
     def samples(self, rollout: Rollout, position: Tensor) -> Samples:
         """Return what is learnt from a rollout, of which the transitions lie at the flat ``position`` (M,)."""
-        c, shape = self.config, rollout.reward.shape
+        c = self.config
         if not c.bootstrap:
             rollout = rollout._replace(terminated=rollout.terminated | rollout.truncated)
         old, value, next_value = self.judge(rollout)
@@ -338,8 +330,7 @@ class PPO(Agent):
             return data.map(lambda x: x.flatten(0, 1).index_select(0, position))
         data = data.map(lambda x: x.transpose(0, 1))
         carry = {name: rollout.extras[CARRY + name][0] for name in self.initial_carry(1) or {}}
-        everything = len(position) == math.prod(shape)
-        valid = None if everything else rollout.valid.transpose(0, 1)
+        valid = None if len(position) == rollout.valid.numel() else rollout.valid.transpose(0, 1)
         return data._replace(carry=carry, ended=rollout.ended.transpose(0, 1), valid=valid)
 
     @torch.no_grad()
