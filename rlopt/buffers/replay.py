@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlopt.buffers.datasets import fields, from_episodes
 from rlopt.buffers.frames import SideStore
 from rlopt.buffers.layout import Fields, Layout
 from rlopt.buffers.placement import Placement
@@ -206,28 +207,69 @@ class ReplayBuffer:
             self.storage.check(values, valid)
         if self.rows_written == 0 and self.storage.derived:
             self.storage.check_derived(obs, next_obs)
-        row = self._claim_row()
         if valid is not None:
             self._invalid += int((~valid).sum())
+        row = self._claim(1)
         self.storage.write(self.rows_written - 1, values, valid)
+        self._tell(row, 1, values, valid)
+
+    def extend(self, dataset: Any) -> None:
+        """Store a data set of single transitions in the order in which they happened.
+
+        Args:
+            dataset: {``obs``, ``action``, ``reward``, ``next_obs``, ``terminated``, ``truncated`` and, where they
+                differ, ``ended``: (M, …)} with the observations' leaves as dicts and extras by name; or a Minari data
+                set. What is missing at its end (neither flag) counts as cut: no window goes on into what comes next.
+
+        Raises:
+            RloptError: the buffer is of several environments, the data set is larger than it or does not fit it.
+        """
+        if self.num_envs != 1:
+            raise RloptError(f"extend needs num_envs=1, not {self.num_envs}: a data set is one row of transitions")
+        given = dataset if isinstance(dataset, Mapping) else from_episodes(dataset)
+        values = fields(self.layout, given)
+        count = len(values["reward"])
+        if count > self.capacity_rows:
+            raise RloptError(f"{count:,} transitions do not fit a capacity of {self.capacity_rows:,}; raise it")
+        values["ended"][-1] = True
+        if self.rows_written:
+            self.block[(self.rows_written - 1) % self.capacity_rows, :, self.slices["ended"]] = 1.0
+        done, most = 0, 1 if self.storage.frames else count
+        while done < count:
+            rows = min(most, count - done, self.capacity_rows - self.rows_written % self.capacity_rows)
+            part = {name: value[done : done + rows] for name, value in values.items()}
+            if self.storage.frames:
+                self.storage.check(part, None)
+            first = self._claim(rows)
+            if self.storage.frames:
+                self.storage.write(self.rows_written - 1, part, None)
+            else:
+                self.storage.write_many(first, part)
+            self._tell(first, rows, part, None)
+            done += rows
+
+    def _claim(self, rows: int) -> int:
+        """Return the first of the rows to write next, which the ring holds side by side; forget the invalid
+        transitions that they held."""
+        first = self.rows_written % self.capacity_rows
+        if self._invalid and self.rows_written >= self.capacity_rows:
+            self._invalid -= int((self.block[first : first + rows, :, self.slices["valid"]] == 0).sum())
+        self.rows_written += rows
+        return first
+
+    def _tell(self, row: int, rows: int, values: Mapping[str, Tensor], valid: Tensor | None) -> None:
+        """Tell the samplers of rows that were written."""
+        count = rows * self.num_envs
         for sampler, mask in self._listeners:
             drawable = valid
             if mask is not None:
-                allowed = values[mask].reshape(self.num_envs).to(torch.bool)
+                allowed = values[mask].reshape(count).to(torch.bool)
                 drawable = allowed if valid is None else allowed & valid.to(allowed.device)
-            sampler.wrote(row * self.num_envs, self.num_envs, drawable)
-
-    def _claim_row(self) -> int:
-        """Return the row to write next; forget the invalid transitions that it held."""
-        row = self.rows_written % self.capacity_rows
-        if self._invalid and self.rows_written >= self.capacity_rows:
-            self._invalid -= int((self.block[row, :, self.slices["valid"]] == 0).sum())
-        self.rows_written += 1
-        return row
+            sampler.wrote(row * self.num_envs, count, drawable)
 
     def add_cut(self) -> None:
         """Store a row of no transitions, which no n-step window crosses."""
-        row = self._claim_row()
+        row = self._claim(1)
         self.storage.write_nothing(self.rows_written - 1)
         self._invalid += self.num_envs
         nothing = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
@@ -352,14 +394,16 @@ class ReplayBuffer:
         leads = (terminated == 0) & (ended == 0) & (valid != 0) & (back <= held[:, None])
         return leads.cumprod(1).sum(1)
 
-    def begins_window(self, row: int) -> Tensor:
-        """Return which transitions (N,) of the row at this place of the ring, the newest, follow none of the same
-        window."""
-        if self.rows_written == 1 or self.capacity_rows == 1:
-            return torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        before = self.block[row - 1, :, self.slices["terminated"].start : self.slices["valid"].stop]
-        terminated, ended, valid = before.unbind(1)
-        return (terminated != 0) | (ended != 0) | (valid == 0)
+    def begins_window(self, row: int, rows: int) -> Tensor:
+        """Return which transitions (rows · N,) of the newest rows, those from this place of the ring on, follow none
+        of the same window."""
+        before = (torch.arange(row - 1, row + rows - 1, device=self.device)) % self.capacity_rows
+        flags = self.block[before, :, self.slices["terminated"].start : self.slices["valid"].stop]
+        terminated, ended, valid = flags.unbind(2)
+        begins = (terminated != 0) | (ended != 0) | (valid == 0)
+        if self.rows_written <= rows or self.capacity_rows == 1:
+            begins[0] = True  # nothing comes before the first row
+        return begins.flatten()
 
     def _columns(self, slots: Tensor) -> Tensor:
         """Return rewards and flags (B, L, n + 3) of the slots (B, L)."""

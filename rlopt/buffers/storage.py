@@ -122,6 +122,16 @@ class Storage:
             column[line] = values[name].item()  # a fourth of the time that an array of one takes
         self._valid_view[line] = 1.0 if valid is None else valid.cpu().numpy()
 
+    def write_many(self, first: int, values: Mapping[str, Tensor]) -> None:
+        """Store transitions (rows, …) of one environment from ring position ``first`` on, all of them valid."""
+        for name, value in values.items():
+            where, rows = self.layout.slices.get(name), slice(first, first + len(value))
+            if where is None:
+                self.apart[name][rows, 0] = value.to(self.device)
+            else:
+                self.block[rows, 0, where] = value.reshape(len(value), -1).to(self.device, torch.float32)
+        self.block[first : first + len(values["reward"]), :, self._valid] = 1.0
+
     def write_nothing(self, number: int) -> None:
         """Store a row ``number`` of no transitions."""
         self.forget(number)

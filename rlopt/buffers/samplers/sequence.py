@@ -96,7 +96,8 @@ class SequenceSampler(SamplerOver):
 
     def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
         if self.start == "episode":
-            begins = self.buffer.begins_window(first // self.buffer.num_envs)
+            n = self.buffer.num_envs
+            begins = self.buffer.begins_window(first // n, count // n)
             valid = begins if valid is None else begins & valid.to(begins.device)
         super().wrote(first, count, valid)
 
