@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlopt.envs import Normalizer, VectorEnv, make_env
-from rlopt.envs.make import find_backend, stepping_device
+from rlopt.envs.make import find_backend, resolve_backend, stepping_device
 from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
 from rlopt.types import RloptError
@@ -41,9 +41,11 @@ def evaluator(config: TrainConfig, device: torch.device) -> Evaluator:
     round a row's sine differently by its place in the batch.
     """
     together = config.num_runs > 1 and device.type != "cpu" and find_backend(config.env.backend).batched
-    home, e = stepping_device(config.env.backend, device), config.eval
+    e, env = config.eval, config.env.for_evaluation()
 
     def make(n: int) -> VectorEnv:
+        backend = resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts)
+        home = stepping_device(backend, device)
         return environment(config, n, home, "evaluation", autoreset=False, evaluation=True)
 
     return Evaluator(make, config.seed, together, e.max_steps, e.mode, e.epsilon)

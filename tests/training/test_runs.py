@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_all_runs_of_a_folder_are_evaluated_in_an_environment_of_the_users(tmp_p
     for r, found in enumerate(json.loads(said.out)):
         assert [e["return"] for e in found["episodes"]] == [e.total_reward for e in result.evaluation if e.run == r]
     with pytest.raises(RloptError, match="names a module"):
-        evaluate_path(run / "policy" / "run0")
+        evaluate_path(shutil.copytree(run / "policy" / "run0", tmp_path / "elsewhere"))
 
 
 def test_every_run_has_statistics_of_its_own(tmp_path: Path) -> None:
