@@ -27,7 +27,8 @@ class Guard:
         self.code = torch.zeros(shape, dtype=torch.int64, device=device)
         """Number of the first quantity that was not finite since ``clear``; complete once ``settle`` was called."""
         self.prefix = ""
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}  # by the whole name, in the order of the codes
+        self._own: dict[str, int] = {}  # the same by the name without this guard's prefix
         self._poison = torch.zeros(shape, device=device)  # 0; NaN once something of this update was not finite
         self._ok = torch.ones(shape, dtype=torch.bool, device=device)
         self._latest = torch.zeros_like(self.code)  # the quantity that was begun last while all was well
@@ -35,7 +36,7 @@ class Guard:
     def child(self, name: str) -> Self:
         """Return a guard whose quantities are called ``name/…`` and whose flags and code are this one's."""
         child = copy.copy(self)
-        child.prefix = f"{self.prefix}{name}/"
+        child.prefix, child._own = f"{self.prefix}{name}/", {}
         return child
 
     @property
@@ -45,7 +46,9 @@ class Guard:
 
     def number(self, name: str) -> int:
         """Return the code that stands for the quantity ``name``."""
-        return self._numbers.setdefault(self.prefix + name, len(self._numbers) + 1)
+        if name not in self._own:
+            self._own[name] = self._numbers.setdefault(self.prefix + name, len(self._numbers) + 1)
+        return self._own[name]
 
     def begin(self) -> None:
         """Open an update."""
@@ -63,7 +66,7 @@ class Guard:
         if total is not None:
             self._latest.masked_fill_(self._ok, self.number(name))
             self._poison.add_(total, alpha=0.0)  # x·0 is NaN exactly where x is not finite
-            torch.eq(self._poison, 0.0, out=self._ok)
+            torch.logical_not(self._poison, out=self._ok)  # of NaN it is false
         return self._ok
 
     def settle(self) -> None:
