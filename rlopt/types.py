@@ -154,7 +154,7 @@ class Act(NamedTuple):
     """What an agent answers to a batch of observations."""
 
     action: Tensor
-    """(N, A) in environment units, or (N,) int64."""
+    """(N, …), of the action space's shape: in environment units, or int64; of a team (N, n, …)."""
     carry: Carry = None
     """What must travel to the next step; None for feed-forward agents. The collector owns it."""
     extras: dict[str, Tensor] = {}

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlopt.config import build
+from rlopt.nn.boxes import bounded_box, bounds, scale
 from rlopt.nn.distributions import (
     IMPOSSIBLE,
     LOG_STD_MAX,
@@ -30,7 +31,6 @@ from rlopt.nn.memory import make_memory
 from rlopt.nn.networks import MLP, NetworkConfig
 from rlopt.types import Carry, Obs, RloptError, Space, is_mask, obs_leaves, one_line, shape_of
 
-Array = np.ndarray[Any, Any]
 Options = dict[str, Any]
 MAX_HEADS = 1 << 22
 """Logits of a ``MultiCategoricalActor`` with the padding of its heads."""
@@ -479,36 +479,3 @@ def has_action_mask(observation_space: Space, actions: int) -> bool:
     if shape_of(leaf) != (actions,):
         raise RloptError(f"action_mask must have an entry for each of the {actions} actions, not {one_line(leaf)}")
     return True
-
-
-def bounded_box(space: Space) -> spaces.Box:
-    """The action space as a bounded Box, or one clear line."""
-    if not isinstance(space, spaces.Box):
-        hint = "use agent=sac_discrete" if isinstance(space, spaces.Discrete) else "choose another agent"
-        raise RloptError(f"this agent acts in Box action spaces, not in {one_line(space)}; {hint}")
-    if not np.isfinite(bounds(space)).all():
-        raise RloptError(
-            f"this agent needs finite bounds on every action, not {one_line(space)}; set them in the environment, "
-            "or by env.wrappers=[module:Wrapper] (beyond 3.4e38 they count as infinite)"
-        )
-    return space
-
-
-def bounds(box: spaces.Box) -> tuple[Array, Array]:
-    """Return the bounds (A,) of a Box as the agent's float32 sees them."""
-    with np.errstate(over="ignore"):
-        return box.low.astype(np.float32).ravel(), box.high.astype(np.float32).ravel()
-
-
-def scale(low: Array, high: Array) -> tuple[Array, Array]:
-    """Return centre and half range (A,) such that no x in [-1, 1] puts ``centre + half_range * x`` outside the bounds,
-    whatever is rounded. Where a side is infinite they are not finite.
-
-    Halves are taken first, because the width of wide bounds overflows. Rounding may put an end outside by a unit in the
-    last place, and as product and sum are monotone it is enough to bring the ends inside.
-    """
-    with np.errstate(invalid="ignore"):
-        centre, half_range = np.clip(low / 2 + high / 2, low, high), high / 2 - low / 2
-        while (outside := (centre - half_range < low) | (centre + half_range > high)).any():
-            half_range = np.where(outside, np.nextafter(half_range, np.float32(0.0)), half_range)
-    return centre, half_range
