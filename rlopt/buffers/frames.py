@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def plan_frames(rows: int, num_envs: int, stack: int, shape: tuple[int, ...]) -> Shapes:
-    """The tensors of a ``FrameRing`` for leaves of ``shape``, whose first axis holds ``stack`` frames."""
+    """Return the tensors of a ``FrameRing`` for leaves of ``shape``, whose first axis holds ``stack`` frames."""
     frame = (shape[0] // stack, *shape[1:])
     return {
         "frames": ((rows + stack, num_envs, *frame), torch.uint8),
@@ -43,7 +43,7 @@ def plan_frames(rows: int, num_envs: int, stack: int, shape: tuple[int, ...]) ->
 
 
 class SideStore:
-    """A ring of frames, numbered as they come, that grows where more of them are in use than it holds.
+    """Keeps frames in a ring, numbered as they come, which grows where more of them are in use than it holds.
 
     It is a row log: ``capacity_rows`` counts the frames since the oldest in use, which are those that are saved.
     """
@@ -70,7 +70,7 @@ class SideStore:
         return first
 
     def read(self, number: Tensor) -> Tensor:
-        """Frames (…) by their numbers."""
+        """Return frames (…) by their numbers."""
         return self.tensor.index_select(0, number % self.tensor.shape[0])
 
     def free(self, oldest: int) -> None:
@@ -111,7 +111,7 @@ class SideStore:
 
 
 class FrameRing:
-    """The frames of one stacked image leaf over the rows of a ring.
+    """Keeps the frames of one stacked image leaf over the rows of a ring.
 
     Args:
         tensors: allocated as ``plan_frames`` says.
@@ -150,7 +150,7 @@ class FrameRing:
                 )
 
     def write(self, t: int, obs: Tensor, next_obs: Tensor, valid: Tensor | None) -> None:
-        """Row ``t`` since the beginning: stacks (N, k·C, …) before and after the step, ``valid`` (N,) bool."""
+        """Store row ``t`` since the beginning: stacks (N, k·C, …) before and after the step, ``valid`` (N,) bool."""
         obs, next_obs = self._split(obs), self._split(next_obs)
         if self._last.device != obs.device:
             self._last = self._last.to(obs.device)
@@ -173,7 +173,7 @@ class FrameRing:
         self._open = np.ones(self.num_envs, bool) if valid is None else valid.cpu().numpy().copy()
 
     def _opening(self, stack: Tensor, t: int, pushed: int) -> int:
-        """How the older frames of an episode's first stack are kept."""
+        """Keep the older frames of an episode's first stack; return how."""
         older = stack[:-1]
         if not older.any():
             start = ZERO
@@ -185,7 +185,8 @@ class FrameRing:
         return start
 
     def _oldest(self, t: int, pushed: int) -> int:
-        """The smallest number in the side store that a row may still need; ``pushed`` is the first of this row's."""
+        """Return the smallest number in the side store that a row may still need; ``pushed`` is the first of this
+        row's."""
         held = self.links[: min(t, self.capacity_rows), :, 1:]
         used = held[held >= 0]
         young = self._start[(self._age < self._top) & (self._start >= 0)]
@@ -200,8 +201,8 @@ class FrameRing:
         self.links[t % self.capacity_rows].copy_(torch.tensor([0, REPEAT, NONE]))
 
     def read(self, index: Tensor, written: int, first: int, stop: int) -> Tensor:
-        """Frames ``first … stop - 1`` (B, stop - first, …) of what the slots ``index`` (B,) hold: 0 … k - 1 are the
-        observation, 1 … k the next one. ``written`` is the number of rows written so far."""
+        """Return frames ``first … stop - 1`` (B, stop - first, …) of what the slots ``index`` (B,) hold: 0 … k - 1 are
+        the observation, 1 … k the next one. ``written`` is the number of rows written so far."""
         slots, size = self.capacity_rows * self.num_envs, self.frames.shape[0] * self.num_envs
         links = self.links.view(-1, 3)
         age, start, _ = links.index_select(0, index).unbind(1)
@@ -244,8 +245,8 @@ class FrameRing:
         return obs.reshape(self.num_envs, self.stack, *self.frame)
 
     def state_dict(self, written: int) -> State:
-        """What rows and side store do not hold: the newest next observation, and the frames older than the oldest
-        row."""
+        """Return what rows and side store do not hold: the newest next observation, and the frames older than the
+        oldest row."""
         self.side.free(self._oldest(written, self.side.rows_written))
         return {
             "last": self._last.to("cpu", copy=True),

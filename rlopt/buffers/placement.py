@@ -39,7 +39,7 @@ class Placement:
         return f"disk ({self.folder})" if self.on_disk else str(self.device)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor. On the CPU its pages are taken as they are first written."""
+        """Return an uninitialised tensor. On the CPU its pages are taken as they are first written."""
         if self.on_disk:
             return self._mapped(shape, dtype)
         try:
@@ -66,7 +66,7 @@ class Placement:
             os.unlink(path)
 
     def free(self) -> int | None:
-        """Bytes free there; None where that cannot be told."""
+        """Return the bytes free there; None where that cannot be told."""
         return shutil.disk_usage(self.folder).free if self.on_disk else free_memory(self.device)
 
     def taken(self, nbytes: int, slots: int, planned: int | None) -> int:
@@ -91,7 +91,7 @@ WAYS_OUT = (
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes free on ``device``; None where that cannot be told."""
+    """Return the bytes free on ``device``; None where that cannot be told."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = [free for free in (_available(), _left_to_group()) if free is not None]
@@ -110,7 +110,7 @@ def _available() -> int | None:
 
 
 def _left_to_group(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What a container's limit leaves; the file cache that it can give up does not count as used."""
+    """Return what a container's limit leaves; the file cache that it can give up does not count as used."""
     try:
         limit = (root / "memory.max").read_text().strip()
         if limit == "max":

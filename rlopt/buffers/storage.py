@@ -16,7 +16,7 @@ from rlopt.types import Obs, RloptError, State
 
 
 class Storage:
-    """A ring of rows, numbered since the beginning, of ``layout.num_envs`` transitions each.
+    """Keeps rows of ``layout.num_envs`` transitions each in a ring, numbered since the beginning.
 
     Slots are flat: ``(row % rows) * num_envs + environment``.
 
@@ -104,7 +104,7 @@ class Storage:
             tensor[row].copy_(values[name].reshape(tensor.shape[1:]), non_blocking=not self._on_cpu)
 
     def _fetched(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The packed fields brought from another device in one transfer."""
+        """Return the packed fields brought from another device in one transfer."""
         parts = [values[name].reshape(self.num_envs, -1).to(torch.float32) for name, *_ in self._write]
         widths = [part.shape[1] for part in parts]
         brought = torch.split(torch.cat([part.to(parts[0].device) for part in parts], 1).cpu(), widths, 1)
@@ -146,17 +146,17 @@ class Storage:
             ring.forget(number)
 
     def gather(self, index: Tensor) -> Tensor:
-        """The packed part (B, width) of the slots ``index`` (B,)."""
+        """Return the packed part (B, width) of the slots ``index`` (B,)."""
         return self._flat.index_select(0, index)
 
     def held(self, name: str, rows: int) -> Tensor:
-        """A view of field ``name`` at the first ``rows`` ring positions: (rows, N, size) where it is packed, else
-        (rows, N, …)."""
+        """Return a view of field ``name`` at the first ``rows`` ring positions: (rows, N, size) where it is packed,
+        else (rows, N, …)."""
         where = self.layout.slices.get(name)
         return self.apart[name][:rows] if where is None else self.block[:rows, :, where]
 
     def leaf(self, name: str, packed: Tensor, index: Tensor) -> Tensor:
-        """Field ``name`` (B, …) of the slots ``index`` (B,), whose packed part is ``packed``."""
+        """Return field ``name`` (B, …) of the slots ``index`` (B,), whose packed part is ``packed``."""
         found = self._read.get(name)
         if found is None:
             return self.apart[name].flatten(0, 1).index_select(0, index)
@@ -167,7 +167,8 @@ class Storage:
         return value.reshape(-1, *shape) if len(shape) > 1 else value
 
     def observations(self, index: Tensor, packed: Tensor, written: int) -> tuple[Obs, Obs]:
-        """Observations and next observations (B, …) of one set of slots; ``written`` is the number of rows written."""
+        """Return observations and next observations (B, …) of one set of slots; ``written`` is the number of rows
+        written."""
         if not self.frames:
             return self._tree("obs", index, packed, {}), self._tree("next_obs", index, packed, {})
         k = self.layout.frame_stack or 1
@@ -176,7 +177,7 @@ class Storage:
         return self._tree("obs", index, packed, obs), self._tree("next_obs", index, packed, next_obs)
 
     def obs(self, prefix: str, index: Tensor, packed: Tensor, written: int) -> Obs:
-        """``obs`` or ``next_obs`` (B, …) alone."""
+        """Return ``obs`` or ``next_obs`` (B, …) alone."""
         k, i = self.layout.frame_stack or 1, int(prefix == "next_obs")
         stacks = {key: ring.read(index, written, i, i + k).flatten(1, 2) for key, ring in self.frames.items()}
         return self._tree(prefix, index, packed, stacks)
@@ -198,7 +199,7 @@ class Storage:
     # Saving
 
     def read_rows(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Rows ``start … stop-1`` since the beginning, (stop - start, N, …), on the CPU."""
+        """Return rows ``start … stop-1`` since the beginning, (stop - start, N, …), on the CPU."""
         number = torch.arange(start, stop, device=self.device)
         return {name: t.index_select(0, number % t.shape[0]).cpu() for name, t in self._saved().items()}
 
@@ -219,14 +220,14 @@ class Storage:
         return {**self.tensors, **frames, **{f"links/{i}": ring.links for i, ring in rings}}
 
     def side_stores(self) -> dict[str, SideStore]:
-        """The frames that lie beside the rings, by the number of the ring: row logs of their own."""
+        """Return the frames that lie beside the rings, by the number of the ring: row logs of their own."""
         return {str(i): ring.side for i, ring in enumerate(self.frames.values())}
 
     def state_dict(self, written: int) -> State:
-        """What neither rows nor side stores hold; ``written`` is the number of rows written."""
+        """Return what neither rows nor side stores hold; ``written`` is the number of rows written."""
         return {str(i): ring.state_dict(written) for i, ring in enumerate(self.frames.values())}
 
     def load_state_dict(self, state: State, written: int) -> None:
-        """Comes before the side stores' ``write_rows``, which it may enlarge."""
+        """Continue where ``state_dict`` stood; before the side stores' ``write_rows``, which this may enlarge."""
         for i, ring in enumerate(self.frames.values()):
             ring.load_state_dict(state[str(i)], written)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlopt.buffers import PrioritizedReshuffledSampler, PrioritizedSampler
-from rlopt.buffers.samplers.masking import DenseVisits, Visits
-from rlopt.buffers.samplers.tree_loops import FULL
+from rlopt.buffers.samplers.draw_count_loops import FULL
+from rlopt.buffers.samplers.draw_counts import DenseDrawCounts, DrawCounts
 from rlopt.state import states_equal
 
 CPU = torch.device("cpu")
@@ -57,8 +57,8 @@ class SlowMasking:
 class Dense(PrioritizedReshuffledSampler):
     """The sampler as it is on a GPU."""
 
-    def _make_masses(self) -> Visits:
-        return DenseVisits(self.slots, self.device)
+    def _make_masses(self) -> DrawCounts:
+        return DenseDrawCounts(self.slots, self.device)
 
 
 actions = st.one_of(
@@ -117,7 +117,7 @@ def test_every_slot_is_hidden_exactly_while_it_is_ahead(adds: int) -> None:
     visits = sampler.masses
     rng = np.random.default_rng(0)
     position = checked = 0
-    pick = visits._pick
+    pick = visits._draw_distinct
 
     def check(fraction: Any) -> Any:
         nonlocal checked
@@ -133,7 +133,7 @@ def test_every_slot_is_hidden_exactly_while_it_is_ahead(adds: int) -> None:
             assert not free_but_ahead.any() or (adds and (actual - expected)[free_but_ahead].max() < 0.5)
         return pick(fraction)
 
-    visits._pick = check
+    visits._draw_distinct = check
     for _ in range(600):
         for _ in range(adds):
             sampler.wrote(position, 1, None)
@@ -176,7 +176,7 @@ def test_nobody_is_looked_at_in_vain_once_writing_has_ceased() -> None:
     drawn, _ = sampler.sample(32, 2000)
     sampler.wrote(min(set(range(2000)) - set(drawn.tolist())), 1, None)
     looks, visits = [], sampler.masses
-    settle = visits._settle
+    settle = visits._renew_hidden
 
     def count(step: float) -> None:
         before = visits.wake.copy()
@@ -184,7 +184,7 @@ def test_nobody_is_looked_at_in_vain_once_writing_has_ceased() -> None:
         looks.append(int((before != visits.wake).sum()))
 
     for i in range(400):
-        visits._settle = count if i >= 100 else settle
+        visits._renew_hidden = count if i >= 100 else settle
         sampler.sample(32, 2000)
     # Each slot drawn is looked at once to be hidden, and a few times to wake; it was over a thousand looks a draw.
     assert np.mean(looks) < 8 * 32

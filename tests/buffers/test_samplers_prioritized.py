@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlopt.buffers import LAPSampler, PrioritizedReshuffledSampler, PrioritizedSampler
-from rlopt.buffers.samplers.masking import DenseVisits, Visits
+from rlopt.buffers.samplers.draw_counts import DenseDrawCounts, DrawCounts
 from rlopt.state import load_state, save_state, states_equal
 from rlopt.types import RloptError
 
@@ -146,8 +146,8 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
 class Dense(PrioritizedReshuffledSampler):
     """The sampler as it is on a GPU."""
 
-    def _make_masses(self) -> Visits:
-        return DenseVisits(self.slots, self.device)
+    def _make_masses(self) -> DrawCounts:
+        return DenseDrawCounts(self.slots, self.device)
 
 
 @pytest.mark.parametrize("sampler_class", [PrioritizedSampler, LAPSampler, PrioritizedReshuffledSampler, Dense])

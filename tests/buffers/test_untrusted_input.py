@@ -21,7 +21,7 @@ from rlopt.buffers import (
     SequenceSampler,
     UniformSampler,
 )
-from rlopt.buffers.samplers.masking import DenseVisits, LazyVisits
+from rlopt.buffers.samplers.draw_counts import DenseDrawCounts, LazyDrawCounts
 from rlopt.buffers.samplers.per_run import RunSamplers
 from rlopt.types import RloptError
 
@@ -250,7 +250,7 @@ class OnGpu(PrioritizedReshuffledSampler):
     """The sampler as it is on a GPU."""
 
     def _make_masses(self) -> Any:
-        return DenseVisits(self.slots, self.device)
+        return DenseDrawCounts(self.slots, self.device)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_masked_draws_move_between_devices(first: Any, second: Any) -> None:
         batch = a.sample(5)
         a.update_priority(batch.index, batch.reward / 10)
     b.load_state_dict(a.state_dict())
-    assert isinstance(b.sampler.masses, LazyVisits | DenseVisits) and type(a.sampler.masses) is not type(
+    assert isinstance(b.sampler.masses, LazyDrawCounts | DenseDrawCounts) and type(a.sampler.masses) is not type(
         b.sampler.masses
     )
     for ours, theirs in zip(a.sampler.counts(), b.sampler.counts(), strict=True):

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Sampled:
-    """What every class has in place of independent draws. Slot ``row * n_envs + environment`` is one transition."""
+    """Draws by one of rlopt's samplers, in every class below. Slot ``row * n_envs + environment`` is one transition."""
 
     n_envs: int
     buffer_size: int

@@ -36,8 +36,8 @@ except ImportError as e:
 
 
 class _Bound:
-    """One of rlopt's samplers behind TorchRL's contract. It is bound to the storage when it is first needed, because a
-    storage may be lazy; what the storage holds by then counts as written then.
+    """Puts one of rlopt's samplers behind TorchRL's contract. It is bound to the storage when it is first needed,
+    because a storage may be lazy; what the storage holds by then counts as written then.
 
     Args:
         inner: rlopt's sampler.
@@ -98,7 +98,7 @@ class _Bound:
         self.size = max(self.size, int(index.max()) + 1)
 
     def _flat(self, index: Any) -> Tensor:
-        """Entries (K,) from TorchRL's indices: a number, (K,), or (K, dimensions of the storage)."""
+        """Return entries (K,) from TorchRL's indices: a number, (K,), or (K, dimensions of the storage)."""
         given = torch.as_tensor(index)
         if given.dtype.is_floating_point or given.is_complex() or given.dtype == torch.bool:
             raise RloptError(f"indices are whole numbers, not {given.dtype}")
@@ -117,7 +117,7 @@ class _Bound:
             self._wrote(flat[flat >= 0])
 
     def sample(self, storage: Any, batch_size: int) -> tuple[Any, dict[str, Any]]:
-        """Indices of ``batch_size`` entries, and ``priority_weight`` (B,) float32 where the sampler weighs."""
+        """Return indices of ``batch_size`` entries, and ``priority_weight`` (B,) float32 where the sampler weighs."""
         self._follow(storage)
         index, weight = self.inner.sample(batch_size, self.size)
         found = torch.unravel_index(index, storage.shape) if self.shape else index
@@ -129,7 +129,7 @@ class _Bound:
     # Saving
 
     def state_dict(self) -> State:
-        """A tree of tensors and plain values; ``slots`` is 0 before the first draw."""
+        """Return a tree of tensors and plain values; ``slots`` is 0 before the first draw."""
         if self.slots == 0:
             return {"slots": 0}
         shape, device = list(self.shape), str(self.device_bound)
@@ -172,7 +172,7 @@ class _Bound:
 
 
 class ReshuffledSampler(_Bound, Sampler):
-    """RR-C: each entry of the storage once per epoch, in a random order that writing never disturbs. See
+    """Draws each entry of the storage once per epoch (RR-C), in a random order that writing never disturbs. See
     ``rlopt.buffers.ReshuffledSampler``.
 
     TorchRL's ``SamplerWithoutReplacement`` shuffles anew whenever the storage has grown; this one does not. As there,
@@ -209,7 +209,7 @@ class ReshuffledSampler(_Bound, Sampler):
 
 
 class PrioritizedReshuffledSampler(_Bound, PrioritizedSampler):
-    """RR-M: prioritised draws, with entries hidden while they have been drawn more often than they should have been.
+    """Draws by priority, with entries hidden (RR-M) while they have been drawn more often than they should have been.
     See ``rlopt.buffers.PrioritizedReshuffledSampler``.
 
     Of TorchRL's ``PrioritizedSampler`` it is one in name, so that ``TensorDictReplayBuffer`` hands it priorities; the
@@ -299,7 +299,8 @@ class PrioritizedReshuffledSampler(_Bound, PrioritizedSampler):
         return {"priority_weight": weight}
 
     def update_priority(self, index: Any, priority: Any, *, storage: Any = None) -> None:
-        """New priorities, one for all or one per entry, of the entries ``index``; negative indices are left out."""
+        """Take new priorities, one for all or one per entry, of the entries ``index``; negative indices are left
+        out."""
         if storage is not None:
             self._follow(storage)
         if self.slots == 0:
@@ -314,4 +315,5 @@ class PrioritizedReshuffledSampler(_Bound, PrioritizedSampler):
             self.inner.update_priority(flat[kept], values[kept])
 
     def mark_update(self, index: Any, *, storage: Any = None) -> None:
-        """Nothing: ``extend`` and ``add`` have told of the write, and a new entry begins with the largest priority."""
+        """Do nothing: ``extend`` and ``add`` have told of the write, and a new entry begins with the largest
+        priority."""

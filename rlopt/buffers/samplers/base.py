@@ -66,7 +66,7 @@ def check_identity(state: State, own: State, what: str) -> None:
 
 
 class SamplerOver:
-    """A sampler over another one, ``inner``: that one chooses slots, this one makes batches of its own of them.
+    """Makes batches of its own of the slots that another sampler, ``inner``, chooses.
 
     A subclass writes ``batch`` and ``identity``; ``attach`` is called once by the buffer, after ``bind``.
     """
@@ -248,7 +248,7 @@ class DistinctSampler:
         return index, None
 
     def _smallest_keys(self, batch_size: int, size: int) -> Tensor:
-        """The slots with the smallest of ``size`` random keys: exact, without a look by the host, O(size)."""
+        """Return the slots with the smallest of ``size`` random keys: exact, without a look by the host, O(size)."""
         keys = torch.rand(size, generator=self.generator, device=self.device, dtype=torch.float64)
         if self.validity.mask is not None:
             keys.masked_fill_(~self.validity.mask[:size], 2.0)

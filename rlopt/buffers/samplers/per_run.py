@@ -12,7 +12,7 @@ from rlopt.types import RloptError, State
 
 
 class RunSamplers:
-    """R samplers over a ring whose rows hold R·N environments, run by run; run r draws from its own N alone.
+    """Draws for R runs from a ring whose rows hold R·N environments, run by run; run r draws from its own N alone.
 
     A minibatch of R·B slots has run r's in its r-th part. To its run each sampler is what it would be alone: it counts
     that run's slots from 0 and has the stream of the run's seed, ``seed + r``.

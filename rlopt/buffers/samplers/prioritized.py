@@ -10,13 +10,13 @@ from torch import Tensor
 
 from rlopt.buffers.samplers.base import Validity, check_identity, checked_slots, identity
 from rlopt.buffers.samplers.sum_tree import Masses, make_masses
-from rlopt.buffers.samplers.tree_loops import magnitudes
+from rlopt.buffers.samplers.sum_tree_loops import magnitudes
 from rlopt.random import generator_state, set_generator_state, torch_generator
 from rlopt.types import RloptError, State
 
 
 class PrioritizedSampler:
-    """Transition i with probability P(i) = m_i / Σ m, where m_i = (max(|δ_i|, floor) + epsilon)^alpha.
+    """Draws transition i with probability P(i) = m_i / Σ m, where m_i = (max(|δ_i|, floor) + epsilon)^alpha.
 
     A new transition has the largest mass seen so far (1 at first), as published; so a single outlier makes the newest
     transitions most of every minibatch for good, unless ``max_decay`` lets it fade. ``update_priority`` takes the raw
@@ -167,7 +167,7 @@ class PrioritizedSampler:
 
 
 class LAPSampler(PrioritizedSampler):
-    """Loss-adjusted prioritisation: m_i = max(|δ_i|, floor)^alpha without importance weights.
+    """Draws by loss-adjusted priority: m_i = max(|δ_i|, floor)^alpha without importance weights.
 
     It belongs with a Huber loss whose threshold is ``floor`` (1 with alpha 0.4 for continuous control; 0.01 with 0.6 in
     the authors' Atari code).

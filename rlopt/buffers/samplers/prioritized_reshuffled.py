@@ -7,12 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.buffers.samplers.masking import Visits, make_visits
+from rlopt.buffers.samplers.draw_counts import DrawCounts, make_draw_counts
 from rlopt.buffers.samplers.prioritized import PrioritizedSampler
 
 
 class PrioritizedReshuffledSampler(PrioritizedSampler):
-    """Prioritised draws, with transitions hidden while they have been drawn more often than they should have been.
+    """Draws by priority, with transitions hidden while they have been drawn more often than they should have been.
 
     For each transition i two counts are kept: how often it was drawn, a_i, and how often it should have been,
     e_i = Σ over minibatches of B·m_i/Σm. One with a_i > e_i weighs 1e-8 of its mass until e_i has caught up. A
@@ -40,10 +40,10 @@ class PrioritizedReshuffledSampler(PrioritizedSampler):
     ) -> None:
         super().__init__(alpha, beta, anneal_draws, epsilon, floor, stratified=False, max_decay=max_decay)
 
-    masses: Visits
+    masses: DrawCounts
 
-    def _make_masses(self) -> Visits:
-        return make_visits(self.slots, self.device)
+    def _make_masses(self) -> DrawCounts:
+        return make_draw_counts(self.slots, self.device)
 
     def _draw(self, batch_size: int, held: int) -> tuple[Tensor, Tensor | None]:
         if batch_size <= held:
@@ -53,7 +53,7 @@ class PrioritizedReshuffledSampler(PrioritizedSampler):
         return index, self.masses.rarity(index) if self.weighted else None
 
     def counts(self) -> tuple[Tensor, Tensor]:
-        """How often each slot's transition was drawn and should have been drawn: (slots,) float64 each."""
+        """Return how often each slot's transition was drawn and should have been drawn: (slots,) float64 each."""
         if self._new:
             self._enter_new()
         return self.masses.counts()

@@ -13,7 +13,7 @@ from rlopt.types import State
 
 
 class ReshuffledSampler:
-    """Each slot once per epoch: minibatches are taken in turn from a random permutation of the ring's slots.
+    """Draws each slot once per epoch: minibatches are taken in turn from a random permutation of the ring's slots.
 
     What is shuffled are slot numbers, so writing never touches the order: a slot overwritten before its turn gives its
     new content, one overwritten after its turn waits for the next epoch. An empty or invalid slot is skipped, and its
@@ -67,7 +67,8 @@ class ReshuffledSampler:
         return torch.cat(parts).to(self.device, non_blocking=True), None
 
     def _take(self, missing: int, size: int, held: int) -> Tensor:
-        """At most ``missing`` valid slots from what is left of this epoch, using up the others met on the way."""
+        """Return at most ``missing`` valid slots from what is left of this epoch, using up the others met on the
+        way."""
         stop = min(self.order.numel(), self.position + -(-missing * self.window // held))
         part = self.order[self.position : stop]
         if self.validity.invalid == 0 and size >= self.window:

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlopt.buffers.samplers import tree_loops
+from rlopt.buffers.samplers import sum_tree_loops
 from rlopt.buffers.samplers.base import unfit
-from rlopt.buffers.samplers.tree_loops import FAN
+from rlopt.buffers.samplers.sum_tree_loops import FAN
 from rlopt.types import RloptError, State
 
 Floats = NDArray[np.float64]
@@ -25,14 +25,14 @@ Ints = NDArray[np.int64]
 
 
 class Masses(Protocol):
-    """A mass for each of ``slots`` slots, zero where there is no transition."""
+    """Keeps a mass for each of ``slots`` slots, zero where there is no transition."""
 
     largest: Any
     """The largest mass seen, 1 at first: a float, or a 0-d tensor."""
 
     def enter(self, first: int, count: int, valid: Tensor | None) -> None:
-        """Slots ``first … first + count - 1`` hold new transitions, of the largest mass seen; those not ``valid``
-        (count,) none."""
+        """Give the slots ``first … first + count - 1``, which hold new transitions, the largest mass seen; those not
+        ``valid`` (count,) none."""
         ...
 
     def change(self, index: Tensor, mass: Tensor) -> None:
@@ -44,24 +44,24 @@ class Masses(Protocol):
     def draw(
         self, batch_size: int, generator: torch.Generator, stratified: bool, weighted: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Slots (B,) int64 in proportion to mass; ``stratified``: one from each of B equal shares. And where
+        """Return slots (B,) int64 in proportion to mass; ``stratified``: one from each of B equal shares. And where
         ``weighted``, the smallest of their masses over each, (B,) float32 up to 1."""
         ...
 
     def state_dict(self, written: int) -> State:
-        """Everything, where only the first ``written`` slots were ever written."""
+        """Return everything, where only the first ``written`` slots were ever written."""
         ...
 
     def load_state_dict(self, state: State) -> None: ...
 
 
 def make_masses(slots: int, device: torch.device) -> Masses:
-    """The fastest implementation on ``device``."""
+    """Return the fastest implementation on ``device``."""
     return TreeMasses(slots) if device.type == "cpu" else ScanMasses(slots, device)
 
 
 def aligned(shape: Sequence[int]) -> Floats:
-    """Zeros that begin on a cache line, so that a node of the tree lies in one."""
+    """Return zeros that begin on a cache line, so that a node of the tree lies in one."""
     count = int(np.prod(shape))
     room = np.zeros(count + 8)
     start = -room.ctypes.data // 8 % 8
@@ -69,7 +69,8 @@ def aligned(shape: Sequence[int]) -> Floats:
 
 
 class SumTree:
-    """A sum-tree with ``FAN`` children per node in one array, leaves first, the children of the root last."""
+    """Sums masses in a tree with ``FAN`` children per node in one array, leaves first, the children of the root
+    last."""
 
     def __init__(self, slots: int) -> None:
         sizes = [-(-slots // FAN) * FAN]
@@ -81,14 +82,14 @@ class SumTree:
 
     def put(self, index: Ints, mass: Floats) -> None:
         """Give slots ``index`` (K,) the masses (K,), finite and >= 0; of several for one slot the last counts."""
-        tree_loops.put(self.nodes, self.offsets, index, mass)
+        sum_tree_loops.put_masses(self.nodes, self.offsets, index, mass)
 
     def search(self, fraction: Floats, stratified: bool = False) -> Ints:
-        """The slots (K,) in which the fractions (K,) in [0, 1) of the total mass fall, never one without mass.
+        """Return the slots (K,) in which the fractions (K,) in [0, 1) of the total mass fall, never one without mass.
 
         ``stratified``: the k-th fraction is one of the k-th of K equal shares of the mass.
         """
-        found: Ints = tree_loops.search(self.nodes, self.offsets, fraction, stratified)
+        found: Ints = sum_tree_loops.search(self.nodes, self.offsets, fraction, stratified)
         return found
 
     def fill(self, mass: Floats) -> None:
@@ -106,18 +107,18 @@ def no_slots(index: Tensor, mass: Tensor, slots: int) -> RloptError:
 
 
 def fractions(count: int, generator: torch.Generator) -> Floats:
-    """Uniform numbers (K,) in [0, 1)."""
+    """Return uniform numbers (K,) in [0, 1)."""
     drawn: Floats = torch.rand(count, generator=generator, dtype=torch.float64).numpy()
     return drawn
 
 
 def rarity(mass: Tensor) -> Tensor:
-    """The smallest of some masses (K,) over each, (K,) float32."""
+    """Return the smallest of some masses (K,) over each, (K,) float32."""
     return (mass.min() / mass).float()
 
 
 class TreeMasses:
-    """Masses in a ``SumTree``."""
+    """Keeps masses in a ``SumTree``."""
 
     def __init__(self, slots: int) -> None:
         self.tree = SumTree(slots)
@@ -130,7 +131,7 @@ class TreeMasses:
     def change(self, index: Tensor, mass: Tensor) -> None:
         tree, slots = self.tree, len(self.tree.leaves)
         args = (tree.nodes, tree.offsets, slots, index.numpy(), mass.numpy(), self.largest)
-        largest = tree_loops.change_leaves(*args)
+        largest = sum_tree_loops.change_leaves(*args)
         if largest < 0.0:
             raise no_slots(index, mass, slots)
         self.largest = largest
@@ -141,7 +142,7 @@ class TreeMasses:
         tree, fraction = self.tree, fractions(batch_size, generator)
         if not weighted:
             return torch.from_numpy(tree.search(fraction, stratified)), None
-        found, rare = tree_loops.search_weighted(tree.nodes, tree.offsets, fraction, stratified)
+        found, rare = sum_tree_loops.search_weighted(tree.nodes, tree.offsets, fraction, stratified)
         return torch.from_numpy(found), torch.from_numpy(rare)
 
     def state_dict(self, written: int) -> State:
@@ -153,7 +154,8 @@ class TreeMasses:
 
 
 class ScanMasses:
-    """Masses in rows of about the square root of the slots, summed at each draw: few launches, no look by the host."""
+    """Keeps masses in rows of about the square root of the slots, summed at each draw: few launches, no look by the
+    host."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
         width = max(32, 1 << (max(slots - 1, 1).bit_length() + 1) // 2)
@@ -180,7 +182,8 @@ class ScanMasses:
         return index, rarity(self.leaves[index]) if weighted else None
 
     def find(self, fraction: Tensor) -> Tensor:
-        """The slots (K,) in which the fractions (K,) in [0, 1) of the total mass fall, never one without mass."""
+        """Return the slots (K,) in which the fractions (K,) in [0, 1) of the total mass fall, never one without
+        mass."""
         sums = self.rows.sum(1)
         row, value = _choose(sums.expand(len(fraction), -1), fraction * sums.cumsum(0)[-1])
         column, _ = _choose(self.rows[row], value)
@@ -196,7 +199,8 @@ class ScanMasses:
 
 
 def finite_tensor(mass: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """``mass`` (K,) with ``largest`` in place of what is not finite, and the largest then; no look by the host."""
+    """Return ``mass`` (K,) with ``largest`` in place of what is not finite, and the largest then; no look by the
+    host."""
     mass = torch.where(mass.isfinite(), mass, largest)
     return mass, torch.maximum(largest, mass.max())
 
@@ -208,7 +212,7 @@ def put_largest(masses: Tensor, index: Tensor, mass: Tensor) -> None:
 
 
 def _choose(mass: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The column (K,) of ``mass`` (K, W) in which ``value`` (K,) falls, and how far into it."""
+    """Return the column (K,) of ``mass`` (K, W) in which ``value`` (K,) falls, and how far into it."""
     sums = mass.cumsum(1)
     column = (sums <= value[:, None]).sum(1)
     # Rounding may carry a value past the end: the last column with mass is meant.

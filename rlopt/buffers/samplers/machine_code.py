@@ -12,7 +12,7 @@ _ir: Any = import_module("llvmlite.ir")
 
 
 def compiled(loop: Any) -> Any:
-    """Machine code that adds in the order written, kept between processes."""
+    """Return machine code that adds in the order written, kept between processes."""
     return jit(loop)
 
 

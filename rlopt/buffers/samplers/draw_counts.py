@@ -1,7 +1,7 @@
 """How often each slot was drawn and should have been, and distinct draws that keep the two together (RR-M's core).
 
-``DenseVisits`` touches every slot at every draw, as a GPU likes it. ``LazyVisits``, for the CPU, touches the few slots
-that were drawn, written or are about to become eligible, and gives the same counts.
+``DenseDrawCounts`` touches every slot at every draw, as a GPU likes it. ``LazyDrawCounts``, for the CPU, touches the
+few slots that were drawn, written or are about to become eligible, and gives the same counts.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlopt.buffers.samplers import sum_tree, tree_loops
+from rlopt.buffers.samplers import draw_count_loops, sum_tree
+from rlopt.buffers.samplers.draw_count_loops import DRAWN, EXPECTED, FULL, HIDDEN, MASS, SINCE
 from rlopt.buffers.samplers.sum_tree import Floats, Ints, Masses, SumTree
-from rlopt.buffers.samplers.tree_loops import DRAWN, EXPECTED, FULL, HIDDEN, MASS, SINCE
 from rlopt.types import State
 
 LOOKAHEAD = 512
@@ -25,26 +25,26 @@ REFRESH = 4096
 """Minibatches after which the running sum of the masses is made anew."""
 
 
-class Visits(Masses, Protocol):
-    """Masses with counts of draws. A minibatch holds no slot twice, and must be no larger than the slots with mass;
-    ``stratified`` does nothing."""
+class DrawCounts(Masses, Protocol):
+    """Keeps masses and counts of draws. A minibatch holds no slot twice, and must be no larger than the slots with
+    mass; ``stratified`` does nothing."""
 
     def rarity(self, index: Tensor) -> Tensor:
-        """The smallest mass of slots ``index`` (K,) over each, (K,) float32."""
+        """Return the smallest mass of slots ``index`` (K,) over each, (K,) float32."""
         ...
 
     def counts(self) -> tuple[Tensor, Tensor]:
-        """Actual and expected counts (slots,) float64."""
+        """Return actual and expected counts (slots,) float64."""
         ...
 
 
-def make_visits(slots: int, device: torch.device) -> Visits:
-    """The fastest implementation on ``device``."""
-    return LazyVisits(slots) if device.type == "cpu" else DenseVisits(slots, device)
+def make_draw_counts(slots: int, device: torch.device) -> DrawCounts:
+    """Return the fastest implementation on ``device``."""
+    return LazyDrawCounts(slots) if device.type == "cpu" else DenseDrawCounts(slots, device)
 
 
-class DenseVisits:
-    """Counts as plain tensors; a distinct draw is a race of exponential clocks, with no look by the host."""
+class DenseDrawCounts:
+    """Counts in plain tensors; a distinct draw is a race of exponential clocks, with no look by the host."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
         self.table = torch.zeros((3, slots), dtype=torch.float64, device=device)
@@ -94,7 +94,7 @@ BUCKETS = 4 * LOOKAHEAD
 """Buckets of the queue, a quarter of a minibatch's time each."""
 
 
-class Queue(NamedTuple):
+class WakeQueue(NamedTuple):
     """The slots that wake before ``horizon``, in buckets of ``width`` from ``origin`` on."""
 
     origin: float
@@ -112,8 +112,8 @@ class Queue(NamedTuple):
     cursor: Ints
 
 
-class LazyVisits:
-    """Counts that are brought up to date when looked at.
+class LazyDrawCounts:
+    """Brings counts up to date when they are looked at.
 
     With p_i the mass, the expected count grows by B·p_i/Σp per minibatch, so for a slot last looked at when the
     global ``time`` T = Σ B·unit/Σp stood at s_i it is e_i = (x_i + p_i·(T - s_i)) / unit. Scaling all expected counts
@@ -143,12 +143,12 @@ class LazyVisits:
         none = np.empty(0, dtype=np.int64)
         heads, cursor = np.empty(BUCKETS, dtype=np.int64), np.zeros(4, dtype=np.int64)
         after, late = np.empty((2, max(4096, slots // 8)), dtype=np.int64)
-        self.queue = Queue(0.0, 1.0, -1.0, none, none, heads, after, late, cursor)
+        self.queue = WakeQueue(0.0, 1.0, -1.0, none, none, heads, after, late, cursor)
         self.touched: Ints = np.empty(2 * slots + 1, dtype=np.int64)  # one is written before it is known to count
         self._restart_queue()
 
     def _restart_queue(self) -> None:
-        """Every hidden slot is looked at before the next draw."""
+        """Let every hidden slot be looked at before the next draw."""
         self.clock, self.low, self.reach = 0.0, self.unit, 0.0
         self.horizon = -1.0
         self.wake[np.isfinite(self.wake)] = 0.0
@@ -160,14 +160,14 @@ class LazyVisits:
         return sum_tree.rarity(torch.from_numpy(self.slot[index.numpy(), MASS]))
 
     def _expected(self, rows: Floats) -> Floats:
-        """Expected counts in units of ``unit``."""
+        """Return expected counts in units of ``unit``."""
         now: Floats = rows[:, EXPECTED] + rows[:, MASS] * (self.time - rows[:, SINCE])
         return now
 
     def enter(self, first: int, count: int, valid: Tensor | None) -> None:
         index, mass = np.arange(first, first + count), np.full(count, self.largest)
         mass = mass if valid is None else mass * valid.numpy()
-        expected, drawn, rise = tree_loops.replace_rows(self.slot, index, mass, self.time)
+        expected, drawn, rise = draw_count_loops.begin_slots(self.slot, index, mass, self.time)
         self.mass_sum += rise
         self.changed.append(index)
         if expected > 0:
@@ -195,7 +195,7 @@ class LazyVisits:
 
     def change(self, index: Tensor, mass: Tensor) -> None:
         where = index.numpy()
-        rise, largest = tree_loops.change_rows(self.slot, where, mass.numpy(), self.time, self.largest)
+        rise, largest = draw_count_loops.change_slots(self.slot, where, mass.numpy(), self.time, self.largest)
         if largest < 0.0:
             raise sum_tree.no_slots(index, mass, len(self.slot))
         self.largest = largest
@@ -214,12 +214,12 @@ class LazyVisits:
             self.low = self.unit - self._play()
         step = batch_size * self.unit / self.mass_sum
         self.reach = max(self.reach, 4.0 * self.total_drawn / self.mass_sum)
-        self._settle(step)
-        found = self._pick(sum_tree.fractions(batch_size, generator))
+        self._renew_hidden(step)
+        found = self._draw_distinct(sum_tree.fractions(batch_size, generator))
         parts, missing = [found], batch_size - len(found)
         while missing > 0:
             self.tree.put(found, np.zeros(len(found)))
-            found = self._pick(sum_tree.fractions(missing, generator))
+            found = self._draw_distinct(sum_tree.fractions(missing, generator))
             parts.append(found)
             missing -= len(found)
         index = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -230,23 +230,25 @@ class LazyVisits:
         self.drawn = torch.from_numpy(index)
         return self.drawn, self.rarity(self.drawn) if weighted else None
 
-    def _settle(self, step: float) -> None:
+    def _renew_hidden(self, step: float) -> None:
         """Look at the slots that were changed and at those whose time has come."""
         queue = self.queue
         if self.clock >= self.horizon or queue.cursor[FULL]:
             self.horizon = self.clock + LOOKAHEAD * step
             width = LOOKAHEAD * step / BUCKETS
             queue = queue._replace(origin=self.clock, width=width, horizon=self.horizon)
-            near, starts = tree_loops.refill(self.wake, self.touched, queue)
+            near, starts = draw_count_loops.refill_queue(self.wake, self.touched, queue)
             self.queue = queue = queue._replace(near=near, starts=starts)
         changed = self.changed[0] if len(self.changed) == 1 else np.concatenate(self.changed)
         if len(changed) > len(self.slot):
             changed = np.unique(changed)
-        tree_loops.settle(self.slot, self.wake, self._arrays, changed, self.touched, self._clocks(), queue)
+        draw_count_loops.renew_hidden(self.slot, self.wake, self._arrays, changed, self.touched, self._clocks(), queue)
 
-    def _pick(self, fraction: Floats) -> Ints:
-        """See ``tree_loops.pick``."""
-        found: Ints = tree_loops.pick(self.slot, self.wake, self._arrays, fraction, self._clocks(), self.queue)
+    def _draw_distinct(self, fraction: Floats) -> Ints:
+        """Return the slots of ``draw_count_loops.draw_distinct``."""
+        found: Ints = draw_count_loops.draw_distinct(
+            self.slot, self.wake, self._arrays, fraction, self._clocks(), self.queue
+        )
         return found
 
     @property
@@ -285,13 +287,13 @@ class LazyVisits:
 
 
 def _table_of(state: State) -> Tensor:
-    """Return the table (3, written) of ``DenseVisits`` that says what a state of ``LazyVisits`` does."""
+    """Return the table (3, written) of ``DenseDrawCounts`` that says what a state of ``LazyDrawCounts`` does."""
     mass, drawn, expected, since = state["slot"].unbind(1)
     return torch.stack((mass, drawn, (expected + mass * (state["time"] - since)) / state["unit"]))
 
 
 def _lazy_of(state: State) -> State:
-    """Return the state of ``LazyVisits`` that says what one of ``DenseVisits`` does."""
+    """Return the state of ``LazyDrawCounts`` that says what one of ``DenseDrawCounts`` does."""
     mass, drawn, expected = state["table"]
     return {
         "slot": torch.stack((mass, drawn, expected, torch.zeros_like(mass)), 1),
