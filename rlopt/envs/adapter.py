@@ -107,7 +107,7 @@ class VectorAdapter(BaseVectorEnv):
             chosen[rows] = True
             self._reset_underneath(chosen, row_seeds(seeds, self.num_envs), options, visible=chosen)
             self._ended[rows] = False
-        return self._observations.tensors(self._current, self.device)
+        return self._observations.tensors(self._current, self._away)
 
     def step(self, action: Tensor) -> Step:
         """Step all rows; see ``VectorEnv.step``."""
@@ -143,20 +143,20 @@ class VectorAdapter(BaseVectorEnv):
             self._keep(obs, ~self._ended)
             self._finals(info, done & live)
             self._ended |= done & live
-            next_obs = observed = self._observations.tensors(self._current, self.device)
+            next_obs = observed = self._observations.tensors(self._current, self._away)
         elif self.mode == AutoresetMode.NEXT_STEP or not done.any():
             self._keep(obs, None)
-            next_obs = observed = self._observations.tensors(self._current, self.device)
+            next_obs = observed = self._observations.tensors(self._current, self._away)
         else:
             self._keep(obs, None)
             after = [a.copy() for a in self._current]
             self._finals(info, done)
-            next_obs = self._observations.tensors(self._current, self.device)
+            next_obs = self._observations.tensors(self._current, self._away)
             for array, now in zip(self._current, after, strict=True):
                 array[...] = now
             if disabled:
                 self._reset_underneath(done, [None] * n, None, visible=done)
-            observed = self._observations.tensors(self._current, self.device)
+            observed = self._observations.tensors(self._current, self._away)
         ordinary = not flags[:VALID].any() and flags[VALID].all()
         facts = self._facts(info, flags[ENDED])
         return self._steps.build(observed, next_obs, rewards, None if ordinary else flags, facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypedDict
 
 import gymnasium
@@ -61,7 +62,9 @@ class BaseVectorEnv(ABC):
         if num_envs < 1:
             raise RloptError("a vector environment needs num_envs of at least 1")
         self.num_envs, self.device, self.autoreset = num_envs, torch.device(device), autoreset
-        self._env_id, self._seed, self._stream = env_id, seed, stream
+        self._env_id, self._seed_of = env_id, partial(derive_seed, seed, stream)
+        self._away = None if self.device.type == "cpu" else self.device
+        """Where observations are brought from the CPU; asking a device for its type at every step costs time."""
         self._started = self._closed = False
 
     def reset(
@@ -80,14 +83,10 @@ class BaseVectorEnv(ABC):
         if mask is not None and mask.shape != (n,):
             raise RloptError(f"reset's mask has shape {tuple(mask.shape)}; it must be ({n},)")
         if not self._started:
-            seeds, mask = self.first_seeds() if seeds is None else seeds, None
+            seeds, mask = [self._seed_of(slot) for slot in range(n)] if seeds is None else seeds, None
         obs = self._begin(seeds, mask, options, noise_seeds)
         self._started = True
         return obs
-
-    def first_seeds(self) -> list[int]:
-        """Return the seeds (N,) of the first reset."""
-        return [derive_seed(self._seed, self._stream, slot) for slot in range(self.num_envs)]
 
     @abstractmethod
     def _begin(

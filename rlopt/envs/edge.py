@@ -6,7 +6,7 @@ What fits costs a few comparisons. What does not is told in one line, with the e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -19,7 +19,6 @@ from rlopt.random import derive_seed
 from rlopt.types import EnvSpec, RloptError, one_line
 
 Env = gymnasium.Env[Any, Any]
-Put = Callable[[Array, Any, Any], None]
 Write = Callable[[list[Array], Any, Any], None]
 
 DECLARED = ("agents", "agent_spaces", "reward_shape", "derived", "frame_stack", "facts")
@@ -73,7 +72,8 @@ class Edge:
         self.spec = spec_of(env, self.observations, self.actions, env_id)
         self.write = observation_writer(self.spec.id, self.observations)
         self._nested = isinstance(env.observation_space, spaces.Dict | spaces.Tuple)
-        self._apart, self._facts = bool(self.spec.reward_shape), bool(self.spec.facts)
+        self.step = _stepper(self.spec, self.write)
+        """Take a step: see ``_stepper``."""
 
     def reset(
         self,
@@ -104,23 +104,6 @@ class Edge:
             self._refuse_surplus(self.observation_space, obs, "")
         self.write(arrays, row, obs)
 
-    def step(self, env: Env, action: Any, arrays: list[Array], row: int) -> tuple[Any, Any, Any, list[float] | None]:
-        """Take a step, and put its observation into ``row`` of the ``arrays``; return the reward, ``terminated``,
-        ``truncated``, and the facts of an episode that it ends, where there are some."""
-        given = env.step(action)
-        obs, reward, terminated, truncated, info = (
-            given if type(given) is tuple and len(given) == 5 else check_step(given, self.spec.id)
-        )
-        if self._apart or not isinstance(reward, float):
-            reward = check_reward(reward, self.spec)
-        if not isinstance(terminated, bool):
-            terminated = _flag(terminated, "terminated", self.spec.id)
-        if not isinstance(truncated, bool):
-            truncated = _flag(truncated, "truncated", self.spec.id)
-        self.write(arrays, row, obs)
-        told = told_facts(info, self.spec) if self._facts and (terminated or truncated) else None
-        return reward, terminated, truncated, told
-
     def _refuse_surplus(self, space: spaces.Space[Any], obs: Any, where: str) -> None:
         """Refuse entries that the space does not have: they would be ignored."""
         if isinstance(space, spaces.Dict):
@@ -144,6 +127,40 @@ class Edge:
         _seed_spaces(env, seed)
 
 
+class End(NamedTuple):
+    """How an episode ended."""
+
+    terminated: bool
+    truncated: bool
+    facts: list[float]
+    """The ``spec.facts``."""
+
+
+def _stepper(spec: EnvSpec, write: Write) -> Callable[[Env, Any, list[Array], int, Array], End | None]:
+    """Return ``step(env, action, arrays, row, rewards)``, which takes a step, checks all that it gives, puts
+    observation and reward into ``row`` of the arrays, and returns the ``End`` of the episode, or None where it goes on.
+
+    It is a closure, because it runs at every step of the fastest environments.
+    """
+    env_id, apart = spec.id, bool(spec.reward_shape)
+
+    def step(env: Env, action: Any, arrays: list[Array], row: int, rewards: Array) -> End | None:
+        given = env.step(action)
+        if type(given) is not tuple or len(given) != 5:
+            given = check_step(given, env_id)
+        obs, reward, terminated, truncated, info = given
+        write(arrays, row, obs)
+        rewards[row] = check_reward(reward, spec) if apart or not isinstance(reward, float) else reward
+        if terminated is False and truncated is False:
+            return None
+        terminated, truncated = _flag(terminated, "terminated", env_id), _flag(truncated, "truncated", env_id)
+        if not (terminated or truncated):
+            return None
+        return End(terminated, truncated, told_facts(info, spec) if spec.facts else [])
+
+    return step
+
+
 def _seed_spaces(env: Env, seed: int) -> None:
     """Seed every space of an environment and its wrappers: ``self.action_space.sample()`` draws from one of them."""
     seen: set[int] = set()
@@ -165,48 +182,45 @@ def observation_writer(env_id: str, codec: ObservationCodec, rows: int | None = 
     """Return ``write(arrays, row, obs)``, which checks one environment's observation and puts it into ``row`` of the
     arrays; with ``rows`` those of so many at once, of a Gymnasium vector environment, for the row ``slice(None)``."""
     lead = () if rows is None else (rows,)
-    stored = zip(codec.leaves, codec.shapes, codec.dtypes, strict=True)
-    each = [_leaf_writer(env_id, leaf, (*lead, *shape), dtype) for leaf, shape, dtype in stored]
+    stored = enumerate(zip(codec.leaves, codec.shapes, codec.dtypes, strict=True))
+    each = [_leaf_writer(env_id, leaf, place, (*lead, *shape), dtype) for place, (leaf, shape, dtype) in stored]
     if codec.single:
-        only = each[0]
-        return lambda arrays, row, obs: only(arrays[0], row, obs)
+        return each[0]
     parts = list(zip(codec.getters, each, codec.leaves, strict=True))
 
     def write(arrays: list[Array], row: Any, obs: Any) -> None:
-        for array, (get, put, leaf) in zip(arrays, parts, strict=True):
+        for get, put, leaf in parts:
             try:
                 value = get(obs)
             except (KeyError, IndexError, TypeError) as e:
                 raise RloptError(f"{env_id}: its observation lacks {leaf.key!r}; it is {_shown(obs)}") from e
-            put(array, row, value)
+            put(arrays, row, value)
 
     return write
 
 
-def _leaf_writer(env_id: str, leaf: Leaf, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Put:
-    """Return what puts a value of one leaf into a row of its array: at once where it is what it should be at first
-    sight, else after a closer look."""
+def _leaf_writer(env_id: str, leaf: Leaf, place: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Write:
+    """Return what puts a value of one leaf into a row of the array at ``place``: at once where it is what it should be
+    at first sight, else after a closer look."""
     space = leaf.space
     if isinstance(space, spaces.Discrete) and not shape:
         first, last = int(space.start), int(space.start + space.n - 1)
 
-        def write_index(array: Array, row: Any, value: Any) -> None:
+        def write_index(arrays: list[Array], row: Any, value: Any) -> None:
             if (type(value) is np.int64 or type(value) is int) and first <= value <= last:
-                array[row] = value
+                arrays[place][row] = value
             else:
-                array[row] = _number(env_id, leaf, shape, dtype, value)
+                arrays[place][row] = _number(env_id, leaf, shape, dtype, value)
 
         return write_index
-    good = {_FLOAT32: (_FLOAT64, _FLOAT32), _UINT8: (_UINT8, _UINT8), _BOOL: (_BOOL, _BOOL)}.get(dtype)
-    if good is None:
-        return lambda array, row, value: array.__setitem__(row, _number(env_id, leaf, shape, dtype, value))
-    likely, other = good
+    array_type = np.ndarray  # a local name is found faster
+    likely, other = {_FLOAT32: (_FLOAT64, _FLOAT32), _UINT8: (_UINT8,) * 2, _BOOL: (_BOOL,) * 2}.get(dtype, (None,) * 2)
 
-    def write(array: Array, row: Any, value: Any) -> None:
-        if type(value) is np.ndarray and value.shape == shape and (value.dtype is likely or value.dtype is other):
-            array[row] = value
+    def write(arrays: list[Array], row: Any, value: Any) -> None:
+        if type(value) is array_type and value.shape == shape and ((kind := value.dtype) is likely or kind is other):
+            arrays[place][row] = value
         else:
-            array[row] = _number(env_id, leaf, shape, dtype, value)
+            arrays[place][row] = _number(env_id, leaf, shape, dtype, value)
 
     return write
 
@@ -297,7 +311,7 @@ def check_reward(reward: Any, spec: EnvSpec, *rows: int) -> Any:
 
 
 def _flag(value: Any, name: str, env_id: str) -> bool:
-    if isinstance(value, np.bool_):
+    if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, int | np.integer | np.ndarray) and np.size(value) == 1:
         number = np.asarray(value).item()

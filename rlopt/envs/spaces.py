@@ -159,9 +159,9 @@ class ObservationCodec:
             node[leaf.path[-1]] = get(obs)[i]
         return nested
 
-    def tensors(self, arrays: list[Array], device: torch.device) -> Obs:
-        """Copies of the arrays on ``device``: a tensor, or a flat dict of them."""
-        if device.type != "cpu":
+    def tensors(self, arrays: list[Array], device: torch.device | None) -> Obs:
+        """Return copies of the arrays on ``device``, None for the CPU: a tensor, or a flat dict of them."""
+        if device is not None:
             moved = {leaf.key: torch.from_numpy(a).to(device) for leaf, a in zip(self.leaves, arrays, strict=True)}
             return moved[""] if self.single else moved
         if self.single:

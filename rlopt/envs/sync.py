@@ -46,6 +46,7 @@ class SyncVectorEnv(BaseVectorEnv):
             raise
         self.spec = self._edge.spec
         self._current = self._edge.observations.arrays(self.num_envs)
+        self._paid = (self.num_envs, *self.spec.reward_shape)
         self._ended = [False] * self.num_envs
         self._steps = StepBuilder(self.spec, self.num_envs, self.device)
 
@@ -60,7 +61,7 @@ class SyncVectorEnv(BaseVectorEnv):
         for i in rows_of(mask, self.num_envs):
             self._edge.reset(self.envs[i], self._current, i, first[i], options, noise[i])
             self._ended[i] = False
-        return self._edge.observations.tensors(self._current, self.device)
+        return self._edge.observations.tensors(self._current, self._away)
 
     def step(self, action: Tensor) -> Step:
         """Step all rows; see ``VectorEnv.step``."""
@@ -68,7 +69,7 @@ class SyncVectorEnv(BaseVectorEnv):
             raise self._not_begun()
         n, edge, current, ended = self.num_envs, self._edge, self._current, self._ended
         step = edge.step
-        reward = np.zeros((n, *self.spec.reward_shape), np.float32)
+        reward = np.zeros(self._paid, np.float32)
         flags: Array | None = None  # most steps raise no flag, and building tensors is what costs time here
         facts: Array | None = None
         for i, (env, a) in enumerate(zip(self.envs, edge.actions.rows(action, n), strict=True)):
@@ -76,19 +77,19 @@ class SyncVectorEnv(BaseVectorEnv):
                 flags = ordinary_flags(n) if flags is None else flags
                 flags[VALID, i] = False
                 continue
-            reward[i], terminated, truncated, told = step(env, a, current, i)
-            if terminated or truncated:
-                flags = ordinary_flags(n) if flags is None else flags
-                flags[:VALID, i] = terminated, truncated, True
-                ended[i] = not self.autoreset
-                if told is not None:
-                    facts = np.zeros((n, len(told)), np.float32) if facts is None else facts
-                    facts[i] = told
-        next_obs = observed = edge.observations.tensors(current, self.device)
+            end = step(env, a, current, i, reward)
+            if end is not None:
+                if flags is None:
+                    flags = ordinary_flags(n)
+                if facts is None:
+                    facts = np.zeros((n, len(end.facts)), np.float32)
+                flags[:VALID, i] = end.terminated, end.truncated, True
+                facts[i], ended[i] = end.facts, not self.autoreset
+        next_obs = observed = edge.observations.tensors(current, self._away)
         if flags is not None and self.autoreset:
             for i in flags[ENDED].nonzero()[0]:
                 edge.reset(self.envs[i], current, i)
-            observed = edge.observations.tensors(current, self.device)
+            observed = edge.observations.tensors(current, self._away)
         return self._steps.build(observed, next_obs, reward, flags, facts)
 
     def state_dict(self) -> State | None:
@@ -108,7 +109,7 @@ class SyncVectorEnv(BaseVectorEnv):
         for env, saved in zip(self.envs, states, strict=True):
             restore(env, saved)
         self._started = True
-        return self._edge.observations.tensors(self._current, self.device)
+        return self._edge.observations.tensors(self._current, self._away)
 
     def _release(self) -> None:
         for env in self.envs:

@@ -26,7 +26,6 @@ from rlopt.envs.processes import SAFE_PATH, end_with_parent, restore_safe_path, 
 from rlopt.envs.snapshot import restore, snapshot
 from rlopt.envs.spaces import ActionCodec, ObservationCodec
 from rlopt.envs.sync import pack_state, unpack_state
-from rlopt.random import derive_seed
 from rlopt.types import EnvSpec, Obs, RloptError, State, Step
 
 _log = logging.getLogger(__name__)
@@ -68,10 +67,12 @@ def _answer(env: Env, edge: Edge, row: list[Array], message: bytes, autoreset: b
         case b"s":
             actions = edge.actions
             array = np.frombuffer(message, actions.dtype, offset=1).reshape(actions.row_shape).copy()
-            reward, terminated, truncated, told = edge.step(env, int(array) if actions.discrete else array, row, 0)
-            again = autoreset and bool(terminated or truncated)
-            numbers = np.array([*np.ravel(reward), *(told or [0.0] * len(edge.spec.facts))], np.float64).tobytes()
-            body = _HEAD.pack(bool(terminated), bool(truncated), again) + numbers + packed()
+            reward = np.zeros((1, *edge.spec.reward_shape))
+            end = edge.step(env, int(array) if actions.discrete else array, row, 0, reward)
+            terminated, truncated, told = end or (False, False, [0.0] * len(edge.spec.facts))
+            again = autoreset and end is not None
+            numbers = np.array([*np.ravel(reward), *told], np.float64).tobytes()
+            body = _HEAD.pack(terminated, truncated, again) + numbers + packed()
             if again:
                 edge.reset(env, row, 0)
             return b"o" + body + (packed() if again else b"")
@@ -272,7 +273,7 @@ class AsyncVectorEnv(BaseVectorEnv):
             else:
                 self._unpack(i, answer, 0)
             self._ended[i] = False
-        return self._observations.tensors(self._current, self.device)
+        return self._observations.tensors(self._current, self._away)
 
     def step(self, action: Tensor) -> Step:
         """Step all rows; see ``VectorEnv.step``."""
@@ -302,11 +303,11 @@ class AsyncVectorEnv(BaseVectorEnv):
         for i in [i for i, answer in answers.items() if answer is None]:
             self._replace(i)
             flags[ENDED, i] = True
-        next_obs = observed = self._observations.tensors(self._current, self.device)
+        next_obs = observed = self._observations.tensors(self._current, self._away)
         if firsts:
             for i, answer, offset in firsts:
                 self._unpack(i, answer, offset)
-            observed = self._observations.tensors(self._current, self.device)
+            observed = self._observations.tensors(self._current, self._away)
         ordinary = not flags[:VALID].any() and flags[VALID].all()
         return self._steps.build(observed, next_obs, reward, None if ordinary else flags, facts)
 
@@ -335,7 +336,7 @@ class AsyncVectorEnv(BaseVectorEnv):
         if lost:
             raise RloptError(f"the worker of environment {lost[0]} died while its saved state was put back")
         self._started = True
-        return self._observations.tensors(self._current, self.device)
+        return self._observations.tensors(self._current, self._away)
 
     def _release(self) -> None:
         self._end()
@@ -415,7 +416,7 @@ class AsyncVectorEnv(BaseVectorEnv):
                     f"the worker of environment {slot} was lost {_MAX_LOSSES + 1} times in a row; "
                     f"raise env.timeout (now {self.timeout:g} s) or find out why the environment dies with backend=sync"
                 )
-            restart = derive_seed(self._seed, self._stream, slot, "restart", self._lost[slot])
+            restart = self._seed_of(slot, "restart", self._lost[slot])
             _log.warning(
                 "environment %d is replaced (restart %d): the run is no longer reproducible to the bit",
                 slot,

@@ -130,7 +130,7 @@ def test_masks_stay_masks_and_other_bits_become_numbers() -> None:
     arrays = codec.arrays(1)
     seen = {"action_mask": [1, 0, 1], "alive": [0, 1], "bits": [1, 0], "inner": {"alive": [1]}}
     observation_writer("test", codec)(arrays, 0, seen)
-    obs = codec.tensors(arrays, torch.device("cpu"))
+    obs = codec.tensors(arrays, None)
     assert isinstance(obs, dict)
     assert {key: leaf.dtype for key, leaf in obs.items()} == {
         "action_mask": torch.bool, "alive": torch.bool, "bits": torch.float32, "inner/alive": torch.float32,

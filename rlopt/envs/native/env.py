@@ -56,6 +56,7 @@ class NativeVectorEnv(BaseVectorEnv):
         dtype: type[np.floating[Any]] = np.float32,
         **options: Unpack[Options],
     ) -> None:
+        # Python finds attributes faster while there are at most 30.
         super().__init__(num_envs, **options)
         observations, self._actions = ObservationCodec(env.observation_space), ActionCodec(env.action_space)
         self.spec = spec_of(env, observations, self._actions, self._env_id)
@@ -70,10 +71,8 @@ class NativeVectorEnv(BaseVectorEnv):
         self._dtype = np.dtype(dtype)
         self._generators = [np.random.default_rng(0) for _ in range(num_envs)]  # replaced by the first reset
         shape = observations.shapes[0]
-        self._cpu = self.device.type == "cpu"
         self._action_shape = (num_envs, *self._actions.row_shape)
-        self._shape = (num_envs, *shape)
-        self._observed: Array = np.zeros(self._shape)
+        self._observed: Array = np.zeros((num_envs, *shape))
         self._measured: Array = self._task.measure(self._physics.fields)
         self._clock = 0
         self._begun = np.zeros(num_envs, np.int64)  # the clock when each row's episode began
@@ -135,7 +134,7 @@ class NativeVectorEnv(BaseVectorEnv):
         if live is not None:
             keep = self._ended
             reward[keep], observed[keep], measured[keep] = 0, self._observed[keep], self._measured[keep]
-        self._observed, self._measured = observed.reshape(self._shape), measured
+        self._observed, self._measured = observed.reshape(self._observed.shape), measured
         next_obs = self._tensor(self._observed)
         rewards = np.asarray(reward, self._dtype).reshape(self.num_envs)
         timed_out = self._clock >= self._next_limit
@@ -191,7 +190,7 @@ class NativeVectorEnv(BaseVectorEnv):
     def _tensor(self, array: Array) -> Tensor:
         """A copy in the returned precision, on the device."""
         tensor = torch.from_numpy(array.astype(self._dtype))
-        return tensor if self._cpu else tensor.to(self.device)
+        return tensor if self._away is None else tensor.to(self._away)
 
     def state_dict(self) -> State | None:
         """The rows' whole state; None before the first reset."""
