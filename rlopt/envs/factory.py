@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import re
 import traceback
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -181,12 +182,15 @@ def _refuse_words(spec: GymSpec, kwargs: Mapping[str, Any]) -> None:
         return
     entry = spec.entry_point
     try:
-        own = call_options(load_env_creator(entry) if isinstance(entry, str) else entry) if entry else {}
+        creator: Any = load_env_creator(entry) if isinstance(entry, str) else entry
+        own = call_options(creator) if creator else {}
+        kinds = typing.get_type_hints(creator.__init__ if isinstance(creator, type) else creator)  # type: ignore[misc]
     except Exception:  # making it tells what is missing
         return
     for key, value in kwargs.items():
-        default = own.get(key)
-        if isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool):
+        default, kind = own.get(key), kinds.get(key, float)
+        words = isinstance(value, str) and str not in (kind, *typing.get_args(kind))
+        if words and isinstance(default, int | float) and not isinstance(default, bool):
             raise RloptError(f"env={spec.id}: env.kwargs.{key}: expected a number, got {value!r}")
 
 
