@@ -2,7 +2,11 @@
 
 import sys
 
-from rlopt.cli import main
+from rlopt.interrupts import leave_at_once
+
+leave_at_once()
+
+from rlopt.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -6,6 +6,7 @@ What imports torch is imported inside the commands, so that help and listings an
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import signal
@@ -14,8 +15,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from rlopt.cli.arguments import parse_arguments
 from rlopt.cli.environment import prepare_environment
+from rlopt.interrupts import is_usual
+
+_noted: list[int] = []
+"""Each Ctrl-C since the command began."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _see_working_directory()
     if isinstance(sys.stdout, io.TextIOWrapper):  # where … cannot be written stands a ?
         sys.stdout.reconfigure(errors="replace")
-    with _noted_interrupts() as interrupts:
-        return _run(sys.argv[1:] if argv is None else list(argv), interrupts)
+    _noted.clear()
+    return _run(sys.argv[1:] if argv is None else list(argv))
+
+
+def raise_if_interrupted() -> None:
+    """Raise KeyboardInterrupt where Ctrl-C was pressed: one that meets a module while it loads may be swallowed."""
+    if _noted:
+        raise KeyboardInterrupt
 
 
 def _see_working_directory() -> None:
@@ -47,29 +57,32 @@ def _see_working_directory() -> None:
 
 
 @contextlib.contextmanager
-def _noted_interrupts() -> Iterator[list[int]]:
-    """Note each Ctrl-C: one that meets an extension module while it loads surfaces as an ImportError instead."""
-    noted: list[int] = []
+def _noted_interrupts() -> Iterator[None]:
+    """Note each Ctrl-C: one that meets an extension module while it loads surfaces as another error, or as none."""
 
     def note(signum: int, frame: FrameType | None) -> None:
-        noted.append(signum)
+        _noted.append(signum)
         signal.default_int_handler(signum, frame)
 
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not usual or threading.current_thread() is not threading.main_thread():
-        yield noted
+    before = signal.getsignal(signal.SIGINT)
+    if not is_usual() or threading.current_thread() is not threading.main_thread():
+        yield
         return
     signal.signal(signal.SIGINT, note)
     try:
-        yield noted
+        yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
 
 
-def _run(argv: list[str], interrupts: list[int]) -> int:
+def _run(argv: list[str]) -> int:
     try:
+        from rlopt.cli.arguments import parse_arguments
+
         arguments = parse_arguments(argv)
-        return int(arguments.run(arguments))
+        command = importlib.import_module(arguments.module)
+        with _noted_interrupts():
+            return int(command.run(arguments))
     except SystemExit as stop:  # argparse ends this way after help and after a mistake
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:  # before a run begins or after it has been saved; in between the trainer answers it
@@ -80,11 +93,11 @@ def _run(argv: list[str], interrupts: list[int]) -> int:
         sys.stdout = None
         return 0
     except Exception as error:
-        from rlopt.types import RloptError
-
-        if isinstance(error, ImportError) and interrupts:
+        if _noted:
             print("interrupted", file=sys.stderr)
             return 130
+        from rlopt.types import RloptError
+
         if not isinstance(error, RloptError):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -3,5 +3,7 @@
 import sys
 
 from rlopt.cli import main
+from rlopt.interrupts import leave_at_once
 
+leave_at_once()
 sys.exit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -80,10 +79,7 @@ def _command(name: str, module: str, description: str) -> Parser:
     )
     parser.add_argument("-h", "--help", action="help", help="show this help")
 
-    def run(arguments: argparse.Namespace) -> int:
-        return int(importlib.import_module(module).run(arguments))
-
-    parser.set_defaults(run=run)
+    parser.set_defaults(module=module)
     return parser
 
 
@@ -182,7 +178,7 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The chosen command's arguments, with ``run``, the function to call with them."""
+    """Return the chosen command's arguments, with ``module``, whose ``run`` is called with them."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(TOP, end="")
         sys.exit(0)

@@ -18,6 +18,7 @@ from types import FrameType
 import yaml
 
 import rlopt
+from rlopt.cli import raise_if_interrupted
 from rlopt.cli.compose import compose, resume_request, split
 from rlopt.cli.options import print_options
 from rlopt.config import to_dict
@@ -66,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             for line in describe(trainer, config):
                 display.message(line)
+            raise_if_interrupted()
             result = trainer.run()
         except KeyboardInterrupt:  # before the first step, or a second time while the run was being saved
             print("interrupted; what was saved last is intact", file=sys.stderr)
@@ -148,7 +150,7 @@ def _multirun(arguments: argparse.Namespace) -> int:
     codes = []
     for i, job in enumerate(jobs):
         print(f"job {i + 1} of {len(jobs)}: {_shell(job)}", flush=True)
-        command = [sys.executable, "-m", "rlopt.cli", "train", *flags, *job]
+        command = [sys.executable, "-m", "rlopt", "train", *flags, *job]
         code, stop = _wait(subprocess.Popen(command, env=environment))
         codes.append(code)
         if stop or code >= 128:  # a signal: the user wants all of it to end
