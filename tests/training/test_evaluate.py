@@ -487,17 +487,3 @@ def test_an_episode_without_an_end_is_cut_off(
     evaluator = Evaluator(lambda n: env, seed=0)
     assert evaluator.evaluate(policy, 2) == evaluator.evaluate(policy, 2) == [Episode(-50.0, 50)] * 2
     assert caplog.text.count("CliffWalking-v1 has no time limit: episodes of evaluations are cut off after 50") == 1
-
-
-@pytest.mark.parametrize(("max_steps", "longest"), [(None, 30), (5, 5), (1000, 30)])
-def test_a_limit_of_the_evaluation_cuts_what_is_longer(max_steps: int | None, longest: int) -> None:
-    gymnasium.register("Limited-v0", entry_point=Lengths, max_episode_steps=40)
-    try:
-        env = make_env("Limited-v0", 4, autoreset=False)
-        found = run_episodes(policy_for("Limited-v0"), env, 12, seed=4, max_steps=max_steps)
-    finally:
-        del gymnasium.registry["Limited-v0"]
-    whole = expected(12, seed=4)
-    assert max(e.length for e in whole) > 5
-    assert [e.length for e in found] == [min(e.length, longest) for e in whole]
-    assert [e.total_reward for e in found] == [e.length * (e.length + 1) / 2 for e in found]

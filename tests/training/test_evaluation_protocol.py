@@ -17,12 +17,13 @@ from gymnasium import spaces
 from rlopt.agents.sac_discrete import DiscreteSAC
 from rlopt.envs import Backend, SyncVectorEnv, make_env, register_backend
 from rlopt.envs import make as make_module
-from rlopt.loops.evaluation import Evaluator
+from rlopt.loops.evaluation import Evaluator, run_episodes
 from rlopt.nn import NetworkConfig, make_actor, network_options
 from rlopt.policy import EvaluationMode, Policy, save_policy
 from rlopt.training import begin, train_config
 from rlopt.training.evaluate import evaluate_path
 from rlopt.types import Episode, RloptError
+from tests.training.test_evaluate import Lengths, expected, policy_for
 
 SAMPLE = EvaluationMode(deterministic=False)
 
@@ -154,3 +155,17 @@ def test_a_backend_is_told_what_its_environments_are_for(monkeypatch: pytest.Mon
     make_env("Echo-v0", 1, backend="mine")
     make_env("Echo-v0", 1, backend="mine", autoreset=False, evaluation=True)
     assert asked == [False, True]
+
+
+@pytest.mark.parametrize(("max_steps", "longest"), [(None, 30), (5, 5), (1000, 30)])
+def test_a_limit_of_the_evaluation_cuts_what_is_longer(max_steps: int | None, longest: int) -> None:
+    gymnasium.register("Limited-v0", entry_point=Lengths, max_episode_steps=40)
+    try:
+        env = make_env("Limited-v0", 4, autoreset=False)
+        found = run_episodes(policy_for("Limited-v0"), env, 12, seed=4, max_steps=max_steps)
+    finally:
+        del gymnasium.registry["Limited-v0"]
+    whole = expected(12, seed=4)
+    assert max(e.length for e in whole) > 5
+    assert [e.length for e in found] == [min(e.length, longest) for e in whole]
+    assert [e.total_reward for e in found] == [e.length * (e.length + 1) / 2 for e in found]
