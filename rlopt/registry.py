@@ -49,6 +49,7 @@ SAMPLERS: dict[str, Entry] = {
     "prioritized": "rlopt.buffers.samplers.prioritized:PrioritizedSampler",
     "lap": "rlopt.buffers.samplers.prioritized:LAPSampler",
     "prioritized_reshuffled": "rlopt.buffers.samplers.prioritized_reshuffled:PrioritizedReshuffledSampler",
+    "hindsight": "rlopt.buffers.samplers.hindsight:HindsightSampler",
 }
 LOOPS: dict[str, Entry] = {
     "replay": "rlopt.loops.replay:ReplayLoop",

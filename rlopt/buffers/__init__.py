@@ -3,6 +3,7 @@
 from rlopt.buffers.replay import ReplayBuffer
 from rlopt.buffers.rollout import Rollout, minibatches
 from rlopt.buffers.samplers.base import DistinctSampler, Sampler, UniformSampler
+from rlopt.buffers.samplers.hindsight import HindsightSampler
 from rlopt.buffers.samplers.prioritized import LAPSampler, PrioritizedSampler
 from rlopt.buffers.samplers.prioritized_reshuffled import PrioritizedReshuffledSampler
 from rlopt.buffers.samplers.reshuffled import ReshuffledSampler
@@ -13,6 +14,7 @@ __all__ = [
     "REWARD_TRANSFORMS",
     "Batch",
     "DistinctSampler",
+    "HindsightSampler",
     "LAPSampler",
     "PrioritizedReshuffledSampler",
     "PrioritizedSampler",

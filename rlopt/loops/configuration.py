@@ -76,12 +76,29 @@ class BufferConfig(SequenceConfig):
         None, "frames stacked in each uint8 image, to store every frame once (null: images as they come)", low=1
     )
 
+    @property
+    def chooser(self) -> str:
+        """The sampler that chooses transitions: ``name``, or ``over`` where that one stands over another."""
+        return str(getattr(self, "over", self.name))
+
     def make_sampler(self) -> Sampler:
-        """Return a new sampler of this name with its own options, which a subclass of ``buffer_class`` adds."""
-        own = BufferConfig.__dataclass_fields__
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}
-        sampler: Sampler = get_sampler(self.name)(**options)
+        """Return a new sampler that chooses transitions, with its own options, which a subclass of ``buffer_class``
+        adds."""
+        cls = get_sampler(self.chooser)
+        sampler: Sampler = cls(**{name: getattr(self, name) for name in call_options(cls)})
         return sampler
+
+    def stand_over(self, sampler: Sampler, make_env: Callable[[], Any]) -> Sampler:
+        """Return the sampler of this name over ``sampler``, with one more environment, where it is such a one; else
+        ``sampler``, or its slices (``wrap``)."""
+        if self.chooser == self.name:
+            return self.wrap(sampler)
+        if self.sequence_length is not None:
+            raise RloptError(f"buffer={self.name} draws single transitions; leave buffer.sequence_length out")
+        cls = get_sampler(self.name)
+        options = {name: getattr(self, name) for name in call_options(cls)}
+        made: Sampler = cls(make_env(), **{**options, "over": sampler})
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,13 +203,29 @@ def buffer_config(options: Any, agent: str | None = None) -> BufferConfig:
     preset = {"name": "uniform", **agent_presets(agent or "").get("buffer", {})}
     if isinstance(options, Mapping) and options.get("name", preset["name"]) == preset["name"]:
         options = over(preset, options)
-    return _options(options, "buffer", lambda name: buffer_class(get_sampler(name)))  # type: ignore[no-any-return]
+
+    def class_of(name: str) -> type[BufferConfig]:
+        sampler = get_sampler(name)
+        below = call_options(sampler).get("over")
+        if below is None:
+            return buffer_class(sampler)
+        given = options.get("over", below) if isinstance(options, Mapping) else getattr(options, "over", below)
+        chooser = get_sampler(str(given))
+        if "over" in call_options(chooser):
+            raise RloptError(f"buffer.over={given} stands over another sampler itself; name a plain one")
+        return buffer_class(sampler, chooser)
+
+    return _options(options, "buffer", class_of)  # type: ignore[no-any-return]
 
 
 @cache
-def buffer_class(sampler: type[Any]) -> type[BufferConfig]:
-    """Return ``BufferConfig`` with the sampler's own options: those arguments of its constructor that have defaults."""
-    return with_arguments(BufferConfig, sampler)
+def buffer_class(*samplers: type[Any]) -> type[BufferConfig]:
+    """Return ``BufferConfig`` with the samplers' own options: those arguments of their constructors that have
+    defaults."""
+    found: type[BufferConfig] = BufferConfig
+    for sampler in samplers:
+        found = with_arguments(found, sampler)
+    return found
 
 
 def schedule_end(config: TrainConfig) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlopt.envs import Normalizer, VectorEnv, make_env
+from rlopt.envs.factory import Env, EnvFactory, find_spec
 from rlopt.envs.make import find_backend, resolve_backend, stepping_device
 from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
@@ -49,6 +50,12 @@ def evaluator(config: TrainConfig, device: torch.device) -> Evaluator:
         return environment(config, n, home, "evaluation", autoreset=False, evaluation=True)
 
     return Evaluator(make, config.seed, together, e.max_steps, e.mode, e.epsilon)
+
+
+def one_environment(config: TrainConfig) -> Env:
+    """Return one more of the run's environments, wrappers included, for what only it knows (rewards of other goals)."""
+    e = config.env
+    return EnvFactory(find_spec(e.id), e.kwargs, e.wrappers)()
 
 
 def normalizer(config: TrainConfig, env: VectorEnv, gamma: float, device: torch.device) -> Normalizer | None:

@@ -224,7 +224,8 @@ def _buffer(config: TrainConfig, options: ReplayAgentConfig, agent: Agent, env: 
 
     def sampler() -> Sampler:
         runs: list[Sampler] = [b.make_sampler() for _ in range(config.num_runs)]
-        return b.wrap(runs[0] if len(runs) == 1 else RunSamplers(runs, env.num_envs))
+        every = runs[0] if len(runs) == 1 else RunSamplers(runs, env.num_envs)
+        return b.stand_over(every, lambda: construction.one_environment(config))
 
     place: torch.device | str = b.device
     if b.device != "disk":
