@@ -65,10 +65,10 @@ class Windows:
 def make_sac(config: Mapping[str, Any], warmup: int) -> Any:
     """rlopt's loop for SAC with ``config`` on top of the benchmark's settings."""
     from rlopt.training import train_config
-    from rlopt.training.setup import make_loop, settle
+    from rlopt.training.setup import make_loop, resolve_config
 
     agent = {"name": "sac", "warmup_steps": warmup, **config.get("agent", {})}
-    return make_loop(settle(train_config({"total_steps": 10**9, **config, "agent": agent})))
+    return make_loop(resolve_config(train_config({"total_steps": 10**9, **config, "agent": agent})))
 
 
 def serve_rlopt(config: Mapping[str, Any], warmup: int, extra: int) -> None:
@@ -112,10 +112,10 @@ def serve_sb3(module: str, threads: int, env_id: str, seed: int, warmup: int, ex
 def serve_rlopt_ppo(config: Mapping[str, Any]) -> None:
     """Windows of rlopt's PPO, of whole rollouts with their updates."""
     from rlopt.training import train_config
-    from rlopt.training.setup import make_loop, settle
+    from rlopt.training.setup import make_loop, resolve_config
 
     out = channel()
-    loop = make_loop(settle(train_config({"total_steps": 10**9, **config})))
+    loop = make_loop(resolve_config(train_config({"total_steps": 10**9, **config})))
 
     def rollout() -> int:
         begin = loop.step

@@ -96,7 +96,8 @@ def get_agent(name: str) -> Any:
 
 def agent_presets(name: str) -> dict[str, Any]:
     """Return the options that the agent called ``name`` presets, by group; none of an unknown one."""
-    entry = AGENTS.get(name)
+    points = _entry_points("rlopt.agents")
+    entry = AGENTS.get(name) or (_load(points[name]) if name in points else None)
     return copy.deepcopy(dict(entry[1])) if isinstance(entry, tuple) else {}
 
 
@@ -159,7 +160,7 @@ def _get(kind: str, name: str, table: dict[str, Entry], group: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     points = _entry_points(group)
     if name in points:
-        return _load(points[name])
+        return _target(_load(points[name]))
     raise RloptError(f"no {kind} is called {name!r}; {hint(name, sorted({*table, *points}))}")
 
 

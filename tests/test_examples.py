@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rlopt.registry import AGENTS
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -24,6 +26,14 @@ def test_the_custom_loop_runs_past_its_warm_up(capsys):
 def test_the_custom_loop_is_short():
     body = (EXAMPLES / "custom_loop.py").read_text().split("def main")[1].splitlines()
     assert sum(bool(line.strip()) for line in body) <= 32
+
+
+def test_an_agent_of_ones_own_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rlopt.registry.AGENTS", dict(AGENTS))
+    load("own_agent").main(total_steps=60)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert [len(list((run / "policy").glob(f"run{r}/policy.json"))) for r in range(2)] == [1, 1]
 
 
 @pytest.mark.slow

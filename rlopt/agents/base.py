@@ -388,6 +388,9 @@ class Agent:
         )
         shared = {"clock": self.clock.state_dict(), "guard": self.guard.state_dict()}
         other.load_state_dict({**shared, **self.state_dict()})
+        copied = nets_of(other)
+        for name, net in nets_of(self).items():
+            freeze(copied[name], list(net.frozen))
         memo[id(self)] = other
         return other
 

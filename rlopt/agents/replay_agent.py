@@ -34,7 +34,7 @@ class ReplayAgent(Agent):
     actor: Net
     actor_module: Actor
     """The first run's acting network."""
-    quick_act: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    fast_act: Callable[[Tensor, Tensor | None], Tensor] | None = None
     """Actions at a few vector observations (R·N, O) with this noise (R·N, A), where an agent has a faster way."""
     recorded_rate: Tensor | None = None
     """() float64, what ``rate`` returns while updates are recorded."""
@@ -61,8 +61,8 @@ class ReplayAgent(Agent):
         if not deterministic and self.clock.env_steps < self.config.warmup_steps:
             draws = [module.uniform(each, g, _rows(obs, r * each, each)) for r, g in enumerate(streams)]
             return Act(_join(draws), carry)
-        if self.quick_act is not None and isinstance(obs, Tensor) and rows <= FEW:
-            return Act(self.quick_act(obs, None if deterministic else self.exploration(each)))
+        if self.fast_act is not None and isinstance(obs, Tensor) and rows <= FEW:
+            return Act(self.fast_act(obs, None if deterministic else self.exploration(each)))
         if self.runs == 1:
             return Act(*module.act(obs, carry, deterministic, streams[0]))
         by_run = map_obs(lambda x: x.view(self.runs, each, *x.shape[1:]), obs)

@@ -138,7 +138,7 @@ class RobustAgent(SolverAgent):
         tolerance = self.config.tolerance
         return tolerance is not None and float((self.solver.upper - self.solver.lower).amax()) <= tolerance
 
-    def findings(self) -> dict[str, Tensor]:
+    def results(self) -> dict[str, Tensor]:
         """The ``solution`` so far by its names, without its history; this agent goes on as if it had not been asked."""
         found = copy.deepcopy(self).solution()._asdict()
         return {name: tensor for name, tensor in found.items() if name != "history"}

@@ -101,7 +101,7 @@ class SAC(ActorCritic):
             # No phase of an update has more than two tasks.
             lanes = Lanes(min(2, torch.get_num_threads()))
             self.fused = fast_sac.FusedUpdate(self, None, lanes) if one else fast_sac.FusedRuns(self)
-            self.quick_act = fast_sac.FusedActor(self)
+            self.fast_act = fast_sac.FusedActor(self)
 
     def prepare(self, batch: Batch) -> Work:
         batch = self.by_run(batch._replace(action=self.actor_module.normalise(batch.action)))
@@ -129,7 +129,7 @@ class SAC(ActorCritic):
             return super().update(batch)
         if len(batch.reward) != self.config.batch_size * self.runs or not all(self.actor.learns + self.critic.learns):
             done = super().update(batch)
-            self.guard.settle()  # of the guard, the compiled update reads the code alone
+            self.guard.remember()  # of the guard, the compiled update reads the code alone
             return done
         batch, (next_noise, noise) = self.prepare(batch)
         done = self.fused(batch, next_noise, noise, self.schedule.factor(self.clock), "actor" in self.stages())

@@ -49,7 +49,7 @@ class SolverAgent(Agent):
         """One iteration; there is no batch."""
         raise NotImplementedError
 
-    def findings(self) -> dict[str, Tensor]:
+    def results(self) -> dict[str, Tensor]:
         """What is worth keeping beside the policy, by name."""
         return {}
 

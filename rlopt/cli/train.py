@@ -29,7 +29,7 @@ from rlopt.training.evaluate import Evaluation
 from rlopt.training.evaluate import describe as summary
 from rlopt.training.result import FINISHED, INTERRUPTED, NONFINITE, Result
 from rlopt.training.saved import resumed_config
-from rlopt.training.setup import begin, describe, resume, settle
+from rlopt.training.setup import begin, describe, resume, resolve_config
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_options(config)
         return 0
     if arguments.print_config:
-        print(yaml.safe_dump(to_dict(settle(config)), sort_keys=False, allow_unicode=True), end="")
+        print(yaml.safe_dump(to_dict(resolve_config(config)), sort_keys=False, allow_unicode=True), end="")
         return 0
     display = Display(config.total_steps)
     with _told(display):
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     return _ended(result, config)
 
 
-_SHOWN = ("buffers.replay", "loops.replay", "fast.sac", "envs.warp")
+_SHOWN = ("buffers.replay", "loops.replay", "loops.solver", "fast.sac", "envs.warp")
 
 
 @contextlib.contextmanager

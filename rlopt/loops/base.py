@@ -86,7 +86,7 @@ class Loop(ABC):
         """Do what ``build`` says; the modes have been checked."""
 
     @classmethod
-    def settle(cls, config: TrainConfig) -> TrainConfig:
+    def resolve(cls, config: TrainConfig) -> TrainConfig:
         """Return ``config`` with what it leaves open decided: the environment's backend, the length of a schedule."""
         e, end = config.env, schedule_end(config)
         found = {
@@ -156,7 +156,7 @@ class Loop(ABC):
         self._bad = None
         self.agent.guard.clear()
 
-    def findings(self) -> dict[str, Tensor]:
+    def results(self) -> dict[str, Tensor]:
         """What a complete run leaves beside its policy, by name; nothing unless the agent solves a model."""
         return {}
 
@@ -168,7 +168,7 @@ class Loop(ABC):
         """Append-only data, by name."""
         return {}
 
-    def after_logs(self) -> None:  # noqa: B027
+    def rows_restored(self) -> None:  # noqa: B027
         """Called after ``load_state_dict`` once the row logs hold their rows again."""
 
     def close(self) -> None:

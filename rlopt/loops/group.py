@@ -17,7 +17,7 @@ from rlopt.loops.base import Loop, Progress, finite_rows, normalizer_state
 from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.episodes import EpisodeCounter
 from rlopt.loops.evaluation import Evaluator
-from rlopt.loops.metrics import Sums, add_metrics
+from rlopt.loops.metrics import MetricSums, add_metrics
 from rlopt.random import derive_seed
 from rlopt.registry import get_agent
 from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, next_carry, resolve_device
@@ -84,7 +84,7 @@ class GroupLoop(Loop):
         begin = perf_counter()
         rollout, episodes = self._collect()
         middle = perf_counter()
-        metrics: Sums = {}
+        metrics: MetricSums = {}
         before = self.agent.clock.updates
         if rollout is not None:
             add_metrics(metrics, self.agent.update(rollout).metrics)

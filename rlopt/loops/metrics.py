@@ -7,15 +7,15 @@ from torch import Tensor
 
 from rlopt.types import State
 
-Sums = dict[str, tuple[Tensor, int]]
+MetricSums = dict[str, tuple[Tensor, int]]
 
 
-def add_metrics(sums: Sums, metrics: dict[str, Tensor]) -> None:
+def add_metrics(sums: MetricSums, metrics: dict[str, Tensor]) -> None:
     """Add one update's metrics to running sums, on the device."""
     merge(sums, {name: (value, 1) for name, value in metrics.items()})
 
 
-def merge(sums: Sums, more: Sums) -> None:
+def merge(sums: MetricSums, more: MetricSums) -> None:
     """Add sums to sums, in one operation for those that are there already and one for those that are new."""
     known, fresh = ([name for name in more if (name in sums) is there] for there in (True, False))
     before = [sums[name][0].to(more[name][0].device) for name in known]  # a resumed run's lie on the CPU
@@ -26,14 +26,14 @@ def merge(sums: Sums, more: Sums) -> None:
                 sums[name] = (total, more[name][1] + (sums[name][1] if name in sums else 0))
 
 
-def means(sums: Sums) -> dict[str, float]:
+def means(sums: MetricSums) -> dict[str, float]:
     """Read them, averaged over runs: the only place where the host waits for a metric."""
     return {name: float(total.mean()) / count for name, (total, count) in sums.items()}
 
 
-def sums_state(sums: Sums) -> State:
+def sums_state(sums: MetricSums) -> State:
     return {name: {"total": total, "count": count} for name, (total, count) in sums.items()}
 
 
-def load_sums(state: State) -> Sums:
+def load_sums(state: State) -> MetricSums:
     return {name: (entry["total"], int(entry["count"])) for name, entry in state.items()}

@@ -21,7 +21,7 @@ from rlopt.loops.base import Progress
 from rlopt.loops.captured import CapturedUpdate, has_graphs, slots_of, why_eager
 from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
-from rlopt.loops.metrics import Sums, add_metrics
+from rlopt.loops.metrics import MetricSums, add_metrics
 from rlopt.loops.stepping import SteppingLoop
 from rlopt.registry import get_agent, get_sampler
 from rlopt.state import RowLog
@@ -97,9 +97,9 @@ class ReplayLoop(SteppingLoop):
             raise
 
     @classmethod
-    def settle(cls, config: TrainConfig) -> TrainConfig:
+    def resolve(cls, config: TrainConfig) -> TrainConfig:
         """Return ``config`` with what any loop decides, and the critics' loss."""
-        config = super().settle(config)
+        config = super().resolve(config)
         assert isinstance(config.agent, ReplayAgentConfig)
         if config.agent.td_loss != "auto":
             return config
@@ -113,7 +113,7 @@ class ReplayLoop(SteppingLoop):
         obs, seen = self._see()
         act = self.agent.act(seen, self.carry)
         action = act.action.to(self.env.device)
-        metrics: Sums = {}
+        metrics: MetricSums = {}
         updates, aside_seconds = 0, 0.0
         if self._aside is None:
             step = self.env.step(action)
@@ -150,7 +150,7 @@ class ReplayLoop(SteppingLoop):
         learn_seconds = perf_counter() - middle + aside_seconds
         return Progress(episodes, metrics, updates, middle - begin - aside_seconds, learn_seconds)
 
-    def _learn(self, metrics: Sums) -> int:
+    def _learn(self, metrics: MetricSums) -> int:
         """Make the updates that are owed; their number."""
         updates, self.owed = divmod(self.owed, self.config.update_ratio[1])
         for _ in range(updates):
@@ -189,7 +189,7 @@ class ReplayLoop(SteppingLoop):
         self.buffer.load_state_dict(state["buffer"])
         super().load_state_dict(state)
 
-    def after_logs(self) -> None:
+    def rows_restored(self) -> None:
         """Called once the buffer's rows are back: an empty row keeps windows from crossing a dropped episode.
 
         Raises RloptError where rows were lost and what is left is less than a minibatch.

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from rlopt.agents.base import Agent
 from rlopt.agents.rollout_agent import RolloutAgentConfig
-from rlopt.buffers import Rollout, Transition, make_reward_transform
+from rlopt.buffers import Rollout, Transition
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.envs.make import stepping_device
 from rlopt.loops import construction
 from rlopt.loops.base import Progress
 from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
-from rlopt.loops.metrics import Sums, add_metrics
+from rlopt.loops.metrics import MetricSums, add_metrics
 from rlopt.loops.stepping import SteppingLoop
 from rlopt.registry import get_agent
 from rlopt.types import Obs, State, map_obs, on_device, resolve_device
@@ -85,18 +85,16 @@ class RolloutLoop(SteppingLoop):
             self.normalizer.observe_reward(step)
         episodes = self._go_on(act, step, moved, count)
         middle = perf_counter()
-        metrics: Sums = {}
+        metrics: MetricSums = {}
         updates = 0
         if len(self.steps) == self.config.rollout_steps or self.step >= self.total_steps:
             updates = self._learn(metrics)
         return Progress(episodes, metrics, updates, middle - begin, perf_counter() - middle)
 
-    def _learn(self, metrics: Sums) -> int:
+    def _learn(self, metrics: MetricSums) -> int:
         """Learn from the open rollout and forget it; return the number of updates."""
         steps, self.steps = self.steps, []
         raw = rollout = Rollout.of(steps).map(lambda x: on_device(x, self.agent.device))
-        if (transform := make_reward_transform(self.config.reward)) is not None:
-            rollout = rollout._replace(reward=transform(rollout.reward))
         if any(step.valid is not None for step in steps):
             rollout = _without_gaps(rollout)
             if not bool(rollout.valid.any()):

@@ -13,7 +13,7 @@ from rlopt.loops.base import Loop, Progress
 from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.construction import evaluator
 from rlopt.loops.evaluation import Evaluator
-from rlopt.loops.metrics import Sums, add_metrics
+from rlopt.loops.metrics import MetricSums, add_metrics
 from rlopt.registry import get_agent
 from rlopt.types import RloptError, State, resolve_device
 
@@ -47,21 +47,21 @@ class SolverLoop(Loop):
         return cls(agent, config.total_steps, evaluator(config, device))
 
     @classmethod
-    def settle(cls, config: TrainConfig) -> TrainConfig:
+    def resolve(cls, config: TrainConfig) -> TrainConfig:
         """Return ``config`` as it is: a solver reads a model and steps nothing."""
         return config
 
     def advance(self) -> Progress:
         begin = perf_counter()
-        metrics: Sums = {}
+        metrics: MetricSums = {}
         add_metrics(metrics, self.agent.update().metrics)
         self.step += 1
         self.agent.clock.env_steps = self.step
         self._stop_if_converged()
         return Progress([], metrics, 1, 0.0, perf_counter() - begin)
 
-    def findings(self) -> dict[str, Tensor]:
-        return self.agent.findings()
+    def results(self) -> dict[str, Tensor]:
+        return self.agent.results()
 
     def _stop_if_converged(self) -> None:
         if self.step < self.total_steps and self.agent.converged:

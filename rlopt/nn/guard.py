@@ -25,7 +25,7 @@ class Guard:
     def __init__(self, device: torch.device, runs: int = 1) -> None:
         shape = (runs,) if runs > 1 else ()
         self.code = torch.zeros(shape, dtype=torch.int64, device=device)
-        """Number of the first quantity that was not finite since ``clear``; complete once ``settle`` was called."""
+        """Number of the first quantity that was not finite since ``clear``; complete once ``remember`` was called."""
         self.prefix = ""
         self._numbers: dict[str, int] = {}  # by the whole name, in the order of the codes
         self._own: dict[str, int] = {}  # the same by the name without this guard's prefix
@@ -52,7 +52,7 @@ class Guard:
 
     def begin(self) -> None:
         """Open an update."""
-        self.settle()
+        self.remember()
         self._poison.zero_()
         self._ok.fill_(True)
 
@@ -69,13 +69,13 @@ class Guard:
             torch.logical_not(self._poison, out=self._ok)  # of NaN it is false
         return self._ok
 
-    def settle(self) -> None:
+    def remember(self) -> None:
         """Remember what was first not finite in this update, if nothing is remembered from before."""
         torch.where((self.code != 0) | self._ok, self.code, self._latest, out=self.code)
 
     def first_bad(self) -> str | None:
         """Return the name of the first non-finite quantity since ``clear``, or None. Waits for the device."""
-        self.settle()
+        self.remember()
         code = next((c for c in self.code.flatten().tolist() if c), 0)
         return list(self._numbers)[code - 1] if code else None
 
@@ -86,7 +86,7 @@ class Guard:
 
     def state_dict(self) -> State:
         """Return the code, and the names it stands for: another process may number them otherwise."""
-        self.settle()
+        self.remember()
         return {"code": self.code.clone(), "names": list(self._numbers)}
 
     def load_state_dict(self, state: State) -> None:

@@ -5,7 +5,7 @@
     config.yaml  versions.json           what was asked for, and what it ran on
     metrics.csv  episodes.csv  evaluations.csv  curve.png  tensorboard/
     checkpoints/  policy/  policy_best/
-    solution.safetensors                 of a solver: what its agent's ``findings`` are, once the run is complete
+    solution.safetensors                 of a solver: what its agent's ``results`` are, once the run is complete
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def begin(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any 
 
     Raises RloptError where the agent cannot act in the environment, the buffer does not fit, or the folder holds a run.
     """
-    config = settle(config)
+    config = resolve_config(config)
     loop = make_loop(config)
     try:
         path = Path(config.run_dir or default_run_dir(str(config.agent.name), config.env.id, config.seed))
@@ -68,7 +68,7 @@ def resume(
     """
     folder = RunFolder.open(Path(run))
     try:
-        config = settle(resumed_config(folder, changes, trust=trust, env_id=env_id))
+        config = resolve_config(resumed_config(folder, changes, trust=trust, env_id=env_id))
         refuse_dead_rate(folder, config)
         return _continued(config, folder, callbacks, display, without_lost_rows)
     except BaseException:
@@ -111,12 +111,12 @@ def _continued(
             raise
 
 
-def settle(config: TrainConfig) -> TrainConfig:
+def resolve_config(config: TrainConfig) -> TrainConfig:
     """Return ``config`` with everything decided that was left open: threads, the device, and what its loop decides.
     ``config.yaml`` keeps the answers."""
     threads = auto_threads(config.num_runs) if config.threads == "auto" else config.threads
     config = replace(config, threads=threads, device=str(resolve_device(config.device)))
-    return loop_class(config).settle(config)
+    return loop_class(config).resolve(config)
 
 
 def make_trainer(
@@ -146,9 +146,9 @@ def make_trainer(
 
 
 def make_loop(config: TrainConfig) -> Loop:
-    """Return the loop that the agent asks for, with everything in it, from a configuration, settled or not."""
+    """Return the loop that the agent asks for, with everything in it, from a configuration, resolved or not."""
     load_extensions()
-    config = settle(config)
+    config = resolve_config(config)
     torch.set_num_threads(int(config.threads))
     return loop_class(config).build(config)
 

@@ -14,7 +14,7 @@ import safetensors.torch
 from rlopt.analysis.tables import read_csv
 from rlopt.files import replace_file
 from rlopt.loops.base import Loop, Progress
-from rlopt.loops.metrics import Sums, load_sums, means, merge, sums_state
+from rlopt.loops.metrics import MetricSums, load_sums, means, merge, sums_state
 from rlopt.policy import Policy, save_policy
 from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints, Loaded
 from rlopt.runs.logging import Display, Logger
@@ -109,7 +109,7 @@ class Trainer:
         self._evaluation_due = False
         self._marks: dict[str, tuple[int, str]] = {}
         # The open window of the next row of metrics.csv; saved, so that a resumed run logs the same row.
-        self._sums: Sums = {}
+        self._sums: MetricSums = {}
         self._returns: list[float] = []
         self._updates = 0
         # Wall-clock facts; never part of what a resume repeats.
@@ -152,7 +152,7 @@ class Trainer:
         if differ := [name for name, log in loaded.logs.items() if log.rows_written != logs[name].rows_written]:
             raise ValueError(f"its state and its segments disagree about the rows of {differ[0]}")
         self.checkpoints.restore_logs(loaded, logs)
-        self.loop.after_logs()
+        self.loop.rows_restored()
         self._sums = load_sums(state["window"]["sums"])
         self._returns = [float(value) for value in state["window"]["returns"]]
         self._updates = int(state["window"]["updates"])
@@ -432,7 +432,7 @@ class Trainer:
     def _export(self) -> None:
         for r, policy in enumerate(self.loop.policies()):
             self._save_policy(r, policy, self.folder.policy, "last")
-        if self.loop.step >= self.loop.total_steps and (found := self.loop.findings()):
+        if self.loop.step >= self.loop.total_steps and (found := self.loop.results()):
             found = {name: tensor.cpu().contiguous() for name, tensor in found.items()}
             replace_file(self.folder.solution, safetensors.torch.save(found))
         self._exported_step = self.loop.step

@@ -212,7 +212,7 @@ def test_what_is_not_written_out_takes_the_readable_path_and_is_honoured(cls, ma
     spec, config = make_agent("sac").spec, make_agent("sac").config
     agent, original = cls(spec, config), make_agent("sac", fused=False)
     plain = cls(spec, make_agent("sac", fused=False).config)
-    assert agent.fused is None and agent.quick_act is None
+    assert agent.fused is None and agent.fast_act is None
     for each in (agent, plain, original):
         for i in range(2):
             each.update(make_batch(each, i))
@@ -266,7 +266,7 @@ def test_nothing_that_is_not_finite_reaches_the_weights(what, value, make_agent,
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_acting_row_by_row_equals_the_policy(runs: int, deterministic: bool, make_agent) -> None:
     fused, plain = (make_agent("sac", fused=f, runs=runs) for f in (True, False))
-    assert fused.quick_act is not None and plain.quick_act is None
+    assert fused.fast_act is not None and plain.fast_act is None
     for agent in (fused, plain):
         with torch.no_grad():
             agent.actor.flat.add_(0.3 * torch.randn(agent.actor.flat.shape, generator=torch.Generator().manual_seed(5)))

@@ -7,7 +7,7 @@ import torch
 
 from rlopt.agents.td import huber, make_td_loss, pal, squared
 from rlopt.training import train_config
-from rlopt.training.setup import settle
+from rlopt.training.setup import resolve_config
 from tests.agents.cases import every_learner
 
 RESIDUAL = torch.tensor([[0.5, -2.0], [1.0, 3.0]], dtype=torch.float64)
@@ -63,7 +63,7 @@ def test_a_name_makes_a_loss() -> None:
     ],
 )
 def test_lap_brings_its_loss_unless_another_is_asked_for(buffer, agent, expected) -> None:
-    config = settle(train_config({"buffer": buffer, "agent": {"name": "sac", **agent}}))
+    config = resolve_config(train_config({"buffer": buffer, "agent": {"name": "sac", **agent}}))
     assert (config.agent.td_loss, config.agent.td_threshold) == expected
 
 

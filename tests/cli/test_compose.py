@@ -16,7 +16,7 @@ from rlopt.loops.configuration import TrainConfig
 from rlopt.registry import agent_names, sampler_names
 from rlopt.training import train_config
 from rlopt.training.config_files import config_dirs, group_files
-from rlopt.training.setup import settle
+from rlopt.training.setup import resolve_config
 from rlopt.types import RloptError
 
 EXPERIMENTS = sorted(group_files("experiment", config_dirs()))
@@ -85,7 +85,7 @@ def test_interpolation_reaches_defaults_that_no_file_mentions() -> None:
 
 
 def test_a_schedule_without_its_length_lasts_the_whole_run() -> None:
-    config = settle(compose(["env=Hopper-v5", "agent.lr_schedule=linear", "total_steps=7_000"]))
+    config = resolve_config(compose(["env=Hopper-v5", "agent.lr_schedule=linear", "total_steps=7_000"]))
     assert config.agent.schedule_steps == 7_000
 
 

@@ -64,7 +64,7 @@ def test_every_run_has_its_own_flag_and_code() -> None:
     guard.begin()
     assert guard.passes("loss", t(1.0, NAN, 1.0)).tolist() == [True, False, True]
     assert guard.passes("rows", torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, INF]])).tolist() == [True, False, False]
-    guard.settle()
+    guard.remember()
     assert guard.code.tolist() == [0, guard.number("loss"), guard.number("rows")]
     assert guard.first_bad() == "loss"
 

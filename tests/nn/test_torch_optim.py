@@ -19,7 +19,7 @@ from rlopt.nn import NetworkConfig, OptimiserConfig, make_optimiser
 from rlopt.nn.torch_optim import TorchOptimiser
 from rlopt.registry import get_agent
 from rlopt.training import train_config
-from rlopt.training.setup import begin, make_loop, resume, settle
+from rlopt.training.setup import begin, make_loop, resume, resolve_config
 from rlopt.training.trainer import Callback
 from rlopt.types import RloptError
 from tests.agents.cases import make_agent, make_batch
@@ -280,4 +280,4 @@ def test_its_updates_are_not_captured_and_the_line_says_why() -> None:
     assert why_eager(agent) == f"agent.optimiser.name={PACKAGE}:Lion steps on the host"
     options = {"agent": "sac", "agent.optimiser.name": "torch:Adagrad", "device": "cpu", "update_mode": "captured"}
     with pytest.raises(RloptError, match=r"captured cannot be: agent\.optimiser\.name=torch:Adagrad steps on"):
-        make_loop(settle(train_config(options)))
+        make_loop(resolve_config(train_config(options)))

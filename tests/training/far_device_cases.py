@@ -25,7 +25,7 @@ from rlopt.policy import load_policy
 from rlopt.registry import get_agent
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.grid_evaluation import evaluate_grid
-from rlopt.training.setup import begin, make_loop, resume, settle
+from rlopt.training.setup import begin, make_loop, resume, resolve_config
 from rlopt.training.trainer import Callback
 from rlopt.types import EnvSpec
 from tests.agents.cases import AGENTS, LEARNERS, PENDULUM, short_run
@@ -53,7 +53,7 @@ def config(device: str, run_dir=None, agent=SAC, **options):
     }  # fmt: skip
     if agent["name"] in LEARNERS:
         options = {"num_envs": 2, "buffer": {"name": "uniform", "capacity": 100}, **options}
-    return settle(short_run(agent["name"], run_dir, agent=agent, **options))
+    return resolve_config(short_run(agent["name"], run_dir, agent=agent, **options))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from rlopt.cli.compose import compose
 from rlopt.loops.base import MODES, Loop, Progress
 from rlopt.loops.configuration import BufferConfig, TrainConfig
 from rlopt.training import train_config
-from rlopt.training.setup import make_loop, settle
+from rlopt.training.setup import make_loop, resolve_config
 from rlopt.types import EnvSpec, RloptError, State
 
 SMALL = ["env=Pendulum-v1", "device=cpu", "agent.network.hidden=[8]", "agent.fused=false", "buffer.capacity=100"]
@@ -49,10 +49,10 @@ def test_an_options_way_to_the_optimiser_goes_through_four_functions(monkeypatch
     others = ["agent.actor_learning_rate=1e-3", "agent.temperature_learning_rate=1e-3"]
     config = compose([*SMALL, *others, "agent.learning_rate=0.00125"])
     assert readers == []
-    config = settle(config)
+    config = resolve_config(config)
     loop = make_loop(config)
-    assert readers == ["rlopt.loops.replay:ReplayLoop.settle", "rlopt.agents.actor_critic:ActorCritic.build_critic"]
-    assert loop.agent.config is config.agent and settle(config) == config and settle(config).agent is config.agent
+    assert readers == ["rlopt.loops.replay:ReplayLoop.resolve", "rlopt.agents.actor_critic:ActorCritic.build_critic"]
+    assert loop.agent.config is config.agent and resolve_config(config) == config and resolve_config(config).agent is config.agent
     assert loop.agent.critic_optimiser.learning_rate == 0.00125
     loop.close()
 
@@ -113,7 +113,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_a_new_kind_of_agent_is_a_loop_and_a_name(idle: dict[str, Any]) -> None:
-    loop = make_loop(settle(train_config({**idle, "num_envs": 3})))
+    loop = make_loop(resolve_config(train_config({**idle, "num_envs": 3})))
     assert isinstance(loop, IdleLoop) and isinstance(loop.agent, Idle)
 
 

@@ -24,7 +24,7 @@ from rlopt.nn import NetworkConfig
 from rlopt.registry import AGENTS
 from rlopt.state import states_equal
 from rlopt.training import train_config
-from rlopt.training.setup import make_loop, settle
+from rlopt.training.setup import make_loop, resolve_config
 from rlopt.types import Act, Carry, Obs, RloptError, Update
 
 N = 2
@@ -80,7 +80,7 @@ class Divides(SAC):
 
 
 def loop_of(options: dict[str, Any]) -> Any:
-    return make_loop(settle(train_config(options)))
+    return make_loop(resolve_config(train_config(options)))
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_a_resumed_loop_goes_on_exactly(cls: Any, sampler: Any) -> None:
     back.load_state_dict(state)
     for name, log in back.row_logs().items():
         log.write_rows(5, loop.row_logs()[name].read_rows(5, 25))
-    back.after_logs()
+    back.rows_restored()
     for _ in range(12):
         loop.advance()
         back.advance()
