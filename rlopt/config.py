@@ -26,14 +26,14 @@ _MARK = "_built"
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The entry of ``words`` that ``word`` was most likely meant to be, or None where nothing is near."""
+    """Return the entry of ``words`` that ``word`` was most likely meant to be, or None where nothing is near."""
     by_lower = {w.lower(): w for w in words}
     found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[found[0]] if found else None
 
 
 def hint(word: str, words: Collection[str]) -> str:
-    """The end of an error line: the nearest right word, or else what there is to choose from."""
+    """Return the end of an error line: the nearest right word, or else what there is to choose from."""
     near = nearest(word, words)
     if near is not None:
         return f"did you mean {near}?"
@@ -106,15 +106,15 @@ def _arguments(cls: type[Any]) -> dict[str, str]:
 
 
 def call_options(target: Callable[..., Any]) -> dict[str, Any]:
-    """Names and defaults of the optional keyword arguments of ``target``."""
+    """Return names and defaults of the optional keyword arguments of ``target``."""
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(target).parameters.values()
     return {p.name: plain(p.default) for p in parameters if p.kind in named and p.default is not p.empty}
 
 
 def defaults(cls: type[Any], without: Collection[str] = ()) -> dict[str, Any]:
-    """The defaults of a dataclass as plain data (nested dicts, lists for tuples), without options that have none and
-    those named in ``without``."""
+    """Return the defaults of a dataclass as plain data (nested dicts, lists for tuples), without options that have none
+    and those named in ``without``."""
     found = {f.name: _default(f) for f in dataclasses.fields(cls) if f.init and f.name not in without}
     return {name: plain(value) for name, value in found.items() if value is not dataclasses.MISSING}
 
@@ -134,7 +134,8 @@ def over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_dict(obj: Any) -> dict[str, Any]:
-    """A built configuration as plain data, ready for YAML or JSON; ``build`` turns it back into an equal object."""
+    """Return a built configuration as plain data, ready for YAML or JSON; ``build`` turns it back into an equal
+    object."""
     return {f.name: plain(getattr(obj, f.name)) for f in dataclasses.fields(obj) if f.init}
 
 
@@ -161,7 +162,7 @@ def option_names(cls: type[Any], where: str = "") -> list[str]:
 
 
 def join(where: str, name: str) -> str:
-    """A dotted option name."""
+    """Return a dotted option name."""
     return f"{where}.{name}" if where else name
 
 
@@ -321,7 +322,7 @@ _NAMES = {
 
 
 def _describe(kind: Any) -> str:
-    """What an option of this type looks like, in words."""
+    """Return what an option of this type looks like, in words."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(a) for a in args)

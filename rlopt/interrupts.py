@@ -15,7 +15,7 @@ def leave_at_once() -> None:
 
 
 def is_usual() -> bool:
-    """Whether nobody else answers Ctrl-C in this process."""
+    """Return whether nobody else answers Ctrl-C in this process."""
     return signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _leave)
 
 

@@ -41,7 +41,7 @@ def jit(function: Any, signature: Any = None, **options: Any) -> Any:
 
 
 def compiles(function: Any) -> bool:
-    """Whether calling a function means compiling it, because no earlier process has left its machine code."""
+    """Return whether calling a function means compiling it, because no earlier process has left its machine code."""
     file = getattr(function._cache, "_cache_file", None)
     return not function.signatures and (file is None or not file._load_index())
 

@@ -149,7 +149,7 @@ def _critic_leaves(spec: EnvSpec) -> dict[str, Space]:
 
 
 def _is_each(key: str, leaf: Space) -> bool:
-    """Whether a leaf is a state (n, S), of each agent one."""
+    """Return whether a leaf is a state (n, S), of each agent one."""
     return is_state(key) and len(shape_of(leaf)) == 2
 
 
@@ -187,7 +187,7 @@ def shared_obs(spec: EnvSpec, obs: Obs) -> dict[str, Tensor]:
 
 
 def _any_row(leaf: Space) -> Space:
-    """A space that holds every agent's row of a joint leaf."""
+    """Return a space that holds every agent's row of a joint leaf."""
     if isinstance(leaf, spaces.Box):
         return spaces.Box(leaf.low.min(0), leaf.high.max(0), dtype=leaf.dtype.type)
     if isinstance(leaf, spaces.MultiBinary):

@@ -18,23 +18,23 @@ from rlopt.types import State
 
 
 def derive_seed(seed: int, *name: str | int) -> int:
-    """A seed in [0, 2**31) that depends on the run's seed and the consumer's name alone (BLAKE2b)."""
+    """Return a seed in [0, 2**31) that depends on the run's seed and the consumer's name alone (BLAKE2b)."""
     text = "/".join(str(part) for part in (int(seed), *name))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % 2**31
 
 
 def torch_generator(seed: int, *name: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator on ``device`` for the consumer called ``name``."""
+    """Return a torch generator on ``device`` for the consumer called ``name``."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *name))
 
 
 def numpy_generator(seed: int, *name: str | int) -> np.random.Generator:
-    """A NumPy PCG64 generator for the consumer called ``name``."""
+    """Return a NumPy PCG64 generator for the consumer called ``name``."""
     return np.random.Generator(np.random.PCG64(derive_seed(seed, *name)))
 
 
 def generator_state(generator: torch.Generator) -> Tensor:
-    """The state of a torch generator as a uint8 tensor."""
+    """Return the state of a torch generator as a uint8 tensor."""
     return generator.get_state()
 
 
@@ -53,7 +53,7 @@ def set_generator_state(generator: torch.Generator, state: Tensor) -> None:
 
 
 def numpy_state(generator: np.random.Generator) -> State:
-    """The state of a PCG64 generator as a state tree (its 128-bit integers as strings)."""
+    """Return the state of a PCG64 generator as a state tree (its 128-bit integers as strings)."""
     s = generator.bit_generator.state
     return {
         "bit_generator": s["bit_generator"],

@@ -80,17 +80,17 @@ def register_loop(name: str, target: Target) -> None:
 
 
 def agent_names() -> list[str]:
-    """Every agent that ``get_agent`` knows."""
+    """Return every agent that ``get_agent`` knows."""
     return sorted({*AGENTS, *_entry_points("rlopt.agents")})
 
 
 def sampler_names() -> list[str]:
-    """Every sampler that ``get_sampler`` knows."""
+    """Return every sampler that ``get_sampler`` knows."""
     return sorted({*SAMPLERS, *_entry_points("rlopt.samplers")})
 
 
 def get_agent(name: str) -> Any:
-    """The agent class called ``name``. Raises RloptError, with the nearest right name, where there is none."""
+    """Return the agent class called ``name``. Raises RloptError, with the nearest right name, where there is none."""
     return _get("agent", name, AGENTS, "rlopt.agents")
 
 
@@ -102,17 +102,17 @@ def agent_presets(name: str) -> dict[str, Any]:
 
 
 def get_sampler(name: str) -> Any:
-    """The sampler class called ``name``. Raises RloptError, with the nearest right name, where there is none."""
+    """Return the sampler class called ``name``. Raises RloptError, with the nearest right name, where there is none."""
     return _get("sampler", name, SAMPLERS, "rlopt.samplers")
 
 
 def get_loop(name: str) -> Any:
-    """The loop class called ``name``. Raises RloptError, with the nearest right name, where there is none."""
+    """Return the loop class called ``name``. Raises RloptError, with the nearest right name, where there is none."""
     return _get("loop", name, LOOPS, "rlopt.loops")
 
 
 def target_text(name: str, table: dict[str, Entry], group: str) -> str:
-    """Where a registered name leads, as ``module:attribute`` text, without importing it."""
+    """Return where a registered name leads, as ``module:attribute`` text, without importing it."""
     target = _target(table.get(name))
     if target is None:
         return _entry_points(group)[name].value

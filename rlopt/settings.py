@@ -122,7 +122,8 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
 
 
 def _proof(values: Mapping[str, Any], make: bool) -> str | None:
-    """The HMAC of what ``values`` name; None without a key, which is made where there is none and ``make`` says so."""
+    """Return the HMAC of what ``values`` name; None without a key, which is made where there is none and ``make`` says
+    so."""
     key = _key(make)
     if key is None:
         return None
@@ -170,7 +171,7 @@ def _make_key(path: Path) -> None:
 
 
 def _read_key(path: Path) -> bytes | None:
-    """The key, if it is this user's and nobody else may change or read it."""
+    """Return the key, if it is this user's and nobody else may change or read it."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         found = os.fstat(handle)

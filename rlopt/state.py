@@ -66,7 +66,7 @@ class RowLog(Protocol):
     """Rows ever written."""
 
     def read_rows(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Rows ``start`` … ``stop-1``, each tensor (stop-start, …), on the CPU."""
+        """Return rows ``start`` … ``stop-1``, each tensor (stop-start, …), on the CPU."""
         ...
 
     def write_rows(self, start: int, rows: dict[str, Tensor]) -> None:
@@ -131,7 +131,7 @@ def states_equal(a: Any, b: Any) -> str | None:
 
 
 def state_bytes(state: Any) -> int:
-    """Bytes of all tensors in a state."""
+    """Return bytes of all tensors in a state."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     children = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
@@ -164,7 +164,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """All tensors of a safetensors file, as copies that do not depend on the file any longer.
+    """Return all tensors of a safetensors file, as copies that do not depend on the file any longer.
 
     Raises:
         CorruptCheckpoint: if the file is missing or no sound safetensors file.
@@ -179,7 +179,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 
 def _raw(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor: a 1-d uint8 tensor on the CPU."""
+    """Return the bytes of a tensor: a 1-d uint8 tensor on the CPU."""
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8) if flat.numel() else torch.empty(0, dtype=torch.uint8)
 
@@ -188,7 +188,7 @@ def _raw(tensor: Tensor) -> Tensor:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file.
+    """Return the JSON in a file.
 
     Raises:
         CorruptCheckpoint: if the file is missing, no JSON, too large, or nested too deeply.
@@ -231,7 +231,7 @@ def tag_floats(tree: Any) -> Any:
 
 
 def untag_floats(tree: Any) -> Any:
-    """What ``tag_floats`` was given. Raises ValueError where a ``$float`` holds no float."""
+    """Return what ``tag_floats`` was given. Raises ValueError where a ``$float`` holds no float."""
     if isinstance(tree, dict):
         if tree.keys() == {"$float"}:
             return float(struct.unpack(">d", _float_bits(tree["$float"]))[0])

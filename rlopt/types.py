@@ -236,7 +236,8 @@ def on_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def on_host(*rows: Tensor) -> list[Tensor]:
-    """Rows (N,) of one device, flags and numbers that float64 holds, on the CPU: one wait instead of one each."""
+    """Return rows (N,) of one device, flags and numbers that float64 holds, on the CPU: one wait instead of one
+    each."""
     if not rows or rows[0].device.type == "cpu":
         return list(rows)
     packed = torch.stack([row.double() for row in rows]).cpu()
@@ -244,7 +245,7 @@ def on_host(*rows: Tensor) -> list[Tensor]:
 
 
 def obs_leaves(space: Space) -> dict[str, Space]:
-    """The leaf spaces of a flat observation space; a single space is the leaf named ``""``."""
+    """Return the leaf spaces of a flat observation space; a single space is the leaf named ``""``."""
     return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
 
 
@@ -400,7 +401,8 @@ def _check_own(spec: EnvSpec) -> None:
 
 
 def _is_row(own: Space, joint: Space, i: int, bounds: bool) -> bool:
-    """Whether ``own`` is agent i's row of ``joint``, or the beginning of it; of a Box perhaps with other bounds."""
+    """Return whether ``own`` is agent i's row of ``joint``, or the beginning of it; of a Box perhaps with other
+    bounds."""
     shape, rest = shape_of(own), shape_of(joint)[1:]
     if len(shape) != len(rest) or any(a > b for a, b in zip(shape, rest, strict=True)):
         return False
@@ -425,7 +427,7 @@ def option(
     above: float | None = None,
     choices: tuple[Any, ...] | None = None,
 ) -> Any:
-    """A dataclass field of a configuration, with the facts that ``rlopt.config.build`` checks.
+    """Return a dataclass field of a configuration, with the facts that ``rlopt.config.build`` checks.
 
     ``low``/``high`` are inclusive bounds, ``above`` an exclusive lower one, ``choices`` the words allowed.
     A mutable or nested default is given as a zero-argument factory.

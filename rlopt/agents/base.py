@@ -196,7 +196,7 @@ class Agent:
         raise NotImplementedError
 
     def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
-        """Actions for a batch of observations (N, …). Random ones draw from the agent's own stream."""
+        """Return actions for a batch of observations (N, …). Random ones draw from the agent's own stream."""
         raise NotImplementedError
 
     def initial_carry(self, rows: int) -> Carry:
@@ -273,7 +273,7 @@ class Agent:
         return self._persistent
 
     def net(self, name: str, factory: Callable[[], nn.Module]) -> Net:
-        """A trainable network, one of each run, with initial weights from streams of its own; registered as
+        """Return a trainable network, one of each run, with initial weights from streams of its own; registered as
         ``name``."""
         modules = [build_seeded(factory, derive_seed(seed, "init", name)) for seed in self.seeds]
         return self.persist(name, Net(modules, self.device))
@@ -316,13 +316,14 @@ class Agent:
             yield from child.family()
 
     def noise(self, *shape: int) -> Tensor:
-        """Standard normal numbers for an update: ``shape``, of several runs (R, *shape), each from its own stream."""
+        """Return standard normal numbers for an update: ``shape``, of several runs (R, *shape), each from its own
+        stream."""
         drawn = [torch.randn(shape, generator=g, device=self.device) for g in self.update_generators]
         return torch.stack(drawn) if self.runs > 1 else drawn[0]
 
     def per_run(self, loss: Callable[..., X]) -> Callable[..., X]:
-        """A loss written for one run, in this agent's precision; of several runs mapped over the leading axis of all
-        tensors in its (positional) arguments."""
+        """Return a loss written for one run, in this agent's precision; of several runs mapped over the leading axis of
+        all tensors in its (positional) arguments."""
 
         def evaluated(*args: Any) -> X:
             mapped = loss
@@ -382,7 +383,7 @@ class Agent:
             self.clock.updates += 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """An agent that goes on alone from where this one stands; nothing is shared but the configuration."""
+        """Return an agent that goes on alone from where this one stands; nothing is shared but the configuration."""
         other = type(self)(
             self.spec, self.config, seed=self.seed, device=self.device, runs=self.runs, precision=self.precision
         )
@@ -395,7 +396,7 @@ class Agent:
         return other
 
     def state_dict(self) -> State:
-        """Everything registered, and the clock (which a child leaves to its parent), as copies."""
+        """Return everything registered, and the clock (which a child leaves to its parent), as copies."""
         state: State = {} if self.parent else {"clock": self.clock.state_dict()}
         for name, thing in self._persistent.items():
             if isinstance(thing, torch.Generator):

@@ -33,7 +33,7 @@ def returns_to_go(reward: Tensor, gamma: float, terminated: Tensor | None = None
 
 
 def leave_one_out(score: Tensor, counted: Tensor, group: Tensor, groups: int) -> Tensor:
-    """The mean score of the *other* counted members of each row's group: (T, N); 0 where there is none.
+    """Return the mean score of the *other* counted members of each row's group: (T, N); 0 where there is none.
 
     A row's own actions do not enter it, so as a baseline it leaves the policy gradient unbiased (Kool et al. 2019).
 

@@ -58,7 +58,7 @@ class ReinforceConfig(GroupAgentConfig):
 
 
 def policy_outputs(actor: Net, params: Params, obs: Obs) -> Any:
-    """What the actor computes of whole episodes (T, N, …), as (T·N, …)."""
+    """Return what the actor computes of whole episodes (T, N, …), as (T·N, …)."""
     module = actor.module
     assert isinstance(module, NetworkActor)
     if module.memory is None:
@@ -89,7 +89,8 @@ def squashed_terms(outputs: tuple[Tensor, Tensor], sample: Tensor, noise: Tensor
 
 
 def advantages(rollout: Rollout, gamma: float, credit: str, groups: int) -> tuple[Tensor, Tensor]:
-    """What each action is credited with beyond its baseline, A_t = G_t - b_t, and which actions count: (T, N) each.
+    """Return what each action is credited with beyond its baseline, A_t = G_t - b_t, and which actions count: (T, N)
+    each.
 
     With ``return_to_go`` G_t = Σ_k γᵏ r_{t+k}, and b_t is the mean of G_t over the other episodes of the group that are
     still running at step t; with ``episode`` G_t is the return from the start, and b_t that of the others. Episodes
@@ -159,7 +160,8 @@ class Reinforce(Agent):
 
     @torch.no_grad()
     def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
-        """Actions (N, …) in environment units. Stores a Gaussian sample before its tanh, which has no exact inverse."""
+        """Return actions (N, …) in environment units. Stores a Gaussian sample before its tanh, which has no exact
+        inverse."""
         module = self.actor_module
         if deterministic or not isinstance(module, SquashedGaussianActor):
             return Act(*module.act(obs, carry, deterministic, self.act_generator))

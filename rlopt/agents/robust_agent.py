@@ -65,7 +65,7 @@ class RobustConfig(AgentConfig):
         return made
 
     def make_model(self, given: TabularMDP | RobustMDP) -> RobustMDP:
-        """The model as these options want it."""
+        """Return the model as these options want it."""
         if isinstance(given, TabularMDP):
             return RobustMDP.from_tabular(given, 0.95 if self.gamma is None else self.gamma, self.make_set())
         if self.ambiguity is not None:
@@ -110,7 +110,7 @@ class RobustAgent(SolverAgent):
         return Policy(self.spec, self.table)
 
     def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
-        """Actions (N,) for states (N,)."""
+        """Return actions (N,) for states (N,)."""
         return Act(*self.table.act(obs, carry, deterministic, self.act_generator))
 
     @torch.no_grad()
@@ -139,10 +139,11 @@ class RobustAgent(SolverAgent):
         return tolerance is not None and float((self.solver.upper - self.solver.lower).amax()) <= tolerance
 
     def results(self) -> dict[str, Tensor]:
-        """The ``solution`` so far by its names, without its history; this agent goes on as if it had not been asked."""
+        """Return the ``solution`` so far by its names, without its history; this agent goes on as if it had not been
+        asked."""
         found = copy.deepcopy(self).solution()._asdict()
         return {name: tensor for name, tensor in found.items() if name != "history"}
 
     def solution(self) -> Solution:
-        """The best policy, the worst kernel found for it, its value and the bounds, tightened once more."""
+        """Return the best policy, the worst kernel found for it, its value and the bounds, tightened once more."""
         return solution(self.solver, {})

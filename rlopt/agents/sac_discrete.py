@@ -81,7 +81,7 @@ def actor_loss(
 
 
 def pessimistic(q: Tensor, average: bool) -> Tensor:
-    """One value of the critics' (E, …): their minimum, or their mean."""
+    """Return one value of the critics' (E, …): their minimum, or their mean."""
     return q.mean(0) if average else q.amin(0)
 
 

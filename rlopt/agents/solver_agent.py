@@ -42,7 +42,7 @@ class SolverAgent(Agent):
 
     @classmethod
     def model_of(cls, env_id: str, kwargs: Mapping[str, Any]) -> Any:
-        """The model of an environment, as this agent takes it; RloptError where that shows none."""
+        """Return the model of an environment, as this agent takes it; RloptError where that shows none."""
         return from_toy_text(env_id, kwargs)
 
     def update(self, batch: None = None) -> Update:
@@ -50,7 +50,7 @@ class SolverAgent(Agent):
         raise NotImplementedError
 
     def results(self) -> dict[str, Tensor]:
-        """What is worth keeping beside the policy, by name."""
+        """Return what is worth keeping beside the policy, by name."""
         return {}
 
     @property

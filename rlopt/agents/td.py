@@ -40,7 +40,7 @@ def pal(residual: Tensor, weight: Tensor | None, threshold: float, alpha: float)
 
 
 def make_td_loss(kind: str, threshold: float, alpha: float) -> TDLoss:
-    """The loss called ``kind``; ``auto`` is ``squared`` where nobody has settled it."""
+    """Return the loss called ``kind``; ``auto`` is ``squared`` where nobody has settled it."""
     if kind == "huber":
         return partial(huber, threshold=threshold)
     if kind == "pal":

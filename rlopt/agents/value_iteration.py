@@ -58,7 +58,7 @@ class ValueIteration(SolverAgent):
         return Policy(self.spec, self.table)
 
     def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
-        """Actions (N,) for states (N,)."""
+        """Return actions (N,) for states (N,)."""
         return Act(*self.table.act(obs, carry, deterministic, self.act_generator))
 
     @torch.no_grad()

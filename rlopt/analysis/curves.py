@@ -62,7 +62,7 @@ class Curve:
 
 
 def merge(name: str, env_id: str, seeds: Sequence[tuple[Sequence[int], Sequence[float]]], agent: str = "sac") -> Curve:
-    """One curve from each seed's (steps, scores), on the union of their steps."""
+    """Return one curve from each seed's (steps, scores), on the union of their steps."""
     steps = np.array(sorted({int(s) for own, _ in seeds for s in own}), dtype=np.int64)
     scores = np.full((len(steps), len(seeds)), np.nan)
     for column, (own, values) in enumerate(seeds):

@@ -125,7 +125,7 @@ def draw_panels(panels: Mapping[str, Sequence[Curve]], out: str | Path, title: s
 
 
 def summary_rows(found: Iterable[Curve], steps: Iterable[int]) -> list[dict[str, Any]]:
-    """Each curve at each step that it reaches: ``env, name, step, seeds, mean, sd, iqm, low, high``.
+    """Return each curve at each step that it reaches: ``env, name, step, seeds, mean, sd, iqm, low, high``.
 
     ``sd`` is over seeds (with n - 1; NaN for one seed); ``low`` and ``high`` are the 95 % bootstrap interval of the
     interquartile mean. The evaluation nearest to the step counts.
@@ -175,7 +175,7 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, label: str) -> None:
 
 
 def _label(name: str, seeds: Sequence[int]) -> str:
-    """The name with its number of seeds, which may differ between panels."""
+    """Return the name with its number of seeds, which may differ between panels."""
     low, high = min(seeds), max(seeds)
     count = f"{low}" if low == high else f"{low}\N{EN DASH}{high}"
     return f"{name} ({count} seed{'s' if high > 1 else ''})"

@@ -52,8 +52,8 @@ def draw_convergence(
 
 
 def certified(run_folder: Path) -> dict[str, Array] | None:
-    """The bounds over iterations in ``metrics.csv``: ``step``, ``lower``, ``upper``, ``gap`` and what else a solver
-    tells; None where the run has no such columns."""
+    """Return the bounds over iterations in ``metrics.csv``: ``step``, ``lower``, ``upper``, ``gap`` and what else a
+    solver tells; None where the run has no such columns."""
     path = run_folder / "metrics.csv"
     table = read_csv(path) if path.is_file() else {}
     if not {"step", "lower", "upper", "gap"} <= table.keys() or not table["step"]:

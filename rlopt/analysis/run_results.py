@@ -86,7 +86,7 @@ def load_run(folder: str | Path) -> Run:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys; lists stay values."""
+    """Return a nested mapping with dotted keys; lists stay values."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def curves(runs: Iterable[Run]) -> list[Curve]:
-    """One curve per experiment: runs that differ in nothing but their seed are its columns.
+    """Return one curve per experiment: runs that differ in nothing but their seed are its columns.
 
     A curve is named after its agent, and where one environment has several experiments of one agent also after the
     settings in which they differ. Runs without an evaluation are left out, and of two runs of one experiment and seed
@@ -122,7 +122,7 @@ def curves(runs: Iterable[Run]) -> list[Curve]:
 
 
 def _one_per_seed(group: Sequence[Run]) -> list[EvaluationCurve]:
-    """The evaluations of one experiment's runs, in their order; of each seed those that go furthest."""
+    """Return the evaluations of one experiment's runs, in their order; of each seed those that go furthest."""
     best: dict[int, tuple[Run, EvaluationCurve]] = {}
     for run in group:
         for own in run.evaluations:

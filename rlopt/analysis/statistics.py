@@ -45,12 +45,13 @@ def normalise(score: ArrayLike, low: float, high: float) -> Array:
 
 
 def mean(scores: ArrayLike) -> Array:
-    """The mean over the last axis: the other common ``Statistic``."""
+    """Return the mean over the last axis: the other common ``Statistic``."""
     return np.asarray(np.mean(np.asarray(scores, dtype=np.float64), axis=-1))
 
 
 def iqm(scores: ArrayLike) -> Array:
-    """The interquartile mean over the last axis: the mean of what is left when ⌊n/4⌋ scores are cut at either end.
+    """Return the interquartile mean over the last axis: the mean of what is left when ⌊n/4⌋ scores are cut at either
+    end.
 
     With fewer than four scores nothing is cut, so it is then the mean. Other axes are kept; for tasks and seeds pooled,
     flatten first (``bootstrap_interval`` does).
@@ -66,7 +67,7 @@ def iqm(scores: ArrayLike) -> Array:
 def bootstrap_interval(
     scores: Scores, statistic: Statistic = iqm, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> ConfidenceInterval:
-    """A statistic of the pooled scores with its percentile bootstrap interval, stratified by task.
+    """Return a statistic of the pooled scores with its percentile bootstrap interval, stratified by task.
 
     Args:
         scores: (seeds,), (tasks, seeds), or a sequence of (seeds_t,) arrays. NaN marks a missing seed and is left out.
@@ -96,7 +97,7 @@ def bootstrap_curve(scores: ArrayLike, statistic: Statistic = iqm, level: float 
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> ConfidenceInterval:
-    """The mean of independent values (n,) with Student's t interval: mean ± t(n-1) · s / √n, s with n - 1.
+    """Return the mean of independent values (n,) with Student's t interval: mean ± t(n-1) · s / √n, s with n - 1.
 
     For what is roughly normal, such as the returns of a run's evaluation episodes. For a few seeds of one agent
     ``bootstrap_interval(values, mean)`` assumes less, but is too narrow below about ten seeds. NaN values are left out;
@@ -118,7 +119,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> ConfidenceInterval:
 def probability_of_improvement(
     x: Scores, y: Scores, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> ConfidenceInterval:
-    """How likely a run of X beats a run of Y on a task drawn at random (ties count half), with its interval.
+    """Return how likely a run of X beats a run of Y on a task drawn at random (ties count half), with its interval.
 
     P = mean over tasks of P(X_t > Y_t), each the Mann-Whitney U statistic over n · m pairs (Agarwal et al. 2021,
     section 4.3). ``x`` and ``y`` have the same tasks in the same order; their numbers of seeds may differ.
@@ -143,7 +144,7 @@ def probability_of_improvement(
 
 
 def student_t_quantile(probability: float, dof: int) -> float:
-    """The quantile of Student's t distribution with an integer number of degrees of freedom, by bisection.
+    """Return the quantile of Student's t distribution with an integer number of degrees of freedom, by bisection.
 
     The distribution function is the finite series of Abramowitz & Stegun 26.7.3 and 26.7.4.
     """
@@ -180,7 +181,7 @@ def _student_t_cdf(t: float, dof: int) -> float:
 
 
 def _by_task(scores: Scores) -> list[Array]:
-    """One (seeds,) array per task, without NaN."""
+    """Return one (seeds,) array per task, without NaN."""
     items = list(scores) if isinstance(scores, Sequence | np.ndarray) else [scores]
     if not items:
         raise ValueError("no scores")

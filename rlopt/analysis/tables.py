@@ -13,7 +13,8 @@ Cell = int | float | str | None
 
 
 def read_csv(path: Path) -> dict[str, list[Cell]]:
-    """A table as columns of one length. A cell is an int, a float (also ``nan``, ``inf``), a str, or None where empty.
+    """Return a table as columns of one length. A cell is an int, a float (also ``nan``, ``inf``), a str, or None where
+    empty.
 
     A last line that is still being written, or was torn by a crash, is left out.
 
@@ -50,12 +51,13 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def whole_lines(text: str) -> list[str]:
-    """The lines of a text that are complete, that is, end in a line break."""
+    """Return the lines of a text that are complete, that is, end in a line break."""
     return text.split("\n")[:-1]
 
 
 def cells_of(line: str) -> list[str]:
-    """The cells of one line: a stray quote reaches no further than its end. None where they cannot be told apart."""
+    """Return the cells of one line: a stray quote reaches no further than its end. None where they cannot be told
+    apart."""
     if '"' not in line:
         return line.split(",") if line else []
     try:
@@ -65,7 +67,7 @@ def cells_of(line: str) -> list[str]:
 
 
 def parse_cell(text: str) -> Cell:
-    """What a cell says: nothing, an int, a float or a word."""
+    """Return what a cell says: nothing, an int, a float or a word."""
     if text == "":
         return None
     for kind in (int, float):

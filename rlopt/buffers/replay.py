@@ -163,7 +163,7 @@ class ReplayBuffer:
         return plain and self.n_step == 1 and not self.layout.frames
 
     def __len__(self) -> int:
-        """Slots that hold transitions (invalid ones included)."""
+        """Return how many slots hold transitions (invalid ones included)."""
         return min(self.rows_written, self.capacity_rows) * self.num_envs
 
     @property

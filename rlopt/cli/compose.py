@@ -24,7 +24,7 @@ EXAMPLE = "sac_pendulum"
 
 
 def compose(overrides: Sequence[str], extra_dirs: Sequence[str] = ()) -> TrainConfig:
-    """The configuration that ``overrides`` describe; ``extra_dirs`` are further folders of config groups.
+    """Return the configuration that ``overrides`` describe; ``extra_dirs`` are further folders of config groups.
 
     Raises RloptError in one line for whatever cannot be read, found or accepted.
     """
@@ -75,7 +75,8 @@ def resume_request(overrides: Sequence[str]) -> ResumeRequest | None:
 
 
 def split(overrides: Sequence[str]) -> list[list[str]]:
-    """The jobs of a multirun: the product of all overrides that list several values, the last one varying fastest.
+    """Return the jobs of a multirun: the product of all overrides that list several values, the last one varying
+    fastest.
 
     ``run_dir=D`` becomes ``D/0``, ``D/1`` and so on.
     """

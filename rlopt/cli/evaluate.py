@@ -71,7 +71,7 @@ def _write(found: Any, where: str | None) -> None:
 
 
 def _more(evaluation: Evaluation) -> str:
-    """The second line: extremes, seed and kind of actions."""
+    """Return the second line: extremes, seed and kind of actions."""
     lengths = [episode.length for episode in evaluation.episodes]
     kind = "modes" if evaluation.mode.deterministic else "samples"
     if evaluation.mode.epsilon:

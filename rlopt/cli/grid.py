@@ -19,7 +19,7 @@ from rlopt.types import RloptError
 
 
 def evaluate_over_grid(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """The line to print and the JSON of ``--grid``; draws the picture that was asked for."""
+    """Return the line to print and the JSON of ``--grid``; draws the picture that was asked for."""
     path = Path(arguments.path)
     policy = load_policy(path, arguments.device)
     env, settings = environment_of(path, policy, arguments.env, arguments.trust)
@@ -56,7 +56,7 @@ def _bounds(text: str) -> tuple[str, tuple[float, float]]:
 
 
 def _box(path: Path) -> dict[str, tuple[float, float]]:
-    """The box that the run was trained in."""
+    """Return the box that the run was trained in."""
     run = run_of(path)
     agent = saved_settings(run).values.get("agent") if run else None
     box = agent.get("box") if isinstance(agent, dict) else None

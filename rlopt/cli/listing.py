@@ -51,7 +51,7 @@ def _lines(kind: str, dirs: list[Path]) -> Lines:
 def _registered(
     group: str, names: list[str], table: dict[str, registry.Entry], entry_group: str, dirs: list[Path]
 ) -> Lines:
-    """What is registered, with its docstring's first line, and further configurations of the same group."""
+    """Return what is registered, with its docstring's first line, and further configurations of the same group."""
     lines = {name: docstring_line(registry.target_text(name, table, entry_group)) for name in names}
     if group == "agent":
         lines = {name: f"{line} {_presets(registry.agent_presets(name))}".strip() for name, line in lines.items()}
@@ -61,7 +61,7 @@ def _registered(
 
 
 def _presets(presets: Mapping[str, Any]) -> str:
-    """What a name presets, as one would give it."""
+    """Return what a name presets, as one would give it."""
     found = []
     for group, options in presets.items():
         rest = dict(options)
@@ -82,7 +82,7 @@ def _envs(dirs: list[Path]) -> Lines:
 
 
 def _entry(target: object) -> str:
-    """Where a registered environment comes from; a bare function stands for a version that is gone."""
+    """Return where a registered environment comes from; a bare function stands for a version that is gone."""
     return target if isinstance(target, str) else "" if target is None else "no longer supported by Gymnasium"
 
 
@@ -94,7 +94,8 @@ def _networks() -> Lines:
 
 
 def docstring_line(target: str) -> str:
-    """The first line of the docstring of ``module:Class``, read from the source; empty where that is not to be had."""
+    """Return the first line of the docstring of ``module:Class``, read from the source; empty where that is not to be
+    had."""
     module, _, name = target.partition(":")
     try:
         tree = ast.parse(_source(module).read_text(encoding="utf-8"))
@@ -107,7 +108,7 @@ def docstring_line(target: str) -> str:
 
 
 def _source(module: str) -> Path:
-    """A module's file. rlopt's own are found without importing the packages above them."""
+    """Return a module's file. rlopt's own are found without importing the packages above them."""
     first, *rest = module.split(".")
     if first == "rlopt":
         path = Path(next(iter(rlopt.__path__))).joinpath(*rest)

@@ -29,7 +29,7 @@ from rlopt.training.evaluate import Evaluation
 from rlopt.training.evaluate import describe as summary
 from rlopt.training.result import FINISHED, INTERRUPTED, NONFINITE, Result
 from rlopt.training.saved import resumed_config
-from rlopt.training.setup import begin, describe, resume, resolve_config
+from rlopt.training.setup import begin, describe, resolve_config, resume
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -165,8 +165,8 @@ def _multirun(arguments: argparse.Namespace) -> int:
 
 
 def _wait(child: subprocess.Popen[bytes]) -> tuple[int, bool]:
-    """The exit code of a child, and whether a signal came meanwhile: it gets Ctrl-C by itself and SIGTERM from here,
-    and is given the time to save; one that was at its last step ends as if nothing had been."""
+    """Return the exit code of a child, and whether a signal came meanwhile: it gets Ctrl-C by itself and SIGTERM from
+    here, and is given the time to save; one that was at its last step ends as if nothing had been."""
     stops: list[int] = []
 
     def terminate(signum: int, frame: FrameType | None) -> None:

@@ -39,7 +39,7 @@ GymVector = gymnasium.vector.VectorEnv[Any, Any, Any]
 
 
 def autoreset_mode(env: GymVector) -> AutoresetMode:
-    """The mode that ``env`` says it is in.
+    """Return the mode that ``env`` says it is in.
 
     Its own attribute goes before its metadata: ale-py 0.12 writes into one metadata dict shared by all instances.
 

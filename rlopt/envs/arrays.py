@@ -15,7 +15,7 @@ _TENSOR_DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16",
 
 
 def root_of(array: Array) -> Array | None:
-    """The array that owns the memory which ``array`` shows; None where no NumPy array does."""
+    """Return the array that owns the memory which ``array`` shows; None where no NumPy array does."""
     root: Any = array
     while isinstance(root.base, np.ndarray):
         root = root.base
@@ -25,7 +25,7 @@ def root_of(array: Array) -> Array | None:
 
 
 def array_to_tree(array: Array) -> State:
-    """A copy of ``array`` as a tree; dtypes that torch lacks travel as their bytes.
+    """Return a copy of ``array`` as a tree; dtypes that torch lacks travel as their bytes.
 
     Raises:
         TypeError: an array of objects or of records.
@@ -46,7 +46,7 @@ def array_to_tree(array: Array) -> State:
 
 
 def array_from_tree(tree: State) -> Array:
-    """The array that ``array_to_tree`` was given."""
+    """Return the array that ``array_to_tree`` was given."""
     shape = tuple(tree["shape"])
     fortran = tree["order"] == "F"
     flat = np.frombuffer(tree["data"].cpu().numpy().tobytes(), np.dtype(tree["dtype"]))

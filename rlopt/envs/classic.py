@@ -114,7 +114,8 @@ class MountainCar(TorchEnv):
         return state, -torch.ones_like(position), there
 
     def _move(self, position: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        """The state after a step at this velocity, and whether the car is at the goal. The left end is a wall."""
+        """Return the state after a step at this velocity, and whether the car is at the goal. The left end is a
+        wall."""
         velocity = velocity.clamp(-self.SPEED, self.SPEED)
         position = (position + velocity).clamp(self.LEFT, self.RIGHT)
         velocity = torch.where((position == self.LEFT) & (velocity < 0), 0.0, velocity)
@@ -206,7 +207,7 @@ class Acrobot(TorchEnv):
 
 
 def _wrap(angle: Tensor) -> Tensor:
-    """The angle in [-π, π]; one that is there already keeps its last bit."""
+    """Return the angle in [-π, π]; one that is there already keeps its last bit."""
     turns = ((angle.abs() - math.pi) / (2 * math.pi)).ceil().clamp_min(0.0)
     return angle - angle.sign() * turns * (2 * math.pi)
 

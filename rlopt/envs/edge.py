@@ -253,7 +253,7 @@ def _number(env_id: str, leaf: Leaf, shape: tuple[int, ...], dtype: np.dtype[Any
 
 
 def _range(space: spaces.Space[Any]) -> tuple[Any, Any]:
-    """The least and the greatest numbers of a space of whole numbers."""
+    """Return the least and the greatest numbers of a space of whole numbers."""
     if isinstance(space, spaces.MultiBinary):
         return 0, 1
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
@@ -356,7 +356,7 @@ def told_facts(info: Any, spec: EnvSpec) -> list[float]:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message of one line."""
+    """Return a value in a message of one line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -106,7 +106,7 @@ class EnvPoolVectorEnv(VectorAdapter):
 
 
 def build(request: EnvRequest) -> EnvPoolVectorEnv:
-    """The backend ``envpool``.
+    """Return the backend ``envpool``.
 
     Raises:
         RloptError: EnvPool is not installed, does not have this environment, or refuses its keywords.

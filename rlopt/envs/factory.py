@@ -94,7 +94,7 @@ def _register_atari() -> None:
 
 
 def _unknown(name: str) -> str:
-    """What is to be said of an id that is not registered."""
+    """Return what is to be said of an id that is not registered."""
     stem, _, version = name.rpartition("-v")
     if not stem and (versions := [s for s in gymnasium.registry if s.rpartition("-v")[0] == name]):
         return f"lacks its version; did you mean {max(versions, key=_version)}?"
@@ -168,7 +168,7 @@ def wrap(env: Env, wrapper: Wrapper) -> Env:
 
 
 def _said(error: BaseException) -> str:
-    """The first line of what an error says; of one that says nothing, where it was raised."""
+    """Return the first line of what an error says; of one that says nothing, where it was raised."""
     text = str(error).strip().splitlines()
     if text and not isinstance(error, SystemExit | LookupError):
         return text[0]
@@ -224,7 +224,7 @@ class EnvFactory:
     """Names in the last ``info`` of an episode, beside those that the environment's own metadata declare."""
 
     def __call__(self) -> Env:
-        """A new environment, not yet reset.
+        """Return a new environment, not yet reset.
 
         Gymnasium's own checkers are left out because they cost as much as a fast environment's step; the time limit
         stays.

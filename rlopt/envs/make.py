@@ -122,8 +122,8 @@ def resolve_backend(
     wrappers: Sequence[Wrapper] = (),
     facts: Sequence[str] = (),
 ) -> str:
-    """The backend that ``make_env`` uses: ``auto`` is ``torch`` for a ``TorchEnv`` of the user's, ``native`` where that
-    is exact, else ``sync``.
+    """Return the backend that ``make_env`` uses: ``auto`` is ``torch`` for a ``TorchEnv`` of the user's, ``native``
+    where that is exact, else ``sync``.
 
     A saved environment continues only with the backend that saved it, so a run writes down this name, not ``auto``.
 

@@ -84,7 +84,7 @@ def _qualified(value: Any) -> str:
 
 
 def _is_constant(value: Any, layers: list[Env]) -> bool:
-    """Whether construction makes this value again, and steps leave it alone."""
+    """Return whether construction makes this value again, and steps leave it alone."""
     if isinstance(value, types.BuiltinFunctionType):
         return value.__self__ is None or isinstance(value.__self__, types.ModuleType)
     if isinstance(value, types.FunctionType):
@@ -109,8 +109,8 @@ def _spaces_in(space: gymnasium.Space[Any]) -> list[gymnasium.Space[Any]]:
 
 
 def _mjdata_to_tree(data: Any) -> State:
-    """Every array of fixed size, packed by dtype: those that are not empty in fresh data. The rest lies in an arena
-    that each step fills anew; ``plugin_data`` holds pointers."""
+    """Return every array of fixed size, packed by dtype: those that are not empty in fresh data. The rest lies in an
+    arena that each step fills anew; ``plugin_data`` holds pointers."""
     import mujoco
 
     fresh, packed = mujoco.MjData(data.model), dict[str, tuple[list[str], list[Any]]]()
@@ -349,8 +349,8 @@ def _same_kind(existing: Any, kind: type) -> Any:
 
 
 def snapshot(env: Env) -> State | None:
-    """The exact state of ``env`` with all its wrappers, or None where it cannot be saved (the reason is logged at
-    INFO)."""
+    """Return the exact state of ``env`` with all its wrappers, or None where it cannot be saved (the reason is logged
+    at INFO)."""
     layers = _layers(env)
     encoder = _Encoder(layers)
     states: list[State] = []

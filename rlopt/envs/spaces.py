@@ -44,8 +44,8 @@ def _float_box(low: Any, high: Any, shape: tuple[int, ...]) -> spaces.Box:
 
 
 def _inside(space: spaces.Box) -> spaces.Box:
-    """The float32 Box of the numbers inside ``space``; where there are none between its bounds, the one nearest. Bounds
-    that float32 cannot hold become infinite."""
+    """Return the float32 Box of the numbers inside ``space``; where there are none between its bounds, the one nearest.
+    Bounds that float32 cannot hold become infinite."""
     box = _float_box(space.low, space.high, space.shape)
     finite = np.isfinite(box.low), np.isfinite(box.high)
     low = np.where((box.low < space.low) & finite[0], np.nextafter(box.low, np.float32(np.inf)), box.low)
@@ -55,7 +55,8 @@ def _inside(space: spaces.Box) -> spaces.Box:
 
 
 def _is_binary(space: spaces.Space[Any]) -> bool:
-    """Whether a space holds nothing but zeros and ones: MultiBinary, or PettingZoo's Box of integers in [0, 1]."""
+    """Return whether a space holds nothing but zeros and ones: MultiBinary, or PettingZoo's Box of integers in [0,
+    1]."""
     if isinstance(space, spaces.Box):
         return bool(space.dtype.kind in "iub" and np.all(space.low == 0) and np.all(space.high == 1))
     return isinstance(space, spaces.MultiBinary)
@@ -79,7 +80,7 @@ def _translate_leaf(space: spaces.Space[Any], key: str, path: tuple[str | int, .
 
 
 def observation_leaves(space: spaces.Space[Any]) -> list[Leaf]:
-    """The leaves of a nested observation space, keys joined with ``/``; a single space is one leaf named ``""``.
+    """Return the leaves of a nested observation space, keys joined with ``/``; a single space is one leaf named ``""``.
 
     Raises:
         RloptError: a kind of space that rlopt has no tensor for, two leaves of one name, or no leaf at all.
@@ -243,7 +244,7 @@ def _bounds(array: Array) -> Any:
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
-    """A translated space as JSON: infinities are strings, constant bounds one number.
+    """Return a translated space as JSON: infinities are strings, constant bounds one number.
 
     Raises:
         RloptError: the space is not a Box, Discrete, MultiDiscrete, MultiBinary or a Dict of those.
@@ -263,7 +264,7 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 def space_from_json(data: Mapping[str, Any]) -> spaces.Space[Any]:
-    """The space that ``space_to_json`` described.
+    """Return the space that ``space_to_json`` described.
 
     Raises:
         RloptError: the description is damaged or names an unknown kind of space.

@@ -64,7 +64,7 @@ class RowStreams:
         return low + (high - low) * (unit[:, 0] if size is None else unit)
 
     def normal(self, size: int | None = None) -> Tensor:
-        """Standard normal: (N,), or (N, size) (Box and Muller 1958)."""
+        """Return standard normal: (N,), or (N, size) (Box and Muller 1958)."""
         radius = (-2.0 * torch.log1p(-self.uniform(size=size))).sqrt()
         return radius * (2.0 * math.pi * self.uniform(size=size)).cos()
 

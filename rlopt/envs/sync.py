@@ -93,7 +93,8 @@ class SyncVectorEnv(BaseVectorEnv):
         return self._steps.build(observed, next_obs, reward, flags, facts)
 
     def state_dict(self) -> State | None:
-        """All environments exactly (see ``rlopt.envs.snapshot``), or None where one of them cannot be saved."""
+        """Return the exact state of all environments (see ``rlopt.envs.snapshot``), or None where one of them cannot be
+        saved."""
         states = [snapshot(env) for env in self.envs]
         if not self._started or any(s is None for s in states):
             return None
@@ -117,7 +118,7 @@ class SyncVectorEnv(BaseVectorEnv):
 
 
 def pack_state(states: Sequence[State | None], current: list[Any], ended: list[bool]) -> State:
-    """The state tree of a vector environment from its environments' trees."""
+    """Return the state tree of a vector environment from its environments' trees."""
     return {
         "envs": list(states),
         "observations": [torch.from_numpy(a.copy()) for a in current],

@@ -12,7 +12,7 @@ from rlopt.types import RloptError
 
 
 def build(request: EnvRequest) -> TorchEnv:
-    """The backend ``torch``.
+    """Return the backend ``torch``.
 
     Raises:
         RloptError: no torch version of this environment, or wrappers.

@@ -161,7 +161,7 @@ class TorchEnv(BaseVectorEnv):
         raise NotImplementedError
 
     def dynamics(self, state: Any, action: Tensor) -> tuple[Any, ...]:
-        """An ``Outcome``: the next state, the reward (N,) and whether the episode terminates (N,), for all rows.
+        """Return an ``Outcome``: the next state, the reward (N,) and whether the episode terminates (N,), for all rows.
 
         ``action`` is (N, …), of the action space's shape: in environment units (not clipped), or int64. Random numbers
         come from ``self.streams``.
@@ -169,7 +169,7 @@ class TorchEnv(BaseVectorEnv):
         raise NotImplementedError
 
     def observe(self, state: Any) -> Obs:
-        """The observations (N, …) of these states; they are cast to what the space says."""
+        """Return the observations (N, …) of these states; they are cast to what the space says."""
         raise NotImplementedError
 
     # The contract
@@ -301,7 +301,7 @@ class TorchEnv(BaseVectorEnv):
         return action.to(self.device)
 
     def _checked(self, given: tuple[Any, ...]) -> Outcome:
-        """The edge of what a subclass computes: only shapes and types, so that the device is not waited for."""
+        """Return the edge of what a subclass computes: only shapes and types, so that the device is not waited for."""
         if not isinstance(given, tuple) or not 3 <= len(given) <= len(Outcome._fields):
             raise RloptError(
                 f"{self.spec.id}: dynamics gave {type(given).__name__}, not a tuple of state, reward, terminated and, "
@@ -333,7 +333,7 @@ class TorchEnv(BaseVectorEnv):
             value.copy_(new[key])
 
     def _observe(self) -> Obs:
-        """A copy in the contract's types: an observation may be the state itself, which changes in place."""
+        """Return a copy in the contract's types: an observation may be the state itself, which changes in place."""
         obs = self.observe(self.state)
         leaves = obs if isinstance(obs, dict) else {"": obs}
         if leaves.keys() != self._observed.keys() or any(x.shape != self._observed[k] for k, x in leaves.items()):
@@ -350,7 +350,7 @@ def _select(mask: Tensor, new: Any, old: Any) -> Any:
 
 
 def own_class(spec: GymSpec) -> type[TorchEnv] | None:
-    """The ``TorchEnv`` that is a registered environment's entry point, where it is one and has been imported."""
+    """Return the ``TorchEnv`` that is a registered environment's entry point, where it is one and has been imported."""
     entry: Any = spec.entry_point
     if isinstance(entry, str):
         module, _, name = entry.partition(":")

@@ -71,7 +71,7 @@ class VectorEnv(Protocol):
         ...
 
     def state_dict(self) -> State | None:
-        """All that a bit-exact continuation needs, or None where the environment cannot be saved."""
+        """Return all that a bit-exact continuation needs, or None where the environment cannot be saved."""
         ...
 
     def load_state_dict(self, state: State) -> Obs:

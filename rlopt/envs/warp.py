@@ -97,7 +97,8 @@ class Physics:
         self._mjw.forward(self._model, self._data)
 
     def _capture(self, work: Callable[[], None]) -> Any:
-        """A graph of ``work``, which has run once before: what it compiles or allocates first cannot be captured."""
+        """Return a graph of ``work``, which has run once before: what it compiles or allocates first cannot be
+        captured."""
         with self._wp.ScopedDevice(self._device):
             work()
             self._wp.synchronize_device(self._device)
@@ -202,14 +203,14 @@ class WarpEnv(TorchEnv):
             self._physics.fields[name].copy_(state[name])
 
     def _complete(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state with what is read off it; fields that ``state`` lacks are the physics' present ones."""
+        """Return the state with what is read off it; fields that ``state`` lacks are the physics' present ones."""
         d = {**self._physics.fields, **state}
         kept = {name: d[name] for name in _PERSISTENT}
         return {**kept, "measure": self._task.measure(d), "obs": self._task.observe(d)}
 
 
 def build(request: EnvRequest) -> WarpEnv:
-    """The backend ``warp``.
+    """Return the backend ``warp``.
 
     Raises:
         RloptError: not one of Gymnasium's MuJoCo tasks of version 5, wrappers, or mujoco-warp is missing.

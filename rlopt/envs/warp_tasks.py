@@ -45,11 +45,11 @@ class Task:
         """Leading positions that the observation leaves out."""
 
     def observe(self, d: Fields) -> Tensor:
-        """Observations (N, D)."""
+        """Return observations (N, D)."""
         return torch.cat((d["qpos"][:, self.skip :], d["qvel"]), 1)
 
     def measure(self, d: Fields) -> Tensor:
-        """The position (N,) whose change is the forward velocity."""
+        """Return the position (N,) whose change is the forward velocity."""
         return d["qpos"][:, 0]
 
     def outcome(self, d: Fields, action: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -58,7 +58,7 @@ def _swap(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
 
 
 def _answer(env: Env, edge: Edge, row: list[Array], message: bytes, autoreset: bool) -> bytes:
-    """What a worker does with one message, a letter and its payload; ``row`` is room for one observation."""
+    """Return what a worker does with one message, a letter and its payload; ``row`` is room for one observation."""
 
     def packed() -> bytes:
         return b"".join(a.tobytes() for a in row)
@@ -312,8 +312,8 @@ class AsyncVectorEnv(BaseVectorEnv):
         return self._steps.build(observed, next_obs, reward, None if ordinary else flags, facts)
 
     def state_dict(self) -> State | None:
-        """All environments exactly (see ``rlopt.envs.snapshot``), or None where one of them cannot be saved or was
-        lost."""
+        """Return the exact state of all environments (see ``rlopt.envs.snapshot``), or None where one of them cannot be
+        saved or was lost."""
         if not self._started:
             return None
         answers = self._exchange(dict.fromkeys(range(self.num_envs), b"g"))
@@ -345,7 +345,7 @@ class AsyncVectorEnv(BaseVectorEnv):
         return _Worker(self._context, slot, self._fns[slot], self.autoreset, self._env_id)
 
     def _hello(self, slot: int) -> Any:
-        """What the worker of ``slot`` says first. One that dies before it can is started again."""
+        """Return what the worker of ``slot`` says first. One that dies before it can is started again."""
         worker = self._workers[slot]
         assert worker is not None
         try:

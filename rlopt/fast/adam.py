@@ -28,7 +28,7 @@ class Descent(NamedTuple):
 
 
 def describe(optimiser: Optimiser, run: int | None = None) -> Descent:
-    """What ``step`` needs; ``run`` picks one of several."""
+    """Return what ``step`` needs; ``run`` picks one of several."""
     tensors = (optimiser.flat, optimiser.grad, optimiser.state["first"], optimiser.state["second"], optimiser.count)
     flat, grad, first, second, steps = (array(t.detach() if run is None else t.detach()[run]) for t in tensors)
     c = optimiser.config
@@ -46,7 +46,7 @@ def refresh(descent: Descent, optimiser: Optimiser) -> None:
 
 @compiled
 def part(x: Array, chunk: int) -> Array:
-    """One chunk of a flat array."""
+    """Return one chunk of a flat array."""
     n = x.shape[0]
     return x[chunk * n // CHUNKS : (chunk + 1) * n // CHUNKS]
 

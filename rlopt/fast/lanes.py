@@ -35,8 +35,8 @@ class Lanes:
         weakref.finalize(self, _end, self._inboxes).atexit = False
 
     def run(self, jobs: Sequence[Job]) -> list[Any]:
-        """What each job returns, in order. Job i runs in lane i mod ``count``; the first error is raised again here,
-        once every lane has stopped."""
+        """Return what each job returns, in order. Job i runs in lane i mod ``count``; the first error is raised again
+        here, once every lane has stopped."""
         lanes = min(self.count, len(jobs))
         if lanes <= 1:
             return [job() for job in jobs]

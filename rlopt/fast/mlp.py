@@ -220,8 +220,8 @@ def ensemble(
     dtype: torch.dtype,
     like: Sequence[FusedMLP] = (),
 ) -> list[FusedMLP]:
-    """The members of an ``EnsembleMLP`` (leaves and gradients (E, in, out) and (E, 1, out)), each on views of its own
-    part; they share the workspaces of ``like``."""
+    """Return the members of an ``EnsembleMLP`` (leaves and gradients (E, in, out) and (E, 1, out)), each on views of
+    its own part; they share the workspaces of ``like``."""
     return [
         FusedMLP(
             products,
@@ -245,6 +245,6 @@ def single(
     delta: Tensor,
     like: FusedMLP | None = None,
 ) -> FusedMLP:
-    """An ``MLP`` (leaves and gradients (out, in) and (out,)), in the workspace of ``like``."""
+    """Return an ``MLP`` (leaves and gradients (out, in) and (out,)), in the workspace of ``like``."""
     space = like.space if like else None
     return FusedMLP(products, leaves[0::2], leaves[1::2], grads, x, dtype, delta, turned=True, space=space)

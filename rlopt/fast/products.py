@@ -52,7 +52,7 @@ def compiled_for(*arguments: Any) -> Callable[[F], F]:
 
 
 def array(tensor: Tensor) -> Array:
-    """The memory of a tensor as NumPy sees it; bfloat16 becomes uint16."""
+    """Return the memory of a tensor as NumPy sees it; bfloat16 becomes uint16."""
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
     found: Array = tensor.numpy()
@@ -83,7 +83,7 @@ def matrix(address: int, rows: int, columns: int) -> Array:
 
 @compiled_for(int64, int64, int64)
 def low_matrix(address: int, rows: int, columns: int) -> Array:
-    """The bits of bfloat16 (rows, columns), contiguous, at an address."""
+    """Return the bits of bfloat16 (rows, columns), contiguous, at an address."""
     found: Array = numba.carray(_pointer(address), (rows, columns), np.uint16)
     return found
 
@@ -107,7 +107,7 @@ class Products:
         weakref.finalize(self, torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs, self._handles)
 
     def add(self, operand: Tensor) -> int:
-        """A number for an operand, any 2-d view without gradient."""
+        """Return a number for an operand, any 2-d view without gradient."""
         (handle,) = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([operand.detach()])
         self._kept.append(operand)
         self._handles.append(handle)
@@ -121,7 +121,7 @@ class Products:
 
 
 def products_available() -> bool:
-    """Whether this build of torch has the interface that ``Products`` uses."""
+    """Return whether this build of torch has the interface that ``Products`` uses."""
     return _find_mm() is not None
 
 
@@ -179,7 +179,7 @@ def _increment(context: Any, address: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _replace(context: Any, address: Any, old: Any, new: Any) -> Any:
-    """Whether the word was ``old``, and is ``new`` now."""
+    """Return whether the word was ``old``, and is ``new`` now."""
 
     def build(c: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], WORD.as_pointer())
@@ -208,14 +208,14 @@ def counters(phases: int) -> Array:
 
 
 def rounds(progress: Array, phase: int, tasks: int) -> int:
-    """How many rounds of this phase are done."""
+    """Return how many rounds of this phase are done."""
     return int(progress[phase, 1, 0]) // tasks
 
 
 @compiled_for(PROGRESS, int64, int64, int64)
 def claim(progress: Array, phase: int, round_: int, tasks: int) -> int:
-    """A task 0 … tasks - 1 of this phase that nobody has taken in this round, or -1. Rounds count from 0; a thread that
-    comes late finds nothing left."""
+    """Return a task 0 … tasks - 1 of this phase that nobody has taken in this round, or -1. Rounds count from 0; a
+    thread that comes late finds nothing left."""
     address = progress[phase, 0].ctypes.data
     first = round_ * tasks
     while True:

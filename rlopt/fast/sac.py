@@ -127,7 +127,7 @@ class FusedActor:
         self.centre, self.half_range, self.shape = array(module.centre), array(module.half_range), module.action_shape
 
     def __call__(self, obs: Tensor, noise: Tensor | None) -> Tensor:
-        """Actions (R·N, …) at ``obs`` (R·N, O), samples where there is ``noise`` (R·N, A), else the mode."""
+        """Return actions (R·N, …) at ``obs`` (R·N, O), samples where there is ``noise`` (R·N, A), else the mode."""
         out = torch.empty(len(obs), len(self.centre))
         noise = torch.zeros_like(out) if noise is None else noise
         act_rows(self.flat, self.widths, plain(obs), array(noise), self.centre, self.half_range, array(out))

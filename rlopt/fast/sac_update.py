@@ -71,7 +71,7 @@ def td_error(
 
 @compiled
 def pick_smaller(q: Array, log_prob: Array, temperature: Array, dq: Array) -> float:
-    """The actor's loss, and dL/dq (E, B), which is not zero for the smaller critic alone."""
+    """Return the actor's loss, and dL/dq (E, B), which is not zero for the smaller critic alone."""
     members, rows = q.shape
     loss = np.float64(0)
     for i in range(rows):
@@ -127,7 +127,7 @@ def place(x: Array, pair: Array, start: int) -> float:
 
 @compiled
 def total(x: Array) -> float:
-    """The sum of (B,)."""
+    """Return the sum of (B,)."""
     found = 0.0
     for i in range(x.shape[0]):
         found += x[i]
@@ -244,7 +244,7 @@ def action_gradient(products: Array, net: Array, read: Array, dq: Array) -> None
 
 @compiled
 def healthy(report: Array, upto: int) -> bool:
-    """Whether everything watched so far is finite."""
+    """Return whether everything watched so far is finite."""
     return bool(np.isfinite(total(report[: upto + 1])))
 
 

@@ -104,7 +104,7 @@ class Loop(ABC):
 
     @abstractmethod
     def state_dict(self) -> State:
-        """Everything a bit-exact continuation needs, row logs excepted."""
+        """Return everything a bit-exact continuation needs, row logs excepted."""
 
     @abstractmethod
     def load_state_dict(self, state: State) -> None:
@@ -126,7 +126,7 @@ class Loop(ABC):
         return policies
 
     def policy(self) -> Policy:
-        """The first run's."""
+        """Return the first run's."""
         return self.policies()[0]
 
     def counters(self) -> dict[str, float]:
@@ -148,7 +148,7 @@ class Loop(ABC):
         return self._bad or self.agent.guard.first_bad()
 
     def bad_now(self) -> bool:
-        """Whether the environment has given something non-finite; costs no waiting for the device."""
+        """Return whether the environment has given something non-finite; costs no waiting for the device."""
         return self._bad is not None
 
     def clear_bad(self) -> None:
@@ -157,11 +157,11 @@ class Loop(ABC):
         self.agent.guard.clear()
 
     def results(self) -> dict[str, Tensor]:
-        """What a complete run leaves beside its policy, by name; nothing unless the agent solves a model."""
+        """Return what a complete run leaves beside its policy, by name; nothing unless the agent solves a model."""
         return {}
 
     def agent_state(self) -> State:
-        """The agent alone (what the best checkpoint holds)."""
+        """Return the agent alone (what the best checkpoint holds)."""
         return self.agent.state_dict()
 
     def row_logs(self) -> dict[str, RowLog]:
@@ -180,7 +180,7 @@ class Loop(ABC):
 
 
 def normalizer_state(normalizer: Normalizer | None) -> State | None:
-    """The statistics' state, None where nothing is normalised."""
+    """Return the statistics' state, None where nothing is normalised."""
     return None if normalizer is None else normalizer.state_dict()
 
 

@@ -24,7 +24,7 @@ FEW_ORDERS = 2
 
 
 def has_graphs(device: torch.device) -> bool:
-    """Whether what runs on this device can be recorded."""
+    """Return whether what runs on this device can be recorded."""
     return device.type == "cuda"
 
 
@@ -159,8 +159,7 @@ class CapturedUpdate:
         for each in agent.family():
             for generator in each.update_generators:
                 graph.register_generator_state(generator)
-        # Recording moves the generators on the host. With overlap the environments' thread may allocate meanwhile,
-        # which is its own affair.
+        # Recording moves the generators on the host. With overlap the environments' thread may allocate meanwhile.
         with self._undone(work), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = piece()
         return _Recorded(graph.replay, result)

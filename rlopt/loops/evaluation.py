@@ -93,7 +93,7 @@ class Player:
 def _wave(
     players: Sequence[Player], env: VectorEnv, wave: range, seeds: Sequence[int], max_steps: int | None
 ) -> list[Episode]:
-    """The episodes with these numbers of each policy, one in each of its slots from the first on."""
+    """Return the episodes with these numbers of each policy, one in each of its slots from the first on."""
     n, each = env.num_envs, env.num_envs // len(players)
     parts = [slice(r * each, (r + 1) * each) for r in range(len(players))]
     slots = torch.arange(n) % each
@@ -191,7 +191,8 @@ class Evaluator:
         return env
 
     def prepare(self, episodes: int, runs: int = 1) -> VectorEnv:
-        """The environments for an evaluation of ``episodes`` episodes of as many runs at once, built if need be."""
+        """Return the environments for an evaluation of ``episodes`` episodes of as many runs at once, built if need
+        be."""
         slots = min(episodes, MAX_SLOTS) * runs
         if self._env is None or self._env.num_envs != slots:
             self.close()

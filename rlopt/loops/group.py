@@ -93,7 +93,8 @@ class GroupLoop(Loop):
 
     @torch.no_grad()
     def _collect(self) -> tuple[Rollout | None, list[Episode]]:
-        """One rollout (None where there is nothing to learn from), and its finished episodes in the order of rows."""
+        """Return one rollout (None where there is nothing to learn from), and its finished episodes in the order of
+        rows."""
         n, device = self.env.num_envs, self.env.device
         obs, alive = self._reset()
         complete = torch.zeros(n, dtype=torch.bool, device=device)
@@ -131,7 +132,7 @@ class GroupLoop(Loop):
         return rollout, episodes
 
     def _reset(self) -> tuple[Obs, Tensor]:
-        """The first observations of this iteration's episodes, and which rows have one."""
+        """Return the first observations of this iteration's episodes, and which rows have one."""
         seeds = [derive_seed(self.seed, "group", self.iteration, g) for g in range(self.config.groups)]
         obs = self.env.reset(seeds=[seeds[g] for g in self.group.tolist()])
         self.iteration += 1

@@ -53,7 +53,7 @@ class ParameterBox:
 
     @classmethod
     def of(cls, bounds: Bounds) -> ParameterBox:
-        """The box {name: (low, high)}. Raises RloptError where it is empty."""
+        """Return the box {name: (low, high)}. Raises RloptError where it is empty."""
         if not bounds:
             raise RloptError("agent.box is empty; give simulator parameters and bounds, such as agent.box.m=[0.7,1.3]")
         low, high = zip(*bounds.values(), strict=True)

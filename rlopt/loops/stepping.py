@@ -85,7 +85,7 @@ class SteppingLoop(Loop):
         return episodes
 
     def _seeds(self, *name: str | int) -> list[int]:
-        """A seed for every row: those that each run's environments would have alone."""
+        """Return a seed for every row: those that each run's environments would have alone."""
         return [derive_seed(self.seed + r, "env", i, *name) for r in range(self.runs) for i in range(self.each)]
 
     def _accept(self, step: Step) -> tuple[Step, Tensor | None, int]:
@@ -157,7 +157,7 @@ class SteppingLoop(Loop):
 
 
 def _all_well(obs: Obs, next_obs: Obs, reward: Tensor, valid: Tensor) -> bool:
-    """Whether every row is valid and finite: the ordinary step, which should cost next to nothing."""
+    """Return whether every row is valid and finite: the ordinary step, which should cost next to nothing."""
     leaves = [reward]
     for group in (obs, next_obs):
         leaves += group.values() if isinstance(group, dict) else [group]

@@ -71,11 +71,11 @@ class Actor(nn.Module):
         return None
 
     def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
-        """What ``choose`` needs for ``rows`` random actions, (rows, …)."""
+        """Return what ``choose`` needs for ``rows`` random actions, (rows, …)."""
         raise NotImplementedError
 
     def choose(self, outputs: Any, noise: Tensor | None) -> Tensor:
-        """Actions (N, …) from what the network gave for N observations; without noise the most likely ones."""
+        """Return actions (N, …) from what the network gave for N observations; without noise the most likely ones."""
         raise NotImplementedError
 
     def log_prob(self, outputs: Any, action: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class SquashedGaussianActor(BoundedActor):
         super().__init__(observation_space, action_space, options, outputs=2)
 
     def head(self, x: Tensor, obs: Obs) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation, (B, A) each."""
+        """Return mean and log standard deviation, (B, A) each."""
         mean, log_std = x.chunk(2, -1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
@@ -217,7 +217,7 @@ class DeterministicActor(BoundedActor):
         self.exploration = float(self.own["exploration"])
 
     def head(self, x: Tensor, obs: Obs) -> Tensor:
-        """Actions (B, A) in [-1, 1]."""
+        """Return actions (B, A) in [-1, 1]."""
         return torch.tanh(x)
 
     def choose(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
@@ -260,7 +260,7 @@ class GaussianActor(NetworkActor):
             self.register_buffer(name, torch.as_tensor(value), persistent=False)
 
     def head(self, x: Tensor, obs: Obs) -> tuple[Tensor, Tensor]:
-        """Mean (B, A) and log standard deviation (B, A), which is the same in every row."""
+        """Return mean (B, A) and log standard deviation (B, A), which is the same in every row."""
         return x, self.log_std.expand_as(x)
 
     def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
@@ -298,7 +298,7 @@ class DiscreteActor(NetworkActor):
         self.masked = has_action_mask(observation_space, actions)
 
     def head(self, x: Tensor, obs: Obs) -> Tensor:
-        """Logits (B, K)."""
+        """Return logits (B, K)."""
         if not self.masked:
             return x
         assert isinstance(obs, dict)
@@ -371,11 +371,11 @@ class MultiCategoricalActor(DiscreteActor):
         self.register_buffer("place", place.flatten(), persistent=False)
 
     def head(self, x: Tensor, obs: Obs) -> Tensor:
-        """Logits (B, heads, K)."""
+        """Return logits (B, heads, K)."""
         return self._padded(super().head(x, obs))
 
     def _padded(self, logits: Tensor) -> Tensor:
-        """Logits (…, heads, K) from those of all heads side by side, (…, actions)."""
+        """Return logits (…, heads, K) from those of all heads side by side, (…, actions)."""
         padded = F.pad(logits, (0, 1), value=IMPOSSIBLE).index_select(-1, self.place)
         return padded.view(*logits.shape[:-1], self.heads, -1)
 
@@ -414,7 +414,7 @@ class TabularActor(Actor):
         self.probabilities = nn.Parameter(torch.full((n, k), 1.0 / k, dtype=torch.float64), requires_grad=False)
 
     def forward(self, obs: Obs) -> Tensor:
-        """Probabilities (B, K)."""
+        """Return probabilities (B, K)."""
         assert isinstance(obs, Tensor)
         return self.probabilities[obs.long() - self.start[0]]
 

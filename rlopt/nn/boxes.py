@@ -13,7 +13,7 @@ Array = np.ndarray[Any, Any]
 
 
 def bounded_box(space: Space) -> spaces.Box:
-    """The action space as a bounded Box, or one clear line."""
+    """Return the action space as a bounded Box, or one clear line."""
     if not isinstance(space, spaces.Box):
         hint = "use agent=sac_discrete" if isinstance(space, spaces.Discrete) else "choose another agent"
         raise RloptError(f"this agent acts in Box action spaces, not in {one_line(space)}; {hint}")

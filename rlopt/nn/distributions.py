@@ -18,7 +18,7 @@ HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """A reparameterised sample of tanh(N(mean, std²)) and its log-density.
+    """Return a reparameterised sample of tanh(N(mean, std²)) and its log-density.
 
     All arguments are (…, A); ``noise`` is standard normal. Returns the action (…, A) in (-1, 1) and log π (…,), a
     density in normalised action space: no scale of the environment's bounds enters. The log-determinant is
@@ -48,7 +48,8 @@ def gaussian_entropy(log_std: Tensor) -> Tensor:
 
 
 def categorical(logits: Tensor, uniform: Tensor) -> Tensor:
-    """A sample (…,) int64 of the categorical with ``logits`` (…, K) by inversion, from ``uniform`` (…,) in [0, 1)."""
+    """Return a sample (…,) int64 of the categorical with ``logits`` (…, K) by inversion, from ``uniform`` (…,) in [0,
+    1)."""
     cumulative = logits.softmax(-1).cumsum(-1)
     # Rounding may leave the whole sum below a number that is almost 1: the last action that is possible is meant.
     last = (cumulative < cumulative[..., -1:]).sum(-1)

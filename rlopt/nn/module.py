@@ -101,7 +101,7 @@ class Net:
         return [next(found) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in self.leaves]
 
     def cut(self, flat: Tensor) -> list[Tensor]:
-        """A tensor like ``flat``, (P,) or (R, P), as views of the shapes of the leaves of one run, or of all."""
+        """Return a tensor like ``flat``, (P,) or (R, P), as views of the shapes of the leaves of one run, or of all."""
         shapes = [p.shape for p in self.module.parameters()]
         pieces = torch.split(flat, [shape.numel() for shape in shapes], -1)
         return [piece.view(*flat.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True)]
@@ -112,7 +112,7 @@ class Net:
         return functional_call(self.module, params, args)
 
     def target(self) -> Net:
-        """A frozen copy with storage of its own."""
+        """Return a frozen copy with storage of its own."""
         return Net(copy.deepcopy(self.modules), self.flat.device, trainable=False)
 
     def follow(self, source: Net, tau: float) -> None:
@@ -126,7 +126,7 @@ class Net:
                 mine.copy_(source.buffers[name])
 
     def state_dict(self) -> State:
-        """Every tensor of the module by name; of several runs stacked, (R, …)."""
+        """Return every tensor of the module by name; of several runs stacked, (R, …)."""
         states = [module.state_dict() for module in self.modules]
         if not self.stacked:
             return {name: tensor.detach().clone() for name, tensor in states[0].items()}
@@ -139,6 +139,6 @@ class Net:
 
 
 def _lasting_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The buffers that are part of the module's state: running statistics, say, and no constants."""
+    """Return the buffers that are part of the module's state: running statistics, say, and no constants."""
     lasting = module.state_dict(keep_vars=True)
     return ((name, buffer) for name, buffer in module.named_buffers() if name in lasting)

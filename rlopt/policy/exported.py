@@ -77,7 +77,7 @@ class Policy:
         return torch.device("cpu")
 
     def to(self, device: str | torch.device) -> Policy:
-        """A copy on ``device`` that shares nothing with this one."""
+        """Return a copy on ``device`` that shares nothing with this one."""
         other = Policy(self.spec, copy.deepcopy(self.actor).to(resolve_device(device)))
         if self.normalizer is not None:
             other.normalizer = load_statistics(self.spec, frozen_statistics(self.normalizer), other.device)
@@ -165,7 +165,8 @@ class Policy:
 
     @staticmethod
     def _answer(codec: ActionCodec, action: Tensor, n: int | None, source: torch.device | None) -> Any:
-        """Actions as the giver of ``n`` observations (None: of one) on ``source`` (None: in NumPy) expects them."""
+        """Return actions as the giver of ``n`` observations (None: of one) on ``source`` (None: in NumPy) expects
+        them."""
         array = codec.batch(action, 1 if n is None else n)
         if source is not None:
             out = torch.from_numpy(array).to(source)
@@ -221,7 +222,7 @@ def _check_carry(carry: Any, wanted: Carry) -> None:
 
 
 def _flatten(obs: Any, codec: ObservationCodec, ignored: set[str]) -> dict[str, Any]:
-    """The leaves of a nested observation by their joined keys. Those ``ignored`` may be there or not."""
+    """Return the leaves of a nested observation by their joined keys. Those ``ignored`` may be there or not."""
     if codec.single:
         if isinstance(obs, Mapping):
             raise RloptError(f"this policy sees {_describe(codec.leaves[0])}, not a dictionary with {_words(obs)}")
@@ -248,7 +249,7 @@ def _flatten(obs: Any, codec: ObservationCodec, ignored: set[str]) -> dict[str, 
 
 
 def _leaf_tensor(leaf: Leaf, value: Any, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, int | None]:
-    """One leaf as a batch (N, …) on ``device``, and N, or None where it is a single observation (then N = 1)."""
+    """Return one leaf as a batch (N, …) on ``device``, and N, or None where it is a single observation (then N = 1)."""
     shape = tuple(leaf.space.shape or ())
     try:
         x = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))

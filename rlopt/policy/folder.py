@@ -89,7 +89,7 @@ _REFUSED = (
 
 
 def load_policy(path: Path | str, device: str | torch.device = "cpu") -> Policy:
-    """The policy in a policy folder, or the last one (``policy/``) of a run folder.
+    """Return the policy in a policy folder, or the last one (``policy/``) of a run folder.
 
     Raises:
         RloptError: there is none, or it is damaged, hostile, or written by a newer rlopt.
@@ -108,7 +108,7 @@ def load_policy(path: Path | str, device: str | torch.device = "cpu") -> Policy:
 
 
 def _edition(folder: Path) -> tuple[int, ...] | None:
-    """What differs between a policy and the one that replaces it."""
+    """Return what differs between a policy and the one that replaces it."""
     try:
         found = (folder / DESCRIPTION).stat()
     except OSError:
@@ -128,7 +128,7 @@ def _read(folder: Path, device: torch.device) -> Policy:
 
 
 def find_policy(path: Path | str) -> Path:
-    """The policy folder that ``path`` means: itself, or ``path/policy`` of a run folder.
+    """Return the policy folder that ``path`` means: itself, or ``path/policy`` of a run folder.
 
     Raises:
         RloptError: there is none.
@@ -145,7 +145,8 @@ def find_policy(path: Path | str) -> Path:
 
 
 def run_policies(path: Path | str) -> list[Path]:
-    """The policies ``run0``, ``run1`` … of a run folder, or of its ``policy/``, that holds several; else nothing."""
+    """Return the policies ``run0``, ``run1`` … of a run folder, or of its ``policy/``, that holds several; else
+    nothing."""
     whole = Path(os.path.abspath(path))
     for folder in (whole, whole / "policy"):
         each = (folder / f"run{r}" for r in itertools.count())
@@ -155,7 +156,7 @@ def run_policies(path: Path | str) -> list[Path]:
 
 
 def _described(folder: Path) -> Path | None:
-    """The policy in ``folder``. A crash in the middle of an overwrite leaves the old one under the name that
+    """Return the policy in ``folder``. A crash in the middle of an overwrite leaves the old one under the name that
     ``replace_folder`` gives it."""
     # Whoever looks for the old one after the new one has got its name finds neither, and so looks again.
     candidates = (folder, folder.with_name(f".{folder.name}.old"), folder)

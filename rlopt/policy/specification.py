@@ -59,7 +59,7 @@ def spec_from_json(data: Mapping[str, Any]) -> EnvSpec:
 
 
 def _elements(space: Any, depth: int) -> int:
-    """Numbers in an element of a described space, found without building the space."""
+    """Return numbers in an element of a described space, found without building the space."""
     if not isinstance(space, dict) or depth > 8:
         raise ValueError("a space is an object of its own")
     if isinstance(children := space.get("spaces"), dict):

@@ -35,7 +35,7 @@ def check_tensors(found: Any, wanted: Mapping[str, Tensor], owner: str) -> None:
 
 
 def frozen_statistics(normalizer: Normalizer) -> State:
-    """What a policy sees through: nothing about rewards, nothing that would let the statistics go on growing."""
+    """Return what a policy sees through: nothing about rewards, nothing that would let the statistics go on growing."""
     return {
         "clip": normalizer.clip,
         "epsilon": normalizer.epsilon,

@@ -100,7 +100,7 @@ class TeamActor(Actor):
         return join_actions(self.spec, drawn)
 
     def _by_row(self, x: Tensor) -> Tensor:
-        """What a shared network gives for N·n rows, as (N, n, …)."""
+        """Return what a shared network gives for N·n rows, as (N, n, …)."""
         n = len(self.spec.agents)
         return x.view(len(x) // n, n, *x.shape[1:])
 
@@ -133,7 +133,7 @@ class SharedActor(Actor):
         return self.actor.initial_carry(rows)
 
     def _padded(self, obs: Obs) -> Obs:
-        """The agent's own observation as the shared network sees it."""
+        """Return the agent's own observation as the shared network sees it."""
         own = obs if isinstance(obs, dict) else {"obs": obs}
         like = next(iter(own.values()))
         found = {"agent": torch.full(like.shape[:1], self.agent, device=like.device)}

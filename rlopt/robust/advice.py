@@ -84,7 +84,7 @@ class AdviceModel:
         return self._plan(theta[None], beta)
 
     def plan_robust(self, low: Tensor, high: Tensor, beta: float = 0.0) -> Plan:
-        """The best plan when adherence may be anything in [low, high] (S, A), chosen anew by an adversary.
+        """Return the best plan when adherence may be anything in [low, high] (S, A), chosen anew by an adversary.
 
         Each row of the induced kernel is then a segment, an (s,a)-rectangular set, and linear in θ: an end is worst.
         """
@@ -128,7 +128,7 @@ class AdviceModel:
 
 
 def breakpoints(model: AdviceModel, theta: Tensor, most: float | None = None) -> list[tuple[float, float, float]]:
-    """All pieces of V*_β over 0 ≤ β ≤ ``most``, as (β where it begins, V there, expected advices on it).
+    """Return all pieces of V*_β over 0 ≤ β ≤ ``most``, as (β where it begins, V there, expected advices on it).
 
     V*_β, the best reward less β per advice, is convex, falling and piecewise linear in β with minus the number of
     advices as slope, so the tangents of two plans meet at a kink or under a further piece (Eisner and Severance 1976).
@@ -162,7 +162,7 @@ def breakpoints(model: AdviceModel, theta: Tensor, most: float | None = None) ->
 
 
 def best_within_budget(model: AdviceModel, theta: Tensor, budget: float) -> tuple[float, float]:
-    """The most reward with at most ``budget`` expected advices, and the price β of an advice at which it is had.
+    """Return the most reward with at most ``budget`` expected advices, and the price β of an advice at which it is had.
 
     Lagrangian duality (a linear program, so without a gap): min_β V*_β + β·budget, attained at a breakpoint.
     """
@@ -234,7 +234,7 @@ def _draw(rng: np.random.Generator, law: Tensor) -> Tensor:
 def flappy_bird(
     height: int = 7, width: int = 20, human: str = "greedy", form: str = "mixture"
 ) -> tuple[AdviceModel, Tensor]:
-    """A bird on a grid that flies up or down past three pipes, with a human and his true adherence (S, A).
+    """Return a bird on a grid that flies up or down past three pipes, with a human and his true adherence (S, A).
 
     Built after the description of the paper's experiment; the layout and the humans are our own. Every step moves the
     bird one column on and one row up or down, with 0.1 the other way; it earns 1 for each step survived. Pipes stand in

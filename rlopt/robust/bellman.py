@@ -76,8 +76,8 @@ def robust_step(m: RobustMDP, policy: Tensor, value: Tensor) -> tuple[Tensor, Te
 def worst_case(
     m: RobustMDP, policy: Tensor, rows: Tensor, tolerance: Tensor | float = 0.0, limit: int = 1000
 ) -> PolicyEvaluation:
-    """The exact adversary: policy iteration of its own MDP from ``rows``, until the gap of J is at most ``tolerance``
-    or it has improved its kernel ``limit`` times.
+    """Return the exact adversary: policy iteration of its own MDP from ``rows``, until the gap of J is at most
+    ``tolerance`` or it has improved its kernel ``limit`` times.
 
     Value of the present kernel, worst rows for that value, and again; monotone, and for polyhedral sets
     finite. The bound is MacQueen's on T_π. It stops where rounding allows no better, also at tolerance 0.
@@ -99,7 +99,7 @@ def worst_case(
 def ascend(
     m: RobustMDP, policy: Tensor, rows: Tensor, tolerance: Tensor | float, step_size: float, limit: int = 10_000
 ) -> PolicyEvaluation:
-    """The paper's adversary: p ← Proj(p + β ∇_p J) from ``rows``, until the *certified* gap of J is at most
+    """Return the paper's adversary: p ← Proj(p + β ∇_p J) from ``rows``, until the *certified* gap of J is at most
     ``tolerance`` (the authors stop when successive values are close, which certifies nothing).
     """
     allowed = torch.as_tensor(tolerance, dtype=torch.float64, device=m.device).expand(m.num_instances)
@@ -123,7 +123,7 @@ def certified_upper(m: RobustMDP, value: Tensor, backed_up: Tensor) -> Tensor:
 
 
 def best_response(m: RobustMDP, rows: Tensor, limit: int = 1000) -> tuple[Tensor, Tensor]:
-    """The optimal policy (K, S, A) of the ordinary MDP ``rows`` and a certified lower bound (K,) of its cost.
+    """Return the optimal policy (K, S, A) of the ordinary MDP ``rows`` and a certified lower bound (K,) of its cost.
 
     By weak duality, min_π J(π, p) ≤ min_π max_p' J(π, p') for every p of the set, so this bounds the robust optimum.
     After ``limit`` improvements the policy is the best one so far, and the bound holds nonetheless.

@@ -30,7 +30,7 @@ def normalised(p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def told(p: Tensor) -> str:
-    """What is wrong with a row (n,) that is no distribution."""
+    """Return what is wrong with a row (n,) that is no distribution."""
     return f"(smallest {p.min():g}, sum {p.sum():.9g}); probabilities must be at least 0 and sum to 1"
 
 
@@ -120,7 +120,8 @@ class Kernel:
 
     @classmethod
     def from_dense(cls, kernel: Any, support: Any = "nominal", device: torch.device | str = "cpu") -> Kernel:
-        """A kernel from (S, A, S) or (K, S, A, S) probabilities, kept on as many successors as the widest row needs.
+        """Return a kernel from (S, A, S) or (K, S, A, S) probabilities, kept on as many successors as the widest row
+        needs.
 
         ``support``: ``nominal`` (where the probability is positive), ``all`` (every state), or a mask of its shape.
         """

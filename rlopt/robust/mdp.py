@@ -104,18 +104,18 @@ def action_values(kernel: Tensor, reward: Tensor, gamma: float, value: Tensor) -
 
 
 def bellman_policy(kernel: Tensor, reward: Tensor, gamma: float, policy: Tensor, value: Tensor) -> Tensor:
-    """One backup (…, S) of the value (…, S) of the policy with probabilities π(a|s) (…, S, A)."""
+    """Return one backup (…, S) of the value (…, S) of the policy with probabilities π(a|s) (…, S, A)."""
     return (policy * action_values(kernel, reward, gamma, value)).sum(-1)
 
 
 def greedy(action_value: Tensor) -> Tensor:
-    """The deterministic policy (…, S, A) that takes the best action; of equally good ones the first."""
+    """Return the deterministic policy (…, S, A) that takes the best action; of equally good ones the first."""
     best = action_value.argmax(-1, keepdim=True)
     return torch.zeros_like(action_value).scatter_(-1, best, 1.0)
 
 
 def policy_value(kernel: Tensor, reward: Tensor, gamma: float, policy: Tensor) -> Tensor:
-    """The value (…, S) of the policy (…, S, A): the solution of (I - γ P_π) v = r_π, by LU. Needs γ < 1."""
+    """Return the value (…, S) of the policy (…, S, A): the solution of (I - γ P_π) v = r_π, by LU. Needs γ < 1."""
     transition = torch.einsum("...sa,...sat->...st", policy, kernel)
     identity = torch.eye(transition.shape[-1], dtype=transition.dtype, device=transition.device)
     income = (policy * expected_reward(kernel, reward)).sum(-1)
@@ -136,7 +136,8 @@ def discounted_bounds(gamma: float, value: Tensor, backed_up: Tensor) -> tuple[T
 
 
 def from_toy_text(id: str, kwargs: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> TabularMDP:
-    """The model inside a Gymnasium toy-text environment (FrozenLake, CliffWalking, Taxi): its ``env.unwrapped.P``.
+    """Return the model inside a Gymnasium toy-text environment (FrozenLake, CliffWalking, Taxi): its
+    ``env.unwrapped.P``.
 
     A transition that ends the episode leads to an absorbing state of value 0. Where every transition into a state ends
     the episode, that is the state itself; where only some do (Taxi), one more state is appended and those lead there.

@@ -134,7 +134,8 @@ class RobustMDP:
 
     @classmethod
     def from_tabular(cls, model: TabularMDP, gamma: float, ambiguity: Ambiguity, support: Any = "nominal") -> RobustMDP:
-        """A robust model around a ``TabularMDP`` (rewards), such as one of ``from_toy_text``; spec and device stay.
+        """Return a robust model around a ``TabularMDP`` (rewards), such as one of ``from_toy_text``; spec and device
+        stay.
 
         Rewards per next state follow the adversary's mass; expected ones (S, A) stay what they are.
         """
@@ -146,7 +147,7 @@ class RobustMDP:
         return self.cost + self.gamma * self.kernel.gather(value)
 
     def backup(self, value: Tensor, rows: bool = True) -> Backup:
-        """The robust Bellman operator (``Ambiguity.backup``) at a value (K, S)."""
+        """Return the robust Bellman operator (``Ambiguity.backup``) at a value (K, S)."""
         return self.ambiguity.backup(self.cost, self.gamma, value, rows)
 
     def uniform_policy(self) -> Tensor:

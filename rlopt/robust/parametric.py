@@ -56,7 +56,7 @@ class ParametricSet:
         return Parameters(self.theta.expand(k, -1).clone(), self.lam.expand(k, -1).clone())
 
     def project(self, x: Parameters) -> Parameters:
-        """The nearest point of the set: an L1 ball for θ, an L1 ball cut at ``SMALLEST`` for λ."""
+        """Return the nearest point of the set: an L1 ball for θ, an L1 ball cut at ``SMALLEST`` for λ."""
         centre = self.centre()
         radius = torch.full_like(x.theta[:, 0], self.theta_radius)
         theta = project_l1_ball(x.theta, centre.theta, radius)
@@ -118,7 +118,7 @@ class ParametricSet:
     def worst_case(
         self, policy: Tensor, starts: list[Parameters], step_size: float = 0.01, tolerance: float = 1e-4
     ) -> tuple[Parameters, Tensor, Tensor]:
-        """The best of one ascent from each of ``starts``."""
+        """Return the best of one ascent from each of ``starts``."""
         found = [self.ascend(policy, s, step_size, tolerance) for s in starts]
         best = found[0]
         for other in found[1:]:
@@ -193,8 +193,9 @@ class _Anything(Nominal):
 
 
 def _project_cut_ball(y: Tensor, centre: Tensor, radius: float) -> Tensor:
-    """The nearest (K, n) point with ‖x - centre‖₁ ≤ radius and x ≥ ``SMALLEST``: y drawn towards the centre by a common
-    price, then cut. The distance falls piecewise linearly with the price, so its kinks give the price exactly."""
+    """Return the nearest (K, n) point with ‖x - centre‖₁ ≤ radius and x ≥ ``SMALLEST``: y drawn towards the centre by a
+    common price, then cut. The distance falls piecewise linearly with the price, so its kinks give the price
+    exactly."""
     d = y - centre
 
     def at(price: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ _HALVINGS = 200
 
 
 def project_simplex(y: Tensor, support: Tensor | None = None) -> Tensor:
-    """The nearest distribution (…, n) to each row of y (…, n), zero outside ``support`` (…, n) where that is given.
+    """Return the nearest distribution (…, n) to each row of y (…, n), zero outside ``support`` (…, n) where that is
+    given.
 
     The sort algorithm (Held, Wolfe and Crowder 1974; Duchi et al. 2008, figure 1).
     """
@@ -24,7 +25,7 @@ def project_simplex(y: Tensor, support: Tensor | None = None) -> Tensor:
 
 
 def project_box(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The nearest distribution (…, n) with ``low`` ≤ p ≤ ``high`` (…, n each); Σ low ≤ 1 ≤ Σ high must hold.
+    """Return the nearest distribution (…, n) with ``low`` ≤ p ≤ ``high`` (…, n each); Σ low ≤ 1 ≤ Σ high must hold.
 
     p = clip(y - μ, low, high); μ is bracketed by bisection and then solved for exactly on the coordinates left free.
     """
@@ -44,7 +45,8 @@ def project_box(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def project_l1_ball(y: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
-    """The nearest point (…, n) to y with ‖x - centre‖₁ ≤ radius (…,), by projecting |y - centre| on a simplex."""
+    """Return the nearest point (…, n) to y with ‖x - centre‖₁ ≤ radius (…,), by projecting |y - centre| on a
+    simplex."""
     d = y - centre
     scale = radius[..., None].clamp(min=torch.finfo(y.dtype).tiny)
     inside = d.abs().sum(-1, keepdim=True) <= radius[..., None]

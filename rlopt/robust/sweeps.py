@@ -35,7 +35,7 @@ def _compiled(function: Any) -> Any:
 
 
 def usable(value: Tensor) -> bool:
-    """Whether compiled sweeps serve these values: finite, float64, on the CPU."""
+    """Return whether compiled sweeps serve these values: finite, float64, on the CPU."""
     return ENABLED and value.device.type == "cpu" and value.dtype == torch.float64 and bool(value.isfinite().all())
 
 
@@ -70,7 +70,7 @@ def state_l1_sweep(
 
 
 def _shared(kernel: Kernel, cost: Tensor, rows: bool) -> bool:
-    """Whether all rows have the order of v, and their worst cases are not wanted."""
+    """Return whether all rows have the order of v, and their worst cases are not wanted."""
     return kernel.dense and kernel.full and cost.shape[-1] == 1 and not rows
 
 
@@ -160,7 +160,7 @@ def _lows(z: Array, low: Array, r: int, n: int, first: int, last: int) -> None:
 
 @_compiled
 def _smallest(z: Array, low: Array, r: int, n: int, top: float) -> int:
-    """The successor of the smallest z[r] below ``top``, or -1. In longer rows it is looked for in its block."""
+    """Return the successor of the smallest z[r] below ``top``, or -1. In longer rows it is looked for in its block."""
     first, last, least = 0, n, top
     if n > _SHORT:
         block, blocks = -1, (n + _BLOCK - 1) // _BLOCK
@@ -181,7 +181,7 @@ def _smallest(z: Array, low: Array, r: int, n: int, top: float) -> int:
 
 @_compiled
 def _above(p: Array, z: Array, n: int, k: int, s: int, a: int, level: float) -> tuple[float, float]:
-    """The mass whose z lies below ``level``, and Σ p̂ (level - z) over it."""
+    """Return the mass whose z lies below ``level``, and Σ p̂ (level - z) over it."""
     mass, area = 0.0, 0.0
     for j in range(n):
         d = level - z[0, j]
@@ -195,7 +195,8 @@ def _above(p: Array, z: Array, n: int, k: int, s: int, a: int, level: float) -> 
 def _gain(
     p: Array, z: Array, n: int, k: int, s: int, a: int, mean: float, top: float, left: float, enough: float
 ) -> float:
-    """What moving ``left`` of mass from the smallest z to ``top`` gains; from ``enough`` on any lower bound will do.
+    """Return what moving ``left`` of mass from the smallest z to ``top`` gains; from ``enough`` on any lower bound will
+    do.
 
     It is the least of (top - l)·left + Σ p̂ (l - z)₊ over levels l ≤ top, which is convex and piecewise linear with its
     kinks at the z. Short rows try them all. In longer ones the tangents at both ends of a bracket meet in a new level;

@@ -199,7 +199,7 @@ class Checkpoints:
         self._chosen(loaded, [(path, CorruptCheckpoint(reason)) for path, reason in self.unfit.items()])
 
     def load_best(self) -> State | None:
-        """The agent state of ``best/``, checked; None where there is none.
+        """Return the agent state of ``best/``, checked; None where there is none.
 
         Raises:
             CorruptCheckpoint: if it is damaged.
@@ -283,7 +283,7 @@ class Checkpoints:
         return SavedLog(log.rows_written, log.capacity_rows, tuple(segments))
 
     def _holds(self, name: str, segment: Segment) -> bool:
-        """Whether a segment that a save counts on is there, by its size: reading it all would cost too much."""
+        """Return whether a segment that a save counts on is there, by its size: reading it all would cost too much."""
         if (name, segment) in self._lost:
             return False
         try:
@@ -308,7 +308,8 @@ class Checkpoints:
         return Segment(path.name, start, stop, *digest)
 
     def _refers(self, target: Path, files: list[Path]) -> bool:
-        """Whether ``target`` is complete and needs ``files``: a failure after the rename must not delete them."""
+        """Return whether ``target`` is complete and needs ``files``: a failure after the rename must not delete
+        them."""
         try:
             needed = read_manifest(target).segment_names()
         except RloptError:
@@ -372,7 +373,7 @@ class Checkpoints:
 
 
 def _told(manifest: Manifest, lost: Mapping[tuple[str, Segment], CorruptCheckpoint]) -> str:
-    """What of a checkpoint is lost."""
+    """Return what of a checkpoint is lost."""
     reason = next(iter(lost.values()))
     parts = []
     for name, log in manifest.logs.items():
@@ -385,7 +386,8 @@ def _told(manifest: Manifest, lost: Mapping[tuple[str, Segment], CorruptCheckpoi
 
 
 def saved_config(folder: Path) -> tuple[str, Path] | None:
-    """The configuration in the newest manifest under ``folder`` that is readable and holds one, and where it was."""
+    """Return the configuration in the newest manifest under ``folder`` that is readable and holds one, and where it
+    was."""
     for path in _steps(folder) if folder.is_dir() else []:
         with suppress(CorruptCheckpoint):
             if (config := read_manifest(path).config) is not None:
@@ -394,7 +396,7 @@ def saved_config(folder: Path) -> tuple[str, Path] | None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """The checkpoints in ``folder``, newest first."""
+    """Return the checkpoints in ``folder``, newest first."""
     found = [(int(m[1]), path) for path in folder.iterdir() if (m := _STEP.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 

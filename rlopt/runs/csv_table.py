@@ -197,7 +197,7 @@ def _parse(data: bytes, columns: list[str]) -> tuple[list[str], list[list[str]]]
 
 
 def _rows_until(step: int, header: list[str], rows: list[list[str]]) -> list[list[str]]:
-    """The rows that have a cell for every column and a step no greater than ``step``."""
+    """Return the rows that have a cell for every column and a step no greater than ``step``."""
     if "step" not in header:
         return []
     at = header.index("step")
@@ -212,7 +212,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text that reads back as the same value; NumPy's numbers are written like Python's."""
+    """Return text that reads back as the same value; NumPy's numbers are written like Python's."""
     if value is None:
         return ""
     if isinstance(value, Integral):

@@ -91,7 +91,7 @@ class Logger:
             self._try_scalars(self._scalars.flush)
 
     def marks(self) -> dict[str, tuple[int, str]]:
-        """What the tables hold, by their files' names."""
+        """Return what the tables hold, by their files' names."""
         return {table.path.name: (table.mark.rows, table.mark.sha256) for table in self._tables}
 
     def truncate(self, step: int) -> None:

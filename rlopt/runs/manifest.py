@@ -99,7 +99,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint folder.
+    """Return the manifest of a checkpoint folder.
 
     Raises:
         CorruptCheckpoint: if it is missing, damaged, or names what no manifest of ours would.
@@ -136,7 +136,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _saved_log(name: str, entry: dict[str, Any]) -> SavedLog:
-    """A log whose segments join and cover every living row."""
+    """Return a log whose segments join and cover every living row."""
     segments = tuple(Segment(**segment) for segment in entry["segments"])
     log = SavedLog(entry["rows_written"], entry["capacity_rows"], segments)
     if not LOG_NAME.fullmatch(name) or not all(SEGMENT_NAME.fullmatch(segment.file) for segment in segments):

@@ -145,8 +145,8 @@ class RunFolder:
                 staged.unlink(missing_ok=True)
 
     def version_changes(self) -> list[str]:
-        """What differs from the machine and packages the run began on, such as ``torch 2.12.0 → 2.13.0``: where this is
-        not empty, a resumed run goes on correctly but is not promised to be bit-identical."""
+        """Return what differs from the machine and packages the run began on, such as ``torch 2.12.0 → 2.13.0``: where
+        this is not empty, a resumed run goes on correctly but is not promised to be bit-identical."""
         try:
             before = json.loads(self.versions_path.read_text(encoding="utf-8"))
             return [f"{name} {before.get(name)} → {now}" for name, now in versions().items() if before.get(name) != now]
@@ -185,7 +185,7 @@ class RunFolder:
 
 @contextmanager
 def told_as_one_line(path: Path) -> Iterator[None]:
-    """What fails while ``path`` or something in it is written: a RloptError that names it."""
+    """Return what fails while ``path`` or something in it is written: a RloptError that names it."""
     try:
         yield
     except OSError as e:
@@ -209,7 +209,7 @@ def default_run_dir(agent: str, env_id: str, seed: int, root: str | Path = "runs
 
 
 def versions() -> dict[str, str]:
-    """The packages and the machine, as ``versions.json`` records them."""
+    """Return the packages and the machine, as ``versions.json`` records them."""
     found = {"rlopt": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -23,7 +23,7 @@ def shipped_configs() -> Path:
 
 
 def config_dirs(extra: Sequence[str] = ()) -> list[Path]:
-    """Every folder of config groups, the first one winning: ``--config-dir``, entry points, shipped."""
+    """Return every folder of config groups, the first one winning: ``--config-dir``, entry points, shipped."""
     from rlopt.registry import config_packages
 
     found = []
@@ -55,7 +55,7 @@ def group_files(group: str, dirs: Sequence[Path]) -> dict[str, Path]:
 
 
 def head_comment(file: Path) -> str:
-    """The first comment line of a configuration file, without its mark."""
+    """Return the first comment line of a configuration file, without its mark."""
     for line in file.read_text(encoding="utf-8").splitlines():
         text = line.strip()
         if text.startswith("#") and not text.startswith("# @"):

@@ -205,7 +205,7 @@ def evaluate_path(
 
 
 def run_of(path: Path) -> RunFolder | None:
-    """The run that ``path`` is, or to whose ``policy/`` or ``policy_best/`` it belongs."""
+    """Return the run that ``path`` is, or to whose ``policy/`` or ``policy_best/`` it belongs."""
     whole = Path(os.path.abspath(path))
     owners = [folder.parent for folder in (whole, whole.parent) if folder.name in ("policy", "policy_best")]
     runs = (RunFolder(folder) for folder in (whole, *owners))
@@ -232,7 +232,7 @@ def environment_of(
 
 
 def _names_the_same(path: Path, env: Any) -> bool:
-    """Whether the policy at ``path`` lies in a run of this user's, in the environment that it names."""
+    """Return whether the policy at ``path`` lies in a run of this user's, in the environment that it names."""
     with suppress(RloptError):
         if (run := run_of(path)) is not None:
             found = run.settings()
@@ -242,7 +242,7 @@ def _names_the_same(path: Path, env: Any) -> bool:
 
 @contextmanager
 def _threads(threads: Any) -> Iterator[None]:
-    """The run's number of torch threads, because sums are rounded differently with another."""
+    """Return the run's number of torch threads, because sums are rounded differently with another."""
     if isinstance(threads, int) and threads > MAX_THREADS:
         raise RloptError(f"the run's configuration asks for {threads} threads, more than {MAX_THREADS}")
     before = torch.get_num_threads()

@@ -96,7 +96,8 @@ def compose(
 
 
 def _misfit(error: RloptError, experiment: str | None, given: Mapping[str, Override]) -> RloptError | None:
-    """Where ``error`` is of an option that the experiment sets and the user's own choice lacks, one that says so."""
+    """Return where ``error`` is of an option that the experiment sets and the user's own choice lacks, one that says
+    so."""
     key, unknown, _ = str(error).partition(": no such option")
     group = key.partition(".")[0]
     chosen = [f"{k}={o.value()}" for k, o in given.items() if k in (group, f"{group}.name", f"{group}.id")]
@@ -129,7 +130,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def _groups(dirs: Sequence[Path]) -> dict[str, set[str]]:
-    """Every config group and its options. What is registered needs no file: a name alone is a configuration."""
+    """Return every config group and its options. What is registered needs no file: a name alone is a configuration."""
     names = {p.name for folder in dirs for p in folder.iterdir() if p.is_dir() and not p.name.startswith(("_", "."))}
     groups = {name: set(group_files(name, dirs)) for name in sorted(names)}
     for group, registered in (("agent", agent_names()), ("buffer", sampler_names())):
@@ -142,7 +143,7 @@ def _groups(dirs: Sequence[Path]) -> dict[str, set[str]]:
 
 
 def _for_hydra(override: Override, groups: Mapping[str, set[str]]) -> list[str]:
-    """What Hydra is told: a group's option as it is, any other value as a forced one."""
+    """Return what Hydra is told: a group's option as it is, any other value as a forced one."""
     key, text = override.key_or_group, override.input_line or ""
     if key not in groups:
         return [text if override.is_delete() else "++" + text.lstrip("+")]

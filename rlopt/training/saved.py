@@ -61,8 +61,8 @@ def saved_settings(folder: RunFolder) -> Settings:
 
 
 def _completed(values: Mapping[str, Any]) -> dict[str, str]:
-    """Every option as text, under its dotted name. Unknown words of ``env``, which might be arguments of what would
-    have to be imported, are refused."""
+    """Return every option as text, under its dotted name. Unknown words of ``env``, which might be arguments of what
+    would have to be imported, are refused."""
     env = build(EnvConfig, values.get("env", {}), "env")
     return _flat(to_dict(build_config({**values, "env": env})), "")
 
@@ -112,7 +112,7 @@ def refuse_changes(names: Iterable[str]) -> None:
 
 
 def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration with ``changes``, which are nested or dotted."""
+    """Return a run's configuration with ``changes``, which are nested or dotted."""
     config = dict(values)
     for name, value in changes.items():
         inner = name.removeprefix("log.")

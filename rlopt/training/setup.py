@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def begin(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any = None) -> Trainer:
-    """A trainer for a new run in ``config.run_dir``; call ``run`` and then ``close`` on it.
+    """Return a trainer for a new run in ``config.run_dir``; call ``run`` and then ``close`` on it.
 
     Raises RloptError where the agent cannot act in the environment, the buffer does not fit, or the folder holds a run.
     """
@@ -122,7 +122,7 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
 def make_trainer(
     config: TrainConfig, loop: Loop, folder: RunFolder, callbacks: Sequence[Callback] = (), display: Any = None
 ) -> Trainer:
-    """A trainer with this configuration's intervals."""
+    """Return a trainer with this configuration's intervals."""
     return Trainer(
         loop,
         folder,
@@ -167,8 +167,8 @@ def auto_threads(runs: int = 1) -> int:
 
 
 def describe(trainer: Trainer, config: TrainConfig) -> list[str]:
-    """Lines about what is about to run. The size of the replay buffer is not among them: it was logged before the
-    buffer was made."""
+    """Return lines about what is about to run. The size of the replay buffer is not among them: it was logged before
+    the buffer was made."""
     rows = math.ceil(config.total_steps / config.num_envs)
     size = estimate_bytes(trainer.state_dict(), trainer.loop.row_logs(), config.checkpoint.keep, rows)
     return [f"run folder: {trainer.folder.path}", f"checkpoints: up to {size / 2**30:.2f} GiB on disk"]

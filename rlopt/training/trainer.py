@@ -196,7 +196,7 @@ class Trainer:
         return result
 
     def _train(self) -> str:
-        """Everything between the first step and the last save; returns the status."""
+        """Return everything between the first step and the last save; returns the status."""
         saved_at, first = monotonic(), self.loop.step
         if (self._evaluation_due or first >= self.loop.total_steps) and first not in read_csv(self.folder.evaluations)[
             "step"
@@ -258,8 +258,8 @@ class Trainer:
         self._signal = signum
 
     def _advance(self) -> str:
-        """One ``advance`` of the loop and what is due after it; the status says whether to go on (``finished``) or
-        why not."""
+        """Return one ``advance`` of the loop and what is due after it; the status says whether to go on (``finished``)
+        or why not."""
         before = self._before = self.loop.step
         self.loop.torn = True
         progress = self.loop.advance()
@@ -450,7 +450,7 @@ class Trainer:
         return True
 
     def state_dict(self) -> State:
-        """The loop, and the trainer's own window, so that a resumed run writes the same rows."""
+        """Return the loop, and the trainer's own window, so that a resumed run writes the same rows."""
         return {
             "loop": self.loop.state_dict(),
             "window": {
@@ -472,5 +472,5 @@ class Trainer:
 
 
 def _crossed(before: int, after: int, every: int | None) -> bool:
-    """Whether a multiple of ``every`` lies in (before, after]."""
+    """Return whether a multiple of ``every`` lies in (before, after]."""
     return every is not None and after // every > before // every

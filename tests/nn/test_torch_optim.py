@@ -19,7 +19,7 @@ from rlopt.nn import NetworkConfig, OptimiserConfig, make_optimiser
 from rlopt.nn.torch_optim import TorchOptimiser
 from rlopt.registry import get_agent
 from rlopt.training import train_config
-from rlopt.training.setup import begin, make_loop, resume, resolve_config
+from rlopt.training.setup import begin, make_loop, resolve_config, resume
 from rlopt.training.trainer import Callback
 from rlopt.types import RloptError
 from tests.agents.cases import make_agent, make_batch

@@ -25,7 +25,7 @@ from rlopt.policy import load_policy
 from rlopt.registry import get_agent
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.grid_evaluation import evaluate_grid
-from rlopt.training.setup import begin, make_loop, resume, resolve_config
+from rlopt.training.setup import begin, make_loop, resolve_config, resume
 from rlopt.training.trainer import Callback
 from rlopt.types import EnvSpec
 from tests.agents.cases import AGENTS, LEARNERS, PENDULUM, short_run

@@ -52,7 +52,11 @@ def test_an_options_way_to_the_optimiser_goes_through_four_functions(monkeypatch
     config = resolve_config(config)
     loop = make_loop(config)
     assert readers == ["rlopt.loops.replay:ReplayLoop.resolve", "rlopt.agents.actor_critic:ActorCritic.build_critic"]
-    assert loop.agent.config is config.agent and resolve_config(config) == config and resolve_config(config).agent is config.agent
+    assert (
+        loop.agent.config is config.agent
+        and resolve_config(config) == config
+        and resolve_config(config).agent is config.agent
+    )
     assert loop.agent.critic_optimiser.learning_rate == 0.00125
     loop.close()
 

@@ -146,7 +146,9 @@ def test_modes_of_the_replay_loop_are_refused_elsewhere(option) -> None:
 )
 def test_a_captured_update_is_the_eager_one(options) -> None:
     """On the CPU the graph is left out; fixed tensors, phases, clock and priorities are the same as on a GPU."""
-    eager, captured = (finish(make_loop(resolve_config(config(update_mode=mode, **options)))) for mode in ("eager", "captured"))
+    eager, captured = (
+        finish(make_loop(resolve_config(config(update_mode=mode, **options)))) for mode in ("eager", "captured")
+    )
     assert captured.captured is not None and eager.captured is None
     assert captured.agent.clock.updates == eager.agent.clock.updates == 10
     for net in ("actor", "critic", "target"):

@@ -83,5 +83,5 @@ def make_native(factory: EnvFactory, num_envs: int, **options: Any) -> NativeVec
 
 
 def build(request: EnvRequest) -> NativeVectorEnv:
-    """The backend ``native``; raises as ``make_native``."""
+    """Return the backend ``native``; raises as ``make_native``."""
     return make_native(request.factory, request.num_envs, **request.common)

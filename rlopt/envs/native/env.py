@@ -188,12 +188,12 @@ class NativeVectorEnv(BaseVectorEnv):
         self._next_limit = int(self._begun.min()) + self._limit
 
     def _tensor(self, array: Array) -> Tensor:
-        """A copy in the returned precision, on the device."""
+        """Return a copy in the returned precision, on the device."""
         tensor = torch.from_numpy(array.astype(self._dtype))
         return tensor if self._away is None else tensor.to(self._away)
 
     def state_dict(self) -> State | None:
-        """The rows' whole state; None before the first reset."""
+        """Return the rows' whole state; None before the first reset."""
         if not self._started:
             return None
         return {

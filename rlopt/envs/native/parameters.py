@@ -71,7 +71,7 @@ class ParametricNativeEnv(NativeVectorEnv):
             self._derive(np.flatnonzero(changed))
 
     def _array(self, field: str) -> Array:
-        """A model field of every row, (N, …), to be written in place."""
+        """Return a model field of every row, (N, …), to be written in place."""
         if self._task.contact_forces:
             raise RloptError(f"{self.spec.id} observes or pays for contact forces and has no simulator parameters here")
         if isinstance(self._physics, BatchPhysics):

@@ -28,7 +28,7 @@ class Physics(Protocol):
         ...
 
     def state(self) -> Array:
-        """The integration states (N, S), warm start of the solver included."""
+        """Return the integration states (N, S), warm start of the solver included."""
         ...
 
     def set_state(self, state: Array) -> None:

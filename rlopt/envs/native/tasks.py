@@ -45,11 +45,12 @@ class Task:
         """Leading positions that the observation leaves out."""
 
     def observe(self, d: Fields) -> Array:
-        """Observations (n, D)."""
+        """Return observations (n, D)."""
         return np.concatenate((d["qpos"][..., self.skip :], d["qvel"]), axis=-1)
 
     def measure(self, d: Fields) -> Array:
-        """What the next step's reward compares with, (n, …): it is the part of the state that MuJoCo's is not."""
+        """Return what the next step's reward compares with, (n, …): it is the part of the state that MuJoCo's is
+        not."""
         return d["qpos"][..., 0].copy()
 
     def outcome(self, d: Fields, action: Array, before: Array, after: Array) -> tuple[Array, Array | None]:
@@ -65,7 +66,7 @@ class Task:
         return qpos, self.init_qvel + self.draw_velocity(generator)
 
     def draw_velocity(self, generator: np.random.Generator) -> Array:
-        """The noise on the velocities (nv,)."""
+        """Return the noise on the velocities (nv,)."""
         return generator.uniform(-self.noise, self.noise, self.init_qvel.size)
 
 

@@ -71,7 +71,7 @@ MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
 def grid_world(
     rows: Sequence[str] = GRID, slip: float = 0.2, gamma: float = 0.95, radius: float = 0.3, hole_cost: float = 20.0
 ) -> RobustMDP:
-    """A grid of cells: every step costs 1 until the goal, a hole costs ``hole_cost`` once, both end the walk.
+    """Return a grid of cells: every step costs 1 until the goal, a hole costs ``hole_cost`` once, both end the walk.
 
     A move goes where it should with 1 - ``slip``, else to either side with half of that; into a wall it stays. The
     adversary may shift mass between these, on their support, so it makes the wind blow towards the holes.

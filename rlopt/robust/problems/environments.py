@@ -64,7 +64,8 @@ class RobustEnv(gymnasium.Env[Any, Any]):
 
 
 def _own(gamma: float | None) -> dict[str, Any]:
-    """The discount as an argument of a generator; None leaves it its own, as configurations do without agent.gamma."""
+    """Return the discount as an argument of a generator; None leaves it its own, as configurations do without
+    agent.gamma."""
     return {} if gamma is None else {"gamma": gamma}
 
 
@@ -141,7 +142,7 @@ class InventoryEnv(RobustEnv):
 
 
 def model_of(id: str, kwargs: Mapping[str, Any] | None = None) -> RobustMDP | TabularMDP:
-    """The model of an environment: its ``robust_model``, or else the table of a toy-text one.
+    """Return the model of an environment: its ``robust_model``, or else the table of a toy-text one.
 
     Raises:
         RloptError: it has neither, or its own arguments are refused.

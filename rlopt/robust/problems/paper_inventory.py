@@ -22,7 +22,7 @@ PAIR_CENTRES = np.array([[1.3, 2.1, 1.0], [-0.7, 1.5, 0.5]])
 
 
 def paper_inventory(seed: int | None = None) -> ParametricSet:
-    """The published instance, or with a ``seed`` another of the same recipe.
+    """Return the published instance, or with a ``seed`` another of the same recipe.
 
     Costs |N(2, 2²)| rounded to cents, kernel rows in proportion to integers 1 … 9. The features are quadratic, without
     the exponential that their name suggests: φ_j = -‖s - c_j‖²/2/√(2π), ζ_k = -‖(s, a) - c_k‖²/8/√(8π). Uniform start
@@ -48,7 +48,7 @@ def paper_inventory(seed: int | None = None) -> ParametricSet:
 
 
 def ones(ambiguity: ParametricSet) -> Parameters:
-    """Where the authors begin their ascent: all parameters 1."""
+    """Return where the authors begin their ascent: all parameters 1."""
     centre = ambiguity.centre()
     return Parameters(torch.ones_like(centre.theta), torch.ones_like(centre.lam))
 

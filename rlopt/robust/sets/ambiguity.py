@@ -50,18 +50,19 @@ class Ambiguity(ABC):
         """Check the parameters and lay them out on ``self.kernel``."""
 
     def worst(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The support function of every row, max_p p·z as (K, S, A), and rows (K, S, A, B) that attain it.
+        """Return the support function of every row, max_p p·z as (K, S, A), and rows (K, S, A, B) that attain it.
 
         An s-rectangular set has no such thing and raises RloptError.
         """
         raise RloptError(f"{type(self).__name__} couples the actions of a state; ask respond(z, policy) instead")
 
     def respond(self, z: Tensor, policy: Tensor) -> Tensor:
-        """Rows (K, S, A, B) that maximise Σ_a π(a|s) p_sa·z_sa in every state, for a policy (K, S, A)."""
+        """Return rows (K, S, A, B) that maximise Σ_a π(a|s) p_sa·z_sa in every state, for a policy (K, S, A)."""
         return self.worst(z)[1]
 
     def backup(self, cost: Tensor, gamma: float, value: Tensor, rows: bool = True) -> Backup:
-        """The robust Bellman operator at ``value`` (K, S): min_x max_p Σ_a x_a p_sa·(c_sa + γ v), with its saddle.
+        """Return the robust Bellman operator at ``value`` (K, S): min_x max_p Σ_a x_a p_sa·(c_sa + γ v), with its
+        saddle.
 
         ``cost`` is (K, S, A, B) or (K, S, A, 1). Without ``rows`` the kernel's side is left out, which is cheaper.
         """
@@ -72,19 +73,20 @@ class Ambiguity(ABC):
 
     @abstractmethod
     def project(self, y: Tensor) -> Tensor:
-        """The nearest rows (K, S, A, B) of the set to y, in the Euclidean norm."""
+        """Return the nearest rows (K, S, A, B) of the set to y, in the Euclidean norm."""
 
     @abstractmethod
     def excess(self, rows: Tensor) -> Tensor:
-        """How far rows (K, S, A, B) lie outside: (K, S, A) or (K, S), at most 0 inside, in the set's own measure."""
+        """Return how far rows (K, S, A, B) lie outside: (K, S, A) or (K, S), at most 0 inside, in the set's own
+        measure."""
 
     def per_row(self, given: Any, name: str, high: float = float("inf")) -> Tensor:
-        """A parameter of every row as (K, S, A); RloptError where it does not fit or lies outside [0, high]."""
+        """Return a parameter of every row as (K, S, A); RloptError where it does not fit or lies outside [0, high]."""
         k = self.kernel
         return _spread_to(given, (k.num_instances, k.num_states, k.num_actions), name, k, high)
 
     def per_state(self, given: Any, name: str) -> Tensor:
-        """A parameter of every state as (K, S)."""
+        """Return a parameter of every state as (K, S)."""
         return _spread_to(given, (self.kernel.num_instances, self.kernel.num_states), name, self.kernel, float("inf"))
 
 

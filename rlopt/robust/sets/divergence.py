@@ -25,7 +25,7 @@ class _Divergence(Ambiguity):
         raise NotImplementedError
 
     def rows_at(self, y: Tensor, price: Tensor) -> Tensor:
-        """Rows minimising ½‖p - y‖² + price·D(p) (K, S, A)."""
+        """Return rows minimising ½‖p - y‖² + price·D(p) (K, S, A)."""
         raise NotImplementedError
 
     def excess(self, rows: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class _L1(Ambiguity):
         raise NotImplementedError
 
     def path(self, z: Tensor) -> Path:
-        """What a budget buys in every row."""
+        """Return what a budget buys in every row."""
         return PlainPath(self.kernel, z) if self.weight is None else WeightedPath(self.kernel, z, self.weight)
 
     def _distance(self, rows: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class StateL1(_L1):
         return self.per_state(self.given, "radius")
 
     def respond(self, z: Tensor, policy: Tensor) -> Tensor:
-        """The fractional knapsack: segments of all actions by slope π_a·g_a', steepest first."""
+        """Return the fractional knapsack: segments of all actions by slope π_a·g_a', steepest first."""
         path = self.path(z)
         k, s, a, _ = path.budget.shape
         slope, length = policy[..., None] * path.slopes(), path.budget.diff(dim=-1)
@@ -134,7 +134,7 @@ class StateL1(_L1):
 
 
 def _policy(path: Path, u: Tensor, ceiling: Tensor, each: Tensor, slope: Tensor) -> Tensor:
-    """The minimiser: where u is the ceiling or nothing is spent, one action alone, else weights 1/slope."""
+    """Return the minimiser: where u is the ceiling or nothing is spent, one action alone, else weights 1/slope."""
     top = path.value[..., -1]
     alone = torch.where(u >= ceiling, top, path.value[..., 0]).argmin(-1, keepdim=True)
     single = torch.zeros_like(top).scatter_(-1, alone, 1.0)

@@ -27,7 +27,7 @@ class Path(ABC):
 
     @abstractmethod
     def rows(self, budget: Tensor) -> Tensor:
-        """Rows (K, S, A, B) that are worth g(``budget``) (K, S, A) and spend no more."""
+        """Return rows (K, S, A, B) that are worth g(``budget``) (K, S, A) and spend no more."""
 
     def worth(self, budget: Tensor) -> Tensor:
         """(K, S, A) g at ``budget`` (K, S, A)."""
@@ -40,7 +40,8 @@ class Path(ABC):
         return torch.where(length > 0.0, self.value.diff(dim=-1) / length.clamp(min=1e-300), 0.0)
 
     def price(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The least budget (K, S, A) with g ≥ ``target`` (K, S, A), and g's slope just before it (0 where none is)."""
+        """Return the least budget (K, S, A) with g ≥ ``target`` (K, S, A), and g's slope just before it (0 where none
+        is)."""
         i = (torch.searchsorted(self.value, target[..., None].contiguous()) - 1)[..., 0]
         inside = (i >= 0) & (i < self.value.shape[-1] - 1)
         i = i.clamp(0, self.value.shape[-1] - 2)
@@ -112,7 +113,7 @@ def _at_rows(points: Tensor, index: Tensor) -> Tensor:
 
 
 def _locate(budget: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The segment (…,) that holds ``wanted`` (…,) and where in it, 0 … 1."""
+    """Return the segment (…,) that holds ``wanted`` (…,) and where in it, 0 … 1."""
     i = (torch.searchsorted(budget, wanted[..., None].contiguous(), right=True) - 1)[..., 0].clamp(
         0, budget.shape[-1] - 2
     )

@@ -19,7 +19,8 @@ _CLOSE = 4e-15
 
 
 def project_l1(y: Tensor, kernel: Kernel, radius: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The nearest rows (K, S, A, B) to y in the L1 balls of ``radius``, (K, S, A) or (K, S), around ``kernel``'s."""
+    """Return the nearest rows (K, S, A, B) to y in the L1 balls of ``radius``, (K, S, A) or (K, S), around
+    ``kernel``'s."""
     p, mask = kernel.probabilities, kernel.mask
     w = (torch.ones_like(p) if weight is None else weight) * mask
     per_state = radius.ndim == 2
@@ -60,7 +61,8 @@ def project_l1(y: Tensor, kernel: Kernel, radius: Tensor, weight: Tensor | None 
 
 
 def _rows_at(d: Tensor, p: Tensor, mask: Tensor, shrink: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows that sum to 1 for a given λ w = ``shrink``, from a guess of μ; with μ, where they move, and which way."""
+    """Return rows that sum to 1 for a given λ w = ``shrink``, from a guess of μ; with μ, where they move, and which
+    way."""
     # Beyond these every coordinate of d - μ is moved up, or down to zero.
     left = torch.minimum(d.masked_fill(~mask, torch.inf).amin(-1, keepdim=True) - shrink.amax(-1, keepdim=True), mu)
     right = torch.maximum((d + p + shrink).amax(-1, keepdim=True), mu)

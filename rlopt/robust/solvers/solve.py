@@ -62,7 +62,7 @@ class Solution(NamedTuple):
 
 
 def make_solver(model: RobustMDP, method: str = "drpg", policy: Any = None, **options: Any) -> Solver:
-    """The solver called ``method``, to be driven step by step; arguments as of ``solve``.
+    """Return the solver called ``method``, to be driven step by step; arguments as of ``solve``.
 
     Raises:
         RloptError: no such method or option, a value out of its range, a ``policy`` that does not fit or whose rows are
@@ -134,7 +134,7 @@ def polish(solver: Solver) -> None:
 
 
 def solution(solver: Solver, history: dict[str, Tensor]) -> Solution:
-    """What a solver has found, in the model's own sign and shape."""
+    """Return what a solver has found, in the model's own sign and shape."""
     polish(solver)
     m, s = solver.model, solver.state
     lower, upper = (s["lower"], s["upper"]) if m.sign > 0 else (-s["upper"], -s["lower"])
