@@ -45,6 +45,7 @@ SCREEN = (
     "env.wrappers=[{class:AtariPreprocessing,kwargs:{noop_max:0}},{class:FrameStackObservation,kwargs:{stack_size:4}}] "
     "agent.update_ratio=[1,4] total_steps=90"
 )
+PPO = f"agent=ppo {ACT} agent.network.hidden=[16] agent.rollout_steps=32 agent.batch_size=16 agent.epochs=2"
 REINFORCE = f"agent=reinforce {ACT} agent.network.hidden=[16] agent.groups=2 agent.group_size=2"
 DEEP = f"{SMALL} num_envs=4 env.backend=torch agent.adversary_every=60 agent.bag=3"
 SEARCH = "agent.search={candidates:5,episodes:2,rounds:2}"
@@ -93,6 +94,9 @@ CASES = {
     "sac-discrete-average": f"{DISCRETE} agent.average_critics=true agent.critic_entropy=false buffer=reshuffled",
     "sac-discrete-runs": f"{DISCRETE} num_runs=2 num_envs=2",
     "sac-discrete-images": f"agent=sac_discrete env=ALE/Breakout-v5 {SMALL} {SCREEN}",
+    "td3": f"agent=td3 env=Pendulum-v1 {SMALL}",
+    "ppo": f"{PPO} env=Pendulum-v1 num_envs=2",
+    "ppo-discrete-normalized": f"{PPO} env=CartPole-v1 env.normalize_obs=true env.normalize_reward=true",
     "reinforce": f"{REINFORCE} env=CartPole-v1",
     "reinforce-box": f"{REINFORCE} env=Pendulum-v1 agent.horizon=40 agent.entropy_coefficient=0.01",
     "reinforce-whole-episodes": f"{REINFORCE} env=CartPole-v1 agent.credit=episode agent.max_grad_norm=0.5",

@@ -96,8 +96,14 @@ def get_agent(name: str) -> Any:
 
 def agent_presets(name: str) -> dict[str, Any]:
     """Return the options that the agent called ``name`` presets, by group; none of an unknown one."""
-    points = _entry_points("rlopt.agents")
-    entry = AGENTS.get(name) or (_load(points[name]) if name in points else None)
+    from rlopt.types import RloptError
+
+    entry, points = AGENTS.get(name), _entry_points("rlopt.agents")
+    if entry is None and name in points:
+        try:
+            entry = _load(points[name])
+        except RloptError:  # what does not import says so where it is used
+            return {}
     return copy.deepcopy(dict(entry[1])) if isinstance(entry, tuple) else {}
 
 

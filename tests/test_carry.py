@@ -210,7 +210,7 @@ def test_films_are_of_a_policy_that_remembers(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(video, "_frame", lambda env: env.frame())
     writer: Any = type("Writer", (), {"append_data": staticmethod(frames.append)})
     env: Any = Echo(1, autoreset=False)
-    episode = _film(policy(), env, writer, 0, True, None)
+    episode = _film(policy(), env, writer, 0, None, None)
     assert right(episode.total_reward, episode.length) and len(frames) == episode.length + 1
 
 

@@ -18,7 +18,7 @@ from rlopt.buffers.samplers.per_run import RunSamplers
 from rlopt.registry import get_sampler
 from rlopt.state import states_equal
 from rlopt.training import train_config
-from rlopt.training.setup import make_loop, settle
+from rlopt.training.setup import make_loop, resolve_config
 from rlopt.types import RloptError
 from tests.buffers.cases import SAMPLERS
 from tests.buffers.goal_env import Walk
@@ -177,7 +177,7 @@ def config(**buffer: Any) -> dict[str, Any]:
 def test_the_words_of_the_command_line(runs: int) -> None:
     """A loop learns with it, and one that is resumed goes on exactly."""
     options = {**config(over="prioritized", alpha=0.5, relabelled=0.5), "num_runs": runs}
-    loop, back = (make_loop(settle(train_config(options))) for _ in range(2))
+    loop, back = (make_loop(resolve_config(train_config(options))) for _ in range(2))
     sampler: Any = loop.buffer.sampler  # type: ignore[attr-defined]
     assert isinstance(sampler, HindsightSampler) and sampler.relabelled == 0.5
     first = sampler.inner.samplers[0] if runs > 1 else sampler.inner
@@ -188,7 +188,7 @@ def test_the_words_of_the_command_line(runs: int) -> None:
     for name, log in back.row_logs().items():
         written = loop.row_logs()[name].rows_written
         log.write_rows(0, loop.row_logs()[name].read_rows(0, written))
-    back.after_logs()
+    back.rows_restored()
     while loop.step < 60:
         loop.advance()
         back.advance()
@@ -233,4 +233,4 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(RloptError, match=r"leave buffer\.sequence_length out"):
         train_config(config(sequence_length=4)).buffer.stand_over(UniformSampler(), Walk)
     with pytest.raises(RloptError, match="has no compute_reward"):
-        make_loop(settle(train_config({**config(), "env": {"id": "Pendulum-v1"}})))
+        make_loop(resolve_config(train_config({**config(), "env": {"id": "Pendulum-v1"}})))

@@ -59,6 +59,7 @@ def test_a_folder_on_the_users_path_stays_where_the_user_put_it(here: Path) -> N
         "import sys; from rlopt.cli import main; main(['list', 'buffers']); import mine; print(mine.__file__);"
         "print([p for p in sys.path if p in ('', sys.argv[1])])"
     )
-    path = os.pathsep.join([str(here / "first"), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2])])
+    wished = [str(here / "first"), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2])]
+    path = os.pathsep.join(filter(None, wished))  # an empty entry would be the current folder
     done = python("-c", code, here, cwd=here, PYTHONPATH=path)
     assert done.stdout.splitlines()[-2:] == [str(here / "first" / "mine.py"), str([str(here)])], done.stderr

@@ -130,7 +130,7 @@ def test_atari_goes_on_bit_for_bit_with_sticky_actions() -> None:
 
 def test_wrappers_with_state_come_along() -> None:
     wrappers = [
-        "NormalizeObservation",
+        {"class": "FrameStackObservation", "kwargs": {"stack_size": 2}},
         "RecordEpisodeStatistics",
         {"class": "DelayObservation", "kwargs": {"delay": 2}},
     ]

@@ -191,7 +191,7 @@ def test_the_shipped_jobs_name_experiments_that_exist(queue: ModuleType) -> None
     assert {name: len(j) for name, j in jobs.items()} == {
         "classic_control": 3 * 3, "sac_300k": 1 + 3, "sac_halfcheetah_500k": 1, "sac_mujoco_100k": 8 * 3,
         "pendulum_overlap": 2, "pendulum_precision": 2, "pendulum_replay": 8,
-        "sac_precision": 4 * 3, "sac_replay": 12 * 3,
+        "sac_precision": 4 * 3, "sac_replay": 12 * 3, "ppo": 4 * 3, "td3_mujoco": 2 * 3,
     }  # fmt: skip
     assert {job.total_steps for job in jobs["sac_mujoco_100k"]} == {110_000}
     for job in (job for j in jobs.values() for job in j):

@@ -178,7 +178,8 @@ def test_an_exported_policy_remembers(tmp_path: Path, kind: str) -> None:
                 p(obs, c, deterministic, torch.Generator().manual_seed(t))
                 for p, c in zip((policy, loaded), carries, strict=True)
             ]
-            assert np.array_equal(answers[0][0], answers[1][0])
+            # The loaded weights lie as trained ones do, which may round the last bit differently.
+            np.testing.assert_allclose(answers[0][0], answers[1][0], rtol=1e-5, atol=1e-6)
             carries = [answer[1] for answer in answers]
     with pytest.raises(RloptError, match="keep its carry"):
         loaded(np.zeros(F))

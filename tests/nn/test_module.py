@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from rlopt.agents import SAC, SAC2018, Agent, DiscreteSAC, sac, sac_2018, sac_discrete
 from rlopt.agents.temperature import temperature_loss
@@ -231,6 +232,8 @@ def losses(cls: type[Agent]) -> tuple[list[Any], Any, Any]:
 
 def stacked(trees: list[Any]) -> Any:
     first = trees[0]
+    if first is None:
+        return None
     if isinstance(first, Batch):
         return Batch(*(stacked([getattr(t, f) for t in trees]) for f in Batch._fields))
     if isinstance(first, dict):
@@ -247,7 +250,9 @@ def test_losses_map_over_runs(cls: type[Agent]) -> None:
         own = everything[name]
         own = {k: v.requires_grad_() for k, v in own.items()} if isinstance(own, dict) else own.requires_grad_()
         rest = {k: v for k, v in everything.items() if k != name}
-        loss, metrics = torch.func.vmap(function, randomness="error")(own, {**rest, name: own})
+        inputs = (own, {**rest, name: own})
+        dims = tree_map(lambda x: 0 if isinstance(x, torch.Tensor) else None, inputs)  # a batch lacks optional parts
+        loss, metrics = torch.func.vmap(function, dims, randomness="error")(*inputs)
         assert loss.shape == (R,)
         leaves = list(own.values()) if isinstance(own, dict) else [own]
         together = torch.autograd.grad(loss.sum(), leaves)

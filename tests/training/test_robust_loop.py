@@ -26,7 +26,7 @@ from rlopt.runs.checkpoint import Checkpoints
 from rlopt.state import states_equal
 from rlopt.training import train_config
 from rlopt.training.grid_evaluation import GridCallback, evaluate_grid
-from rlopt.training.setup import make_loop, resume
+from rlopt.training.setup import begin, make_loop, resume
 from rlopt.training.trainer import Callback
 from rlopt.types import RloptError
 
@@ -204,7 +204,7 @@ class StopAt(Callback):
 
 
 def test_a_resumed_run_equals_one_in_a_piece_tables_and_grid_included(tmp_path: Path) -> None:
-    def begin(name: str, callbacks):
+    def started(name: str, callbacks):
         mapping = {
             "seed": 3, "total_steps": 640, "num_envs": 2, "device": "cpu", "threads": 1,
             "run_dir": str(tmp_path / name),
@@ -226,8 +226,8 @@ def test_a_resumed_run_equals_one_in_a_piece_tables_and_grid_included(tmp_path: 
         finally:
             trainer.close()
 
-    finish(begin("whole", [grid()]))
-    finish(begin("parts", [grid(), StopAt()]))
+    finish(started("whole", [grid()]))
+    finish(started("parts", [grid(), StopAt()]))
     finish(resume(tmp_path / "parts", {}, [grid()]))
     states = [Checkpoints(tmp_path / name / "checkpoints").load().state["loop"] for name in ("whole", "parts")]
     assert states[0]["step"] == 640 and int(states[0]["agent"]["adversary_counts"][0]) == 4
