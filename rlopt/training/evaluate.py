@@ -163,15 +163,15 @@ def evaluate_path(
     values = policy.meta if home is None else saved_settings(home).values
     told = build(EvalConfig, values.get("eval", {}), "eval")
     if episodes is None and (episodes := 20 if home is None else told.episodes) > MAX_EPISODES:
-        raise RloptError(f"{path} asks for {episodes} episodes; say how many (--episodes)")
+        raise RloptError(f"{path} asks for {episodes} episodes; say how many (episodes=, --episodes)")
     if max_steps is None and (max_steps := told.max_steps) is not None and max_steps > MAX_STEPS:
-        raise RloptError(f"{path} asks for episodes of {max_steps} steps; say how many (--max-steps)")
+        raise RloptError(f"{path} asks for episodes of {max_steps} steps; say how many (max_steps=, --max-steps)")
     given = {"episodes": episodes, "mode": mode, "epsilon": epsilon, "max_steps": max_steps}
     protocol = build(EvalConfig, given, "")
     if seed is None:
         seed = (settings if run is None else policy.meta).get("seed", 0)
         if not isinstance(seed, int):
-            raise RloptError(f"{path} names no seed that is a whole number; give one (--seed)")
+            raise RloptError(f"{path} names no seed that is a whole number; give one (seed=, --seed)")
 
     backend = resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts)
 
