@@ -200,7 +200,7 @@ def test_a_number_changed_by_hand_is_noticed(saved: Path) -> None:
 
 
 def test_a_flipped_bit_changes_nothing_or_is_noticed(saved: Path) -> None:
-    """Every 23rd bit of the JSON files, and bits all over the weights (experiments/faults.py flips every one)."""
+    """Every 23rd bit of the JSON files, and bits all over the weights (python -m tests.faults flips every one)."""
     observations = torch.linspace(-1, 1, 30).reshape(10, 3)
     good = load_policy(saved)
     noticed = 0

@@ -1,0 +1,1 @@
+"""Breaks rlopt on purpose and counts what comes of it: ``python -m tests.faults`` (see ``__main__.py``)."""
