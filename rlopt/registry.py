@@ -96,13 +96,11 @@ def get_agent(name: str) -> Any:
 
 def agent_presets(name: str) -> dict[str, Any]:
     """Return the options that the agent called ``name`` presets, by group; none of an unknown one."""
-    from rlopt.types import RloptError
-
     entry, points = AGENTS.get(name), _entry_points("rlopt.agents")
     if entry is None and name in points:
         try:
-            entry = _load(points[name])
-        except RloptError:  # what does not import says so where it is used
+            entry = points[name].load()
+        except (ImportError, AttributeError):  # what does not import says so where it is used
             return {}
     return copy.deepcopy(dict(entry[1])) if isinstance(entry, tuple) else {}
 
