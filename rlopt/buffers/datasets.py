@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,37 @@ from torch import Tensor
 from rlopt.buffers.layout import Layout, as_tensor
 from rlopt.types import RloptError
 
+if TYPE_CHECKING:
+    from rlopt.buffers.replay import ReplayBuffer
+
 Arrays = dict[str, Any]
+
+
+def store(buffer: ReplayBuffer, dataset: Any) -> None:
+    """Store a data set in a replay buffer: see ``ReplayBuffer.extend``."""
+    if buffer.num_envs != 1:
+        raise RloptError(f"extend needs num_envs=1, not {buffer.num_envs}: a data set is one row of transitions")
+    given = dataset if isinstance(dataset, Mapping) else from_episodes(dataset)
+    values = fields(buffer.layout, given)
+    storage, ring, count = buffer.storage, buffer.capacity_rows, len(values["reward"])
+    if count > ring:
+        raise RloptError(f"{count:,} transitions do not fit a capacity of {ring:,}; raise it")
+    values["ended"][-1] = True  # whatever comes next is no part of it
+    if buffer.rows_written:
+        buffer.block[(buffer.rows_written - 1) % ring, :, buffer.slices["ended"]] = 1.0
+    done, most = 0, 1 if storage.frames else count
+    while done < count:
+        rows = min(most, count - done, ring - buffer.rows_written % ring)
+        part = {name: value[done : done + rows] for name, value in values.items()}
+        if storage.frames:
+            storage.check(part, None)
+        first = buffer.claim(rows)
+        if storage.frames:
+            storage.write(buffer.rows_written - 1, part, None)
+        else:
+            storage.write_many(first, part)
+        buffer.tell(first, rows, part, None)
+        done += rows
 
 
 def from_episodes(dataset: Any) -> Arrays:

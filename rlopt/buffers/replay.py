@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlopt.buffers.datasets import fields, from_episodes
+from rlopt.buffers.datasets import store
 from rlopt.buffers.frames import SideStore
 from rlopt.buffers.layout import Fields, Layout
 from rlopt.buffers.placement import Placement
@@ -209,9 +209,9 @@ class ReplayBuffer:
             self.storage.check_derived(obs, next_obs)
         if valid is not None:
             self._invalid += int((~valid).sum())
-        row = self._claim(1)
+        row = self.claim(1)
         self.storage.write(self.rows_written - 1, values, valid)
-        self._tell(row, 1, values, valid)
+        self.tell(row, 1, values, valid)
 
     def extend(self, dataset: Any) -> None:
         """Store a data set of single transitions in the order in which they happened.
@@ -224,31 +224,9 @@ class ReplayBuffer:
         Raises:
             RloptError: the buffer is of several environments, the data set is larger than it or does not fit it.
         """
-        if self.num_envs != 1:
-            raise RloptError(f"extend needs num_envs=1, not {self.num_envs}: a data set is one row of transitions")
-        given = dataset if isinstance(dataset, Mapping) else from_episodes(dataset)
-        values = fields(self.layout, given)
-        count = len(values["reward"])
-        if count > self.capacity_rows:
-            raise RloptError(f"{count:,} transitions do not fit a capacity of {self.capacity_rows:,}; raise it")
-        values["ended"][-1] = True
-        if self.rows_written:
-            self.block[(self.rows_written - 1) % self.capacity_rows, :, self.slices["ended"]] = 1.0
-        done, most = 0, 1 if self.storage.frames else count
-        while done < count:
-            rows = min(most, count - done, self.capacity_rows - self.rows_written % self.capacity_rows)
-            part = {name: value[done : done + rows] for name, value in values.items()}
-            if self.storage.frames:
-                self.storage.check(part, None)
-            first = self._claim(rows)
-            if self.storage.frames:
-                self.storage.write(self.rows_written - 1, part, None)
-            else:
-                self.storage.write_many(first, part)
-            self._tell(first, rows, part, None)
-            done += rows
+        store(self, dataset)
 
-    def _claim(self, rows: int) -> int:
+    def claim(self, rows: int) -> int:
         """Return the first of the rows to write next, which the ring holds side by side; forget the invalid
         transitions that they held."""
         first = self.rows_written % self.capacity_rows
@@ -257,7 +235,7 @@ class ReplayBuffer:
         self.rows_written += rows
         return first
 
-    def _tell(self, row: int, rows: int, values: Mapping[str, Tensor], valid: Tensor | None) -> None:
+    def tell(self, row: int, rows: int, values: Mapping[str, Tensor], valid: Tensor | None) -> None:
         """Tell the samplers of rows that were written."""
         count = rows * self.num_envs
         for sampler, mask in self._listeners:
@@ -269,7 +247,7 @@ class ReplayBuffer:
 
     def add_cut(self) -> None:
         """Store a row of no transitions, which no n-step window crosses."""
-        row = self._claim(1)
+        row = self.claim(1)
         self.storage.write_nothing(self.rows_written - 1)
         self._invalid += self.num_envs
         nothing = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)

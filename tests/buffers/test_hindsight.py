@@ -234,3 +234,39 @@ def test_mistakes_are_told() -> None:
         train_config(config(sequence_length=4)).buffer.stand_over(UniformSampler(), Walk)
     with pytest.raises(RloptError, match="has no compute_reward"):
         make_loop(resolve_config(train_config({**config(), "env": {"id": "Pendulum-v1"}})))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_data_set_is_an_episode_of_its_own(count: int) -> None:
+    sampler = HindsightSampler(Walk(), relabelled=1.0)
+    buffer = ReplayBuffer(20, SPACE, spaces.Box(-1, 1, (1,)), sampler=sampler)
+
+    def data(first: float, rows: int) -> dict[str, Any]:
+        place = first + 10.0 * np.arange(rows + 1)[:, None]
+
+        def tree(x: Any) -> dict[str, Any]:
+            return {"observation": x, "achieved_goal": x, "desired_goal": np.full_like(x, -1000.0)}
+
+        no = np.zeros(rows, bool)
+        return {
+            "obs": tree(place[:-1]), "action": np.zeros((rows, 1)), "reward": -np.ones(rows),
+            "next_obs": tree(place[1:]), "terminated": no, "truncated": no,
+        }  # fmt: skip
+
+    def add_one(first: float) -> None:
+        row = data(first, 1)
+        obs, next_obs = ({key: leaf[0] for key, leaf in row[name].items()} for name in ("obs", "next_obs"))
+        buffer.add(obs, row["action"][0], -1.0, next_obs, False, False)
+
+    add_one(0)
+    add_one(10)
+    buffer.sample(2)
+    buffer.extend(data(100, count))
+    add_one(500)
+    goals = {i: set[float]() for i in range(3 + count)}
+    for _ in range(60):
+        batch = buffer.batch(torch.arange(3 + count))
+        for i, goal in enumerate(batch.obs["desired_goal"].flatten().tolist()):  # type: ignore[call-overload]
+            goals[i].add(goal)
+    assert goals[0] == {10.0, 20.0} and goals[2 + count] == {510.0}
+    assert goals[2] == {110.0 + 10 * i for i in range(count)}

@@ -70,6 +70,8 @@ class HindsightSampler(SamplerOver):
         self._ends: NDArray[np.int64] | None = None
         """(rows, N) the number of the row with which each transition's episode ends, ``OPEN`` while it goes on; None
         where that must be read from the flags stored."""
+        self._begun: NDArray[np.int64] = np.empty(0, np.int64)
+        """(N,) the number of the row with which each environment's open episode began, beside ``_ends``."""
 
     def attach(self, buffer: ReplayBuffer) -> None:
         super().attach(buffer)
@@ -84,10 +86,14 @@ class HindsightSampler(SamplerOver):
 
     def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
         super().wrote(first, count, valid)
-        if self._ends is not None:
-            n = self.buffer.num_envs
-            rows = count // n
-            self._close(self.buffer.rows_written - rows, rows)
+        if self._ends is None:
+            return
+        newest, n = self.buffer.rows_written - 1, self.buffer.num_envs
+        before = self._flags((newest - 1) % len(self._ends), 1)[0][0]
+        if count > n or bool((before & (self._begun <= newest - 1)).any()):
+            self._ends = None  # a data set, which also ended what came before it
+        else:
+            self._close(newest)
 
     # Where episodes end
 
@@ -98,18 +104,17 @@ class HindsightSampler(SamplerOver):
         flags = self.buffer.block[row : row + rows, :, start:stop].cpu().numpy() != 0
         return flags[..., 0] | flags[..., 1], flags[..., 2]
 
-    def _close(self, number: int, rows: int) -> None:
-        """Hear of the rows ``number … number + rows - 1`` since the beginning: some episodes end with them."""
+    def _close(self, number: int) -> None:
+        """Hear of row ``number`` since the beginning: some episodes end with it."""
         assert self._ends is not None
         ring = len(self._ends)
-        cut, valid = self._flags(number % ring, rows)
-        for t in range(rows):
-            self._ends[(number + t) % ring] = OPEN
-            self._begun[:] = np.maximum(self._begun, number + t - ring + 1)
-            for e in np.flatnonzero(cut[t] | ~valid[t]):
-                last = number + t - (not valid[t, e])  # what is no transition lies between two episodes
-                self._ends[np.arange(self._begun[e], last + 1) % ring, e] = last
-                self._begun[e] = number + t + 1
+        cut, valid = (flag[0] for flag in self._flags(number % ring, 1))
+        self._ends[number % ring] = OPEN
+        self._begun = np.maximum(self._begun, number - ring + 1)
+        for e in np.flatnonzero(cut | ~valid):
+            last = number - (not valid[e])  # what is no transition lies between two episodes
+            self._ends[np.arange(self._begun[e], last + 1) % ring, e] = last
+            self._begun[e] = number + 1
 
     def _read_ends(self) -> NDArray[np.int64]:
         """Return the ends of every row held, from the flags stored."""
