@@ -153,7 +153,7 @@ class TrainConfig:
         "eager, captured (updates as CUDA graphs), auto (captured where it can be)",
         choices=("auto", "eager", "captured"),
     )
-    threads: int | Literal["auto"] = option("auto", "CPU threads of torch: auto or a number", low=1)
+    threads: int | Literal["auto"] = option("auto", "CPU threads of torch: auto or a number", low=1, high=1_024)
     run_dir: str | None = option(None, "the run folder (null: runs/<agent>-<env>-s<seed>-<time>)")
     experiment: str | None = option(None, "the preset under configs/experiment that this run began from")
     on_nonfinite: str = option("stop", "after a non-finite value was kept from the weights", choices=("stop", "skip"))

@@ -71,6 +71,7 @@ class CsvTable:
         rows: list[list[str]] = []
         if path.exists():
             header, rows = _parse(path.read_bytes(), self.columns)
+            rows = [row for row in rows if len(row) == len(header)]  # padded, a garbled row would look sound
             self.columns = header + [name for name in columns if name not in header]
         self._rewrite(self.columns, rows)
         self._digest_anew(rows)
@@ -109,15 +110,16 @@ class CsvTable:
         if sync:
             os.fsync(self._fd)
 
-    def truncate_after(self, step: int) -> None:
-        """Drop the rows whose ``step`` is greater, those a crash has garbled, and columns that only they had."""
+    def truncate_after(self, step: int, rows: int | None = None) -> None:
+        """Drop the rows whose ``step`` is greater, those a crash has garbled, and columns that only they had; keep no
+        more than the first ``rows``, where it is known how many there were."""
         self.flush()
-        header, rows = self._read()
-        rows = _rows_until(step, header, rows)
-        keep = [i for i, name in enumerate(header) if name in self._base or any(row[i] for row in rows)]
-        rows = [[row[i] for i in keep] for row in rows]
-        self._rewrite([header[i] for i in keep], rows)
-        self._digest_anew(rows)
+        header, found = self._read()
+        found = _rows_until(step, header, found)[:rows]
+        keep = [i for i, name in enumerate(header) if name in self._base or any(row[i] for row in found)]
+        found = [[row[i] for i in keep] for row in found]
+        self._rewrite([header[i] for i in keep], found)
+        self._digest_anew(found)
 
     def close(self) -> None:
         """Write what waits and close the file. Safe to call twice."""
@@ -167,15 +169,16 @@ class CsvTable:
             self._fd = -1
 
 
-def check_table(path: Path, step: int, expected: Mark) -> None:
-    """Compare a table with what it was when a run was saved at ``step``. Where it differs, say so and keep a copy of
-    the file as it is, because the run goes on with what can be read of it."""
+def check_table(path: Path, step: int, expected: Mark) -> int | None:
+    """Compare a table with what it was when a run was saved at ``step``, and return how many of its rows are of before.
+    Where it differs, that is None: say so and keep a copy of the file as it is, because the run goes on with what can
+    be read of it."""
     header, rows = _parse(path.read_bytes(), []) if path.is_file() else ([], [])
     digest = _Digest()
     for row in _rows_until(step, header, rows)[: expected.rows]:
         digest.add(dict(zip(header, row, strict=True)))
     if digest.mark == expected:
-        return
+        return expected.rows
     kept = ""
     if path.is_file():
         copy, number = path.with_name(f"damaged-{path.name}"), 2
@@ -187,6 +190,7 @@ def check_table(path: Path, step: int, expected: Mark) -> None:
         "%s is damaged or was changed since the run was saved at step %d: the run goes on with %d of its %d rows, as "
         "they are now%s", path, step, digest.rows, expected.rows, kept,
     )  # fmt: skip
+    return None
 
 
 def _parse(data: bytes, columns: list[str]) -> tuple[list[str], list[list[str]]]:

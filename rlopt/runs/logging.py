@@ -43,9 +43,10 @@ class Logger:
         num_runs: int = 1,
     ) -> None:
         run = ("run",) if num_runs > 1 else ()
+        rows: dict[str, int | None] = {}
         for path in (folder.metrics, folder.episodes, folder.evaluations):
             if resume_step is not None and marks is not None and path.name in marks:
-                check_table(path, resume_step, Mark(*marks[path.name]))
+                rows[path.name] = check_table(path, resume_step, Mark(*marks[path.name]))
         self._metrics = CsvTable(folder.metrics, METRICS)
         self._episodes = CsvTable(folder.episodes, ("step", "return", "length", *run))
         self._evaluations = CsvTable(folder.evaluations, ("step", "episode", "return", "length", *run))
@@ -54,7 +55,7 @@ class Logger:
         self._scalars = _Scalars(str(folder.tensorboard)) if tensorboard else None
         self._failing = False
         if resume_step is not None:
-            self.truncate(resume_step)
+            self.truncate(resume_step, rows)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """One row of ``metrics.csv``; new names become new columns."""
@@ -94,10 +95,11 @@ class Logger:
         """Return what the tables hold, by their files' names."""
         return {table.path.name: (table.mark.rows, table.mark.sha256) for table in self._tables}
 
-    def truncate(self, step: int) -> None:
-        """Drop every row after ``step`` and have TensorBoard do the same."""
+    def truncate(self, step: int, rows: Mapping[str, int | None] | None = None) -> None:
+        """Drop every row after ``step``, and what is beyond the ``rows`` that a table had then; have TensorBoard do the
+        same."""
         for table in self._tables:
-            table.truncate_after(step)
+            table.truncate_after(step, (rows or {}).get(table.path.name))
         if self._scalars is not None:
             self._scalars.purge_after(step)
 

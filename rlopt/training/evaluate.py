@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -21,11 +22,14 @@ from rlopt.envs.make import resolve_backend, stepping_device
 from rlopt.loops.configuration import EnvConfig, EvalConfig
 from rlopt.loops.evaluation import Evaluator, check_spaces
 from rlopt.policy import EvaluationMode, Policy, load_policy, run_policies
+from rlopt.policy.folder import DESCRIPTION
 from rlopt.runs.run_folder import RunFolder
 from rlopt.state import tag_floats
 from rlopt.training.saved import MAX_STEPS, refuse_names, saved_settings
 from rlopt.training.video import record_episode
 from rlopt.types import Episode, RloptError
+
+log = logging.getLogger(__name__)
 
 MAX_EPISODES = 10_000
 """More are not run because a file says so."""
@@ -223,6 +227,8 @@ def environment_of(
         settings, own = found.values, found.own
     else:
         own = _names_the_same(path, policy.meta.get("env"))
+        if path.is_dir() and not (path / DESCRIPTION).is_file():
+            log.warning("%s has no config.yaml: what its policy says of itself is used", path)
     env = build(EnvConfig, settings.get("env", {"id": policy.spec.id}), "env").for_evaluation()
     if not (own or trust):
         refuse_names(env, path, env_id, "--env ")

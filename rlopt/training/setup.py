@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import torch
 from rlopt.config import to_dict
 from rlopt.loops.base import Loop
 from rlopt.loops.configuration import TrainConfig
+from rlopt.policy.folder import DESCRIPTION
 from rlopt.registry import get_agent, get_loop, load_extensions
 from rlopt.runs.checkpoint import estimate_bytes
 from rlopt.runs.run_folder import RunFolder, default_run_dir
+from rlopt.state import CorruptCheckpoint, read_json
 from rlopt.training.saved import refuse_dead_rate, resumed_config
 from rlopt.training.trainer import Callback, Trainer, UnfitCheckpoint
 from rlopt.types import RloptError, resolve_device
@@ -98,6 +101,11 @@ def _continued(
                         "still works)"
                     )
                 log.warning("%s has no checkpoint yet: it begins again at step 0", folder.path)
+            elif (exported := _exported_step(folder)) > loop.step:
+                log.warning(
+                    "%s was saved at step %d, but that checkpoint is gone: the run goes on from step %d",
+                    folder.path, exported, loop.step,
+                )  # fmt: skip
             for change in folder.version_changes():
                 log.warning("%s: this run goes on, but no longer bit for bit", change)
             if loop.step > config.total_steps:
@@ -109,6 +117,15 @@ def _continued(
         except BaseException:
             loop.close()
             raise
+
+
+def _exported_step(folder: RunFolder) -> int:
+    """The step of the policy that was exported with the last checkpoint; -1 where that cannot be told."""
+    for path in (folder.policy, folder.policy / "run0"):
+        with suppress(CorruptCheckpoint, KeyError, TypeError):
+            if type(step := read_json(path / DESCRIPTION)["meta"]["step"]) is int:
+                return step
+    return -1
 
 
 def resolve_config(config: TrainConfig) -> TrainConfig:

@@ -24,6 +24,7 @@ from rlopt.runs.csv_table import CsvTable
 from rlopt.runs.manifest import read_manifest
 from rlopt.state import MAX_JSON_BYTES, load_state, save_state, states_equal
 from rlopt.training import train_config
+from rlopt.training.evaluate import evaluate_path
 from rlopt.training.setup import begin, resume
 from rlopt.training.trainer import Callback, Trainer
 from rlopt.types import RloptError
@@ -313,6 +314,34 @@ def test_a_damaged_table_is_told_and_kept(
     caplog.clear()
     resume(run, {"total_steps": 160}).close()
     assert "damaged" not in caplog.text, "told once"
+
+
+def test_rows_that_are_there_twice_are_dropped(run: Path, straight: Path) -> None:
+    """A block that was written twice: the rows of before the checkpoint are known."""
+    for name in TABLES:
+        lines = (run / name).read_text().splitlines(True)
+        torn = [lines[-1][:8], "\n"] if name == "metrics.csv" else []  # the same in the middle of a line
+        (run / name).write_text("".join([*lines[:-1], *torn, lines[-1], *lines[-2:]]))
+    run_to_end(resume(run, {"total_steps": 150}))
+    assert_equal(run, straight)
+
+
+def test_a_newest_checkpoint_that_is_gone_is_told(run: Path, straight: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(run / "checkpoints/step-000000000100")
+    run_to_end(resume(run, {"total_steps": 150}))
+    assert "was saved at step 100, but that checkpoint is gone: the run goes on from step 65" in caplog.text
+    assert_equal(run, straight)
+
+
+def test_a_run_without_its_configuration_is_told_when_it_is_evaluated(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run / "config.yaml").unlink()
+    evaluate_path(run, 1)
+    assert f"{run} has no config.yaml: what its policy says of itself is used" in caplog.text
+    caplog.clear()
+    evaluate_path(run / "policy", 1)
+    assert not caplog.messages
 
 
 def test_a_sound_run_is_told_nothing(run: Path, caplog: pytest.LogCaptureFixture) -> None:
