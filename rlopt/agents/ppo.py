@@ -307,7 +307,7 @@ class PPO(Agent):
             for chosen in minibatches(count, 1, size, self.update_generator):  # [6]
                 part = data.map(lambda x, at=chosen: x.index_select(0, at))  # type: ignore[misc]
                 loss, terms = ppo_loss(self.networks, self.networks.params, part, c, clip)
-                self.descend("loss", self.optimiser, loss, self.networks)
+                self.descend("networks", self.optimiser, loss, self.networks)
                 self.end_update()
             valid = None if part.valid is None else part.valid.flatten()
             metrics = diagnostics(terms.log_ratio, clip, valid)

@@ -7,6 +7,8 @@ problems.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +18,13 @@ import torch
 from gymnasium import spaces
 
 from rlopt.agents import Agent
-from rlopt.buffers import Batch
+from rlopt.buffers import Batch, Rollout
+from rlopt.buffers.samplers.sequence import CARRY
 from rlopt.nn import NetworkConfig, OptimiserConfig
+from rlopt.random import generator_state, set_generator_state
 from rlopt.registry import get_agent
 from rlopt.training import TrainConfig, train_config
-from rlopt.types import EnvSpec
+from rlopt.types import EnvSpec, Obs, map_obs
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (4,))
 TORQUE = spaces.Box(-0.4, 0.4, (2,))
@@ -52,15 +56,22 @@ class Case(NamedTuple):
     steps: int = 150
     """How long it is, in the loop's unit; more than a checkpoint and an episode."""
     actions: spaces.Space[Any] | None = None
-    """For agents that learn from minibatches of transitions: the space in which ``make_agent`` lets them act."""
+    """For agents that learn by gradients: the space in which ``make_agent`` lets them act."""
+    nets: tuple[str, ...] = ("actor", "critic")
+    """For agents that learn by gradients: their networks that do, by attribute; targets are none."""
     always: dict[str, Any] = {}
     """Options that ``make_agent`` gives it unless it is given others."""
     variants: tuple[dict[str, Any], ...] = ({},)
     """Options under which state and runs side by side are looked at: every branch of its update."""
     probe: Probe | None = None
     """For agents with values ``critic`` of actions: how they learn the probe problems."""
+    waits: int = 0
+    """Times that an update may wait for the device."""
+    data: Callable[[Any, int, int], Any] | None = None
+    """``(agent, seed, size)`` → input of its update, for an agent whose loop is not in ``DATA``."""
 
 
+GRU = NetworkConfig(hidden=(8,), memory="gru")
 SGD = OptimiserConfig(name="sgd")
 ADAMW = OptimiserConfig(name="adamw", weight_decay=0.1)
 AGENTS: dict[str, Case] = {
@@ -74,7 +85,8 @@ AGENTS: dict[str, Case] = {
         ),
     ),
     "sac_2018": Case(
-        PENDULUM, SMALL, actions=TORQUE, probe=Probe({"reward_scale": 5.0}, patience=1.75),
+        PENDULUM, SMALL, actions=TORQUE, nets=("actor", "critic", "value"),
+        probe=Probe({"reward_scale": 5.0}, patience=1.75),
         variants=({}, {"max_grad_norm": 0.3}, {"optimiser": SGD, "lr_schedule": "linear", "schedule_steps": 20}),
     ),
     "sac_discrete": Case(
@@ -102,8 +114,23 @@ AGENTS: dict[str, Case] = {
             "network": {"hidden": [16]}, "rollout_steps": 40, "batch_size": 8, "epochs": 2, "lr_schedule": "linear",
             "schedule_steps": 150,
         },
+        actions=TORQUE,
+        nets=("networks",),
+        always={"rollout_steps": 4, "batch_size": 4, "epochs": 2},
+        waits=1,  # once a rollout, for how many of its rows are transitions
+        variants=(
+            {},
+            {"recompute_advantage": True, "value_clip": True, "entropy_coefficient": 0.1, "target_kl": 1e-3},
+            {"lr_schedule": "linear", "clip_schedule": "linear", "schedule_steps": 20, "bootstrap": False},
+            {"network": GRU},
+        ),
     ),
-    "reinforce": Case(CARTPOLE, {"network": {"hidden": [16]}, "groups": 2, "group_size": 2}, steps=300),
+    "reinforce": Case(
+        CARTPOLE, {"network": {"hidden": [16]}, "groups": 2, "group_size": 2}, steps=300, actions=CHOICE,
+        nets=("actor",),
+        always={"groups": 2, "group_size": 2},
+        variants=({}, {"credit": "episode", "entropy_coefficient": 0.1, "max_grad_norm": 0.3}, {"network": GRU}),
+    ),
     "value_iteration": Case({"id": "FrozenLake-v1"}, {}),
     "drpg": Case(GARNET, {"tolerance": None}, steps=30),
     "robust_value_iteration": Case(GARNET, {"tolerance": None}, steps=30),
@@ -112,12 +139,18 @@ AGENTS: dict[str, Case] = {
     "robust_mirror_descent": Case(GARNET, {"tolerance": None}, steps=30),
 }  # fmt: skip
 
-LEARNERS = [name for name, case in AGENTS.items() if case.actions is not None]
-"""Agents that learn from minibatches of transitions."""
+GRADIENT_LEARNERS = [name for name, case in AGENTS.items() if case.actions is not None]
+"""Agents that learn by gradients, from whatever data."""
+LEARNERS = [name for name in GRADIENT_LEARNERS if get_agent(name).loop in ("replay", "robust")]
+"""Those that learn from minibatches of transitions."""
 every_agent = pytest.mark.parametrize("name", list(AGENTS))
+every_gradient_learner = pytest.mark.parametrize("name", GRADIENT_LEARNERS)
 every_learner = pytest.mark.parametrize("name", LEARNERS)
+every_learning_net = pytest.mark.parametrize(
+    ("name", "net"), [(name, net) for name in GRADIENT_LEARNERS for net in AGENTS[name].nets]
+)
 every_variant = pytest.mark.parametrize(
-    ("name", "options"), [(name, options) for name in LEARNERS for options in AGENTS[name].variants]
+    ("name", "options"), [(name, options) for name in GRADIENT_LEARNERS for options in AGENTS[name].variants]
 )
 
 
@@ -152,12 +185,25 @@ def make_agent(
 ) -> Agent:
     """Return a small agent (networks of 2 x 16) that has acted in no environment."""
     cls, case = get_agent(name), AGENTS[name]
-    options = {"network": NetworkConfig(hidden=(16, 16)), "batch_size": 8, "warmup_steps": 0, **case.always, **options}
+    small = {"network": NetworkConfig(hidden=(16, 16)), "batch_size": 8, "warmup_steps": 0}
+    options = {**known(name, **small), **case.always, **options}
     spec = EnvSpec("test", observation_space, case.actions if action_space is None else action_space)
     return cls(spec, cls.config_class(**options), seed=seed, runs=runs, precision=precision)
 
 
-def make_batch(agent: Agent, seed: int, size: int = 8) -> Batch:
+def known(name: str, **options: Any) -> dict[str, Any]:
+    """Return those of ``options`` that an agent has."""
+    own = {field.name for field in fields(get_agent(name).config_class)}
+    return {option: value for option, value in options.items() if option in own}
+
+
+def make_data(agent: Any, seed: int, size: int = 8) -> Any:
+    """Return random input of ``agent.update``, of ``size`` transitions in the agent's spaces."""
+    case = AGENTS.get(agent.name)
+    return ((case and case.data) or DATA[agent.loop])(agent, seed, size)
+
+
+def make_batch(agent: Any, seed: int, size: int = 8) -> Batch:
     """Return a random minibatch in the agent's spaces."""
     g = torch.Generator().manual_seed(seed)
     space = agent.spec.action_space
@@ -167,12 +213,63 @@ def make_batch(agent: Agent, seed: int, size: int = 8) -> Batch:
         assert isinstance(space, spaces.Box)
         action = torch.as_tensor(space.high) * (2 * torch.rand((size, *space.shape), generator=g) - 1)
     return Batch(
-        obs=torch.randn((size, 4), generator=g),
+        obs=random_obs(agent.spec.observation_space, (size,), g),
         action=action,
         reward=torch.randn(size, generator=g),
-        next_obs=torch.randn((size, 4), generator=g),
+        next_obs=random_obs(agent.spec.observation_space, (size,), g),
         terminated=(torch.rand(size, generator=g) < 0.2).float(),
         discount=torch.full((size,), 0.99),
         weight=None,
         index=torch.arange(size),
     )
+
+
+def make_rollout(agent: Any, seed: int, size: int = 8) -> Rollout:
+    """Return a rollout of the agent's own actions: of four steps in which some episodes end, or of whole episodes in
+    the groups that it has. Its streams stay where they are."""
+    g, c = torch.Generator().manual_seed(seed), agent.config
+    grouped = agent.loop == "group"
+    rows = c.groups * c.group_size if grouped else size // 4
+    shape = (size // rows, rows)
+    obs, next_obs = (random_obs(agent.spec.observation_space, shape, g) for _ in range(2))
+    reward, chance = torch.randn(shape, generator=g), torch.rand(shape, generator=g)
+    yes = torch.ones(shape, dtype=torch.bool)
+    terminated, truncated, group = chance < 0.1, chance > 0.9, None
+    if grouped:
+        terminated, truncated, group = ~yes, ~yes, torch.arange(c.groups).repeat_interleave(c.group_size)
+        terminated[-1] = True
+    actions, extras, stream = [], [], generator_state(agent.act_generator)
+    agent.act_generator.manual_seed(seed)
+    carry = agent.initial_carry(rows)
+    for t in range(shape[0]):
+        act = agent.act(map_obs(lambda x, t=t: x[t], obs), carry)
+        before = {CARRY + name: leaf for name, leaf in (carry or {}).items()}
+        actions.append(act.action)
+        extras.append({name: {**act.extras, **before}[name] for name in agent.extra_fields})
+        carry = act.carry
+    set_generator_state(agent.act_generator, stream)
+    told = {name: torch.stack([each[name] for each in extras]) for name in agent.extra_fields}
+    ended = terminated | truncated
+    complete = yes[0] if grouped else None
+    led = None if grouped else next_obs
+    return Rollout(
+        obs, torch.stack(actions), reward, led, terminated, truncated, ended, yes, told, group, complete
+    )  # fmt: skip
+
+
+DATA: dict[str, Callable[[Any, int, int], Any]] = {
+    "replay": make_batch, "robust": make_batch, "rollout": make_rollout, "group": make_rollout,
+}  # fmt: skip
+"""Input of an update by the agent's loop."""
+
+
+def random_obs(space: spaces.Space[Any], shape: tuple[int, ...], generator: torch.Generator) -> Obs:
+    """Return observations (*shape, …) of a space: normal numbers, bytes, or numbers of a choice."""
+    if isinstance(space, spaces.Dict):
+        return {name: random_obs(part, shape, generator) for name, part in space.items()}  # type: ignore[misc]
+    if isinstance(space, spaces.Discrete):
+        return torch.randint(int(space.n), shape, generator=generator) + int(space.start)
+    assert isinstance(space, spaces.Box)
+    if space.dtype == np.uint8:
+        return torch.randint(256, (*shape, *space.shape), generator=generator, dtype=torch.uint8)
+    return torch.randn((*shape, *space.shape), generator=generator)

@@ -1,8 +1,9 @@
-"""``make_agent`` and ``make_batch`` of ``tests/agents/cases.py`` as fixtures."""
+"""``make_agent``, ``make_data`` and ``make_batch`` of ``tests/agents/cases.py`` as fixtures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -19,3 +20,8 @@ def make_agent() -> Callable[..., Agent]:
 @pytest.fixture
 def make_batch() -> Callable[..., Batch]:
     return cases.make_batch
+
+
+@pytest.fixture
+def make_data() -> Callable[..., Any]:
+    return cases.make_data

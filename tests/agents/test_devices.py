@@ -11,12 +11,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlopt.buffers import Batch, Rollout
+from rlopt.buffers import Batch
 from rlopt.envs import Normalizer
 from rlopt.nn import NetworkConfig
 from rlopt.registry import get_agent
-from rlopt.types import Step
-from tests.agents.cases import every_learner, make_agent
+from rlopt.types import Step, map_obs
+from tests.agents.cases import GRADIENT_LEARNERS, LEARNERS, every_learner, make_agent, make_data
 
 VECTOR = spaces.Box(-1, 1, (3,), "float32")
 DICT = spaces.Dict({"a": spaces.Discrete(4), "b": VECTOR})
@@ -58,18 +58,23 @@ def test_off_policy_agents(space: Any, name: str) -> None:
     assert {t.device.type for t in (uniform, action, priority)} == {"cpu"}
 
 
+ON_POLICY = [name for name in GRADIENT_LEARNERS if name not in LEARNERS]
+
+
 @pytest.mark.parametrize("memory", ["none", "gru"])
 @pytest.mark.parametrize("actions", [BOX, DISCRETE], ids=["box", "discrete"])
-def test_reinforce(actions: Any, memory: str) -> None:
-    cls: Any = get_agent("reinforce")
+@pytest.mark.parametrize("space", [VECTOR, DICT], ids=["vector", "dict"])
+@pytest.mark.parametrize("name", ON_POLICY)
+def test_on_policy_agents(name: str, space: Any, actions: Any, memory: str) -> None:
     network = NetworkConfig(hidden=(8,), memory=memory, norm="layer", init="orthogonal")
-    agent = cls(VECTOR, actions, cls.config_class(groups=3, group_size=2, entropy_coefficient=0.1, network=network))
-    obs = observations()[1]
-    yes, group = torch.ones(1, B, dtype=torch.bool), torch.arange(3).repeat_interleave(2)
+    agent = make_agent(name, observation_space=space, action_space=actions, network=network, entropy_coefficient=0.1)
+    data = make_data(agent, 0)
+    normalizer = Normalizer(agent.spec, obs=True, reward=True)
+    first = map_obs(lambda x: x[0], data.obs)
     with no_default_device():
-        act = agent.act(obs, agent.initial_carry(B))
-        extras = {name: x.unsqueeze(0) for name, x in act.extras.items()}
-        action, reward = act.action.unsqueeze(0), yes.float().cumsum(1)
-        agent.update(Rollout(obs.unsqueeze(0), action, reward, None, yes, ~yes, yes, yes, extras, group, yes[0]))
+        action = agent.act(first, agent.initial_carry(len(data.reward[0]))).action
+        normalizer.observe_obs(first, data.valid[0])
+        agent.update(data if data.next_obs is None else normalizer.normalize_batch(data))
+        agent.load_state_dict(agent.state_dict())
         assert agent.guard.first_bad() is None
-    assert agent.clock.updates == 1
+    assert action.device.type == "cpu" and agent.clock.updates >= 1

@@ -8,15 +8,15 @@ from rlopt.agents import Agent
 from rlopt.registry import AGENTS as REGISTERED
 from rlopt.registry import get_agent
 from rlopt.training.setup import make_loop
-from tests.agents.cases import AGENTS, LEARNERS, every_agent, short_run
+from tests.agents.cases import AGENTS, GRADIENT_LEARNERS, every_agent, short_run
 from tests.agents.completeness import tensors_of, unregistered
 
 
 def test_every_registered_agent_has_a_row() -> None:
     """Else no walking test would look at it: add a row to ``tests/agents/cases.py``."""
     assert set(AGENTS) == set(REGISTERED)
-    replayed = {name for name in AGENTS if get_agent(name).loop in ("replay", "robust")}
-    assert replayed == set(LEARNERS)  # their rows say in which actions they are fed minibatches
+    learning = {name for name in AGENTS if get_agent(name).loop != "solver"}
+    assert learning == set(GRADIENT_LEARNERS)  # their rows say in which actions they are fed data
     assert set(AGENTS) == {path.stem for path in (Path(__file__).parents[2] / "configs" / "agent").glob("*.yaml")}
 
 

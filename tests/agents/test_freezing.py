@@ -6,14 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from gymnasium import spaces
 from torch import nn
 
 from rlopt.agents import Agent
-from rlopt.buffers import Rollout
 from rlopt.nn import OptimiserConfig
-from rlopt.registry import get_agent
-from tests.agents.cases import every_learner
+from tests.agents.cases import every_learning_net
 
 ADAMW = OptimiserConfig(name="adamw", weight_decay=0.5)
 
@@ -27,24 +24,23 @@ def moves(agent: Agent, net: str, update: Any) -> dict[str, bool]:
     return {name: not torch.equal(before[name], leaf) for name, leaf in leaves.items()}
 
 
-@every_learner
-@pytest.mark.parametrize("net", ["actor", "critic"])
-def test_a_frozen_part_stays_while_the_rest_learns(name: str, net: str, make_agent, make_batch) -> None:
+@every_learning_net
+def test_a_frozen_part_stays_while_the_rest_learns(name: str, net: str, make_agent, make_data) -> None:
     """From the start and later, with momentum and weight decay on their way; unfrozen it learns again."""
     agent = make_agent(name, optimiser=ADAMW, learning_rate=1e-2)
-    layers = getattr(agent, net).module.body.layers
+    params = dict(getattr(agent, net).module.named_parameters())
 
     def update(i: int) -> None:
-        agent.update(make_batch(agent, i))
+        agent.update(make_data(agent, i))
 
     assert all(moves(agent, net, update).values())
-    for p in layers[0].parameters():
-        p.requires_grad_(False)
-    assert moves(agent, net, update) == {k: "layers.0" not in k for k in getattr(agent, net).params}
-    for p in layers.parameters():
+    for leaf, p in params.items():
+        p.requires_grad_("layers.0" not in leaf)
+    assert moves(agent, net, update) == {k: "layers.0" not in k for k in params}
+    for p in params.values():
         p.requires_grad_(False)
     assert not any(moves(agent, net, update).values())
-    for p in layers.parameters():
+    for p in params.values():
         p.requires_grad_(True)
     assert all(moves(agent, net, update).values())
     assert agent.guard.first_bad() is None
@@ -90,19 +86,6 @@ def test_the_gradients_norm_is_that_of_what_learns(make_agent, make_batch) -> No
     batch = make_batch(agent, 0)
     agent.update(batch._replace(reward=100.0 * batch.reward))
     assert (agent.critic.flat - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
-
-
-def test_a_frozen_policy_of_a_group_learner_stays() -> None:
-    cls: Any = get_agent("reinforce")
-    agent = cls(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), cls.config_class(groups=1, group_size=2))
-    agent.actor.module.body.layers[0].requires_grad_(False)
-    yes = torch.ones(1, 2, dtype=torch.bool)
-    rollout = Rollout(
-        torch.rand(1, 2, 3), torch.zeros(1, 2).long(), torch.rand(1, 2), None, yes, ~yes, yes, yes, {},
-        torch.zeros(2).long(), yes[0],
-    )  # fmt: skip
-    found = moves(agent, "actor", lambda i: agent.update(rollout))
-    assert found == {k: "layers.0" not in k for k in agent.actor.params}
 
 
 def test_a_pretrained_encoder_that_comes_frozen_stays_frozen(make_agent, make_batch) -> None:

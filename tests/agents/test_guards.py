@@ -10,23 +10,21 @@ from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlopt.agents import Agent
-from rlopt.buffers import Rollout
+from rlopt.agents.saving import nets_of
 from rlopt.nn import NetworkConfig, Optimiser
-from rlopt.registry import get_agent
-from tests.agents.cases import every_learner
-
-LEARNT = ("actor", "critic", "value", "log_temperature", "actor_optimiser", "critic_optimiser", "value_optimiser",
-          "temperature_optimiser")  # fmt: skip
+from tests.agents.cases import AGENTS, GRADIENT_LEARNERS, LEARNERS, every_gradient_learner, every_learner, known
 
 
 def learnt(agent: Agent) -> list[torch.Tensor]:
-    """Every learnt tensor and every optimiser's moments and count, as copies."""
+    """Every network that learns, the temperature, and every optimiser's moments and count, as copies."""
 
     def leaves(tree: Any) -> list[torch.Tensor]:
         return [t for v in tree.values() for t in leaves(v)] if isinstance(tree, dict) else [tree]
 
+    names = [name for name, net in nets_of(agent).items() if any(net.learns)]
+    names += [name for name, thing in agent.parts.items() if isinstance(thing, Optimiser) or name == "log_temperature"]
     state = agent.state_dict()
-    return [t for name in LEARNT if name in state for t in leaves(state[name])]
+    return [t for name in names for t in leaves(state[name])]
 
 
 def spoil(batch: Any, field: str, value: float) -> Any:
@@ -35,48 +33,60 @@ def spoil(batch: Any, field: str, value: float) -> Any:
     return batch._replace(**{field: tensor})
 
 
-@every_learner
+BAD = [
+    ("obs", float("nan"), "observation"),
+    ("obs", float("inf"), "observation"),
+    ("next_obs", float("nan"), "next observation"),
+    ("next_obs", float("-inf"), "next observation"),
+    ("reward", float("nan"), "reward"),
+    ("reward", float("inf"), "reward"),
+    ("reward", 1e30, "critic loss"),  # finite, but its square is not
+]
+LOSSES = {"ppo": "networks loss", "reinforce": None}
+"""What 1e30 does elsewhere; divided by a deviation that is infinite it is nothing at all."""
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "culprit"),
+    ("name", "field", "value", "culprit"),
     [
-        ("obs", float("nan"), "observation"),
-        ("obs", float("inf"), "observation"),
-        ("next_obs", float("nan"), "next observation"),
-        ("next_obs", float("-inf"), "next observation"),
-        ("reward", float("nan"), "reward"),
-        ("reward", float("inf"), "reward"),
-        ("reward", 1e30, "critic loss"),  # finite, but its square is not
+        (name, field, value, culprit if value != 1e30 else LOSSES.get(name, culprit))
+        for name in GRADIENT_LEARNERS
+        for field, value, culprit in BAD
+        if not (name == "reinforce" and field == "next_obs")  # it bootstraps from nothing
     ],
 )
-def test_bad_input_changes_nothing_and_is_named(name, field, value, culprit, make_agent, make_batch) -> None:
+def test_bad_input_changes_nothing_and_is_named(name, field, value, culprit, make_agent, make_data) -> None:
     agent = make_agent(name)
     for i in range(2):
-        agent.update(make_batch(agent, i))
+        agent.update(make_data(agent, i))
     before = learnt(agent)
-    agent.update(spoil(make_batch(agent, 2), field, value))
+    agent.update(spoil(make_data(agent, 2), field, value))
+    if culprit is None:
+        assert agent.guard.first_bad() is None and all(t.isfinite().all() for t in learnt(agent))
+        return
     unchanged = [torch.equal(a, b) for a, b in zip(before, learnt(agent), strict=True)]
     if name == "sac_2018" and culprit == "critic loss":  # the value network's step comes before and was sound
         assert torch.equal(before[0], learnt(agent)[0])
     else:
         assert all(unchanged)
-    assert agent.target.flat.isfinite().all()
+    assert all(net.flat.isfinite().all() for net in nets_of(agent).values())
     assert agent.guard.first_bad() == culprit
 
-    agent.update(make_batch(agent, 3))  # learning goes on, and the first culprit is remembered
+    agent.update(make_data(agent, 3))  # learning goes on, and the first culprit is remembered
     assert not any(torch.equal(a, b) for a, b in zip(before, learnt(agent), strict=True) if a.numel() > 1 and a.any())
-    agent.update(spoil(make_batch(agent, 4), "reward", float("nan")))
+    agent.update(spoil(make_data(agent, 4), "reward", float("nan")))
     assert agent.guard.first_bad() == culprit
     agent.guard.clear()
     assert agent.guard.first_bad() is None
     assert all(t.isfinite().all() for t in learnt(agent))
 
 
-@every_learner
-def test_whatever_is_first_not_finite_is_named_and_no_later_step_is_taken(name: str, make_agent, make_batch) -> None:
-    """Every quantity in turn, as ``descend`` and ``begin_update`` name them."""
+@every_gradient_learner
+def test_whatever_is_first_not_finite_is_named_and_no_later_step_is_taken(name: str, make_agent, make_data) -> None:
+    """Every quantity in turn, as ``descend`` and ``open_update`` name them."""
 
     def watched(bad: str | None) -> tuple[Agent, list[str], list[bool]]:
-        agent = make_agent(name, **({"fused": False} if name == "sac" else {}))
+        agent = make_agent(name, **known(name, fused=False))
         passes, names, passed = agent.guard.passes, [], []
 
         def watch(called: str, value: torch.Tensor) -> torch.Tensor:
@@ -86,38 +96,23 @@ def test_whatever_is_first_not_finite_is_named_and_no_later_step_is_taken(name: 
             return ok
 
         agent.guard.passes = watch  # type: ignore[method-assign]
-        agent.update(make_batch(agent, 0))
+        agent.update(make_data(agent, 0))
         return agent, names, passed
 
     _, names, passed = watched(None)
-    assert names[:3] == ["observation", "next observation", "reward"] and all(passed)
-    assert {"critic loss", "critic gradient", "actor loss", "actor gradient"} <= set(names)
-    for i, bad in enumerate(names):
+    assert {"observation", "reward"} <= set(names[:3]) and all(passed)
+    if name in LEARNERS:
+        assert names[1] == "next observation"
+        assert {"critic loss", "critic gradient", "actor loss", "actor gradient"} <= set(names)
+    for bad in dict.fromkeys(names):  # of several epochs each has the same names
         agent, again, passed = watched(bad)
-        assert again == names and passed == [k < i for k in range(len(names))]
+        first = names.index(bad)
+        assert again == names and passed == [k < first for k in range(len(names))]
         assert agent.guard.first_bad() == bad
-        for part, optimiser in agent._persistent.items():
+        for part, optimiser in agent.parts.items():
             if isinstance(optimiser, Optimiser):
-                after = names.index(f"{part.removesuffix('_optimiser')} gradient") >= i
-                assert optimiser.count.item() == (0 if after else 1), (bad, part)
-
-
-def test_the_policy_gradient_of_a_group_is_named() -> None:
-    cls: Any = get_agent("reinforce")
-    for field, value, culprit in (
-        ("obs", float("nan"), "observation"),
-        ("reward", float("inf"), "reward"),
-        ("action", 0, None),
-    ):
-        agent = cls(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), cls.config_class(groups=1, group_size=2))
-        yes = torch.ones(1, 2, dtype=torch.bool)
-        rollout = Rollout(
-            torch.rand(1, 2, 3), torch.zeros(1, 2).long(), torch.rand(1, 2), None, yes, ~yes, yes, yes,
-            group=torch.zeros(2).long(), complete=yes[0],
-        )  # fmt: skip
-        agent.update(spoil(rollout, field, value) if culprit else rollout)
-        assert agent.guard.first_bad() == culprit
-        assert agent.optimiser.count.item() == (0 if culprit else 1)
+                own = part.removesuffix("optimiser").replace("_", " ") + "gradient"
+                assert optimiser.count.item() == sum(n.endswith(own) for n in names[:first]), (bad, part)
 
 
 @every_learner
@@ -157,9 +152,15 @@ class NoSync(TorchDispatchMode):
 
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal.default", "unique")
 
+    def __init__(self, allowed: int = 0) -> None:
+        super().__init__()
+        self.allowed = allowed
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert not any(word in str(func) for word in self.FORBIDDEN), f"{func} waits for the device"
-        if "aten.index" in str(func):
+        if any(word in str(func) for word in self.FORBIDDEN):
+            self.allowed -= 1
+            assert self.allowed >= 0, f"{func} waits for the device"
+        if str(func).startswith(("aten.index.", "aten.index_put")):
             assert not any(i is not None and i.dtype == torch.bool for i in args[1]), (
                 f"{func} by a mask waits for the device"
             )
@@ -174,40 +175,29 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.Tensor, method, refuse)
 
 
-@every_learner
+@every_gradient_learner
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.5, "lr_schedule": "linear", "schedule_steps": 9}])
-def test_update_never_waits_for_the_device(name: str, options, make_agent, make_batch, monkeypatch) -> None:
+def test_update_never_waits_for_the_device(name: str, options, make_agent, make_data, monkeypatch) -> None:
     # The hand-written gradients run on the CPU alone, where there is nobody to wait for.
-    agents = [make_agent(name, **options)] if name != "sac" else []
+    options = known(name, fused=False, **options)
+    agents = [make_agent(name, **options)]
     if name == "sac":
-        agents += [
-            make_agent(name, fused=False, policy_delay=2, **options),
-            make_agent(name, fused=False, temperature=0.2, **options),
-        ]
+        agents += [make_agent(name, policy_delay=2, **options), make_agent(name, temperature=0.2, **options)]
     for agent in agents:
-        batches = [make_batch(agent, i) for i in range(3)]
-        with monkeypatch.context() as m, NoSync():
+        batches = [make_data(agent, i) for i in range(3)]
+        with monkeypatch.context() as m, NoSync(3 * AGENTS[name].waits):
             forbid_reading(m)
             for batch in batches:
                 agent.update(batch)
-        assert agent.clock.updates == 3
+        assert agent.clock.updates >= 3
 
 
-@every_learner
-def test_update_never_waits_with_images(name: str, make_agent, make_batch, monkeypatch) -> None:
+@every_gradient_learner
+def test_update_never_waits_with_images(name: str, make_agent, make_data, monkeypatch) -> None:
     image = spaces.Dict({"camera": spaces.Box(0, 255, (3, 36, 36), "uint8"), "arm": spaces.Box(-1, 1, (2,))})
     agent = make_agent(name, observation_space=image, network=NetworkConfig(hidden=(8,)))
-    batch = make_batch(make_agent(name), 0)
-    g = torch.Generator().manual_seed(0)
-    obs, next_obs = (
-        {
-            "camera": torch.randint(256, (8, 3, 36, 36), generator=g, dtype=torch.uint8),
-            "arm": torch.rand(8, 2, generator=g),
-        }
-        for _ in range(2)
-    )
-    batch = batch._replace(obs=obs, next_obs=next_obs)
-    with monkeypatch.context() as m, NoSync():
+    batch = make_data(agent, 0)
+    with monkeypatch.context() as m, NoSync(AGENTS[name].waits):
         forbid_reading(m)
         update = agent.update(batch)
     assert all(value.isfinite() for value in update.metrics.values())

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from rlopt.agents import SAC
 from rlopt.buffers import Batch
 from rlopt.nn import NetworkConfig, Optimiser, OptimiserConfig
 from rlopt.nn.optim import stacked_adam
 from rlopt.registry import get_agent
 from rlopt.types import RloptError
-from tests.agents.cases import AGENTS, LEARNERS
+from tests.agents.cases import AGENTS, GRADIENT_LEARNERS, LEARNERS
 
 RUNS, FIRST_SEED, SIZE = 3, 5, 8
 SIDE_BY_SIDE = [name for name in LEARNERS if get_agent(name).supports_runs]
@@ -146,10 +145,7 @@ def test_stacked_adam_is_the_fused_one_of_each_run(name: str) -> None:
     torch.testing.assert_close(stacked.state, fused.state)
 
 
-def test_an_agent_without_a_run_axis_says_so(make_agent) -> None:
-    class Alone(SAC):
-        supports_runs = False
-
-    spec = make_agent("sac").spec
-    with pytest.raises(RloptError, match="num_runs=2: agent=sac trains one run at a time; leave num_runs out"):
-        Alone(spec, runs=2)
+@pytest.mark.parametrize("name", [name for name in GRADIENT_LEARNERS if name not in SIDE_BY_SIDE])
+def test_an_agent_without_a_run_axis_says_so(name: str, make_agent) -> None:
+    with pytest.raises(RloptError, match=f"num_runs=2: agent={name} trains one run at a time; leave num_runs out"):
+        make_agent(name, runs=2)

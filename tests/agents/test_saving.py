@@ -17,7 +17,15 @@ from rlopt.nn import NetworkConfig
 from rlopt.robust import from_toy_text
 from rlopt.state import states_equal
 from rlopt.types import RloptError
-from tests.agents.cases import AGENTS, LEARNERS, OBSERVATION, TORQUE, every_learner
+from tests.agents.cases import (
+    AGENTS,
+    LEARNERS,
+    OBSERVATION,
+    TORQUE,
+    every_gradient_learner,
+    every_learning_net,
+    known,
+)
 
 SMALL = NetworkConfig(hidden=(8,))
 
@@ -25,20 +33,20 @@ SMALL = NetworkConfig(hidden=(8,))
 @pytest.fixture
 def make(make_agent: Any) -> Callable[..., Agent]:
     """A small agent, with nothing to compile."""
-    return lambda name, **more: make_agent(name, **({"fused": False} if name == "sac" else {}), **more)
+    return lambda name, **more: make_agent(name, **known(name, fused=False), **more)
 
 
-@every_learner
-def test_a_loaded_agent_goes_on_as_the_saved_one(name: str, make: Any, make_batch: Any, tmp_path: Path) -> None:
+@every_gradient_learner
+def test_a_loaded_agent_goes_on_as_the_saved_one(name: str, make: Any, make_data: Any, tmp_path: Path) -> None:
     agent = make(name)
     for seed in range(3):
-        agent.update(make_batch(agent, seed))
+        agent.update(make_data(agent, seed))
     agent.save(tmp_path / "agent")
     loaded = Agent.load(tmp_path / "agent")
     assert type(loaded) is type(agent) and loaded.config == agent.config and loaded.spec == agent.spec
     assert states_equal(loaded.state_dict(), agent.state_dict()) is None
     for one in (agent, loaded):
-        one.update(make_batch(agent, 7))
+        one.update(make_data(one, 7))
     assert states_equal(loaded.state_dict(), agent.state_dict()) is None
     obs = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     assert torch.equal(agent.act(obs).action, loaded.act(obs).action)
@@ -110,28 +118,27 @@ def test_a_hostile_size_is_refused_before_it_is_allocated(tmp_path: Path, make: 
 # ---- frozen
 
 
-@every_learner
-@pytest.mark.parametrize("frozen", ["actor", "critic"])
+@every_learning_net
 def test_a_frozen_network_stands_still_and_the_others_learn(
-    name: str, frozen: str, make: Any, make_batch: Any, tmp_path: Path
+    name: str, net: str, make: Any, make_data: Any, tmp_path: Path
 ) -> None:
     agent = make(name)
-    agent.freeze(frozen)
-    before = {net: getattr(agent, net).flat.clone() for net in ("actor", "critic")}
+    agent.freeze(net)
+    before = {each: getattr(agent, each).flat.clone() for each in AGENTS[name].nets}
     for seed in range(3):
-        agent.update(make_batch(agent, seed))
-    for net, old in before.items():
-        assert torch.equal(old, getattr(agent, net).flat) == (net == frozen), net
+        agent.update(make_data(agent, seed))
+    for each, old in before.items():
+        assert torch.equal(old, getattr(agent, each).flat) == (each == net), each
     agent.save(tmp_path / "agent")
-    assert all(not leaf.requires_grad for leaf in getattr(Agent.load(tmp_path / "agent"), frozen).leaves)
-    with pytest.raises(RloptError, match="has no network 'actr'; did you mean actor"):
-        agent.freeze("actr")
+    assert all(not leaf.requires_grad for leaf in getattr(Agent.load(tmp_path / "agent"), net).leaves)
+    with pytest.raises(RloptError, match=f"has no network '{net[:-1]}'; did you mean {net}"):
+        agent.freeze(net[:-1])
 
 
 # ---- log-probabilities and values
 
 
-@every_learner
+@every_gradient_learner
 def test_log_probabilities_and_values_are_those_of_the_networks(name: str, make: Any) -> None:
     agent = make(name)
     obs = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
@@ -142,6 +149,10 @@ def test_log_probabilities_and_values_are_those_of_the_networks(name: str, make:
             agent.log_prob(obs, action)
     else:
         torch.testing.assert_close(agent.log_prob(obs, action), module.log_prob(module(obs), action))
+    if name not in LEARNERS:
+        with pytest.raises(RloptError, match=f"agent={name} has no values of actions"):
+            agent.q(obs, action)
+        return
     values = agent.q(obs, action)
     assert values.shape == (2, 6)
     if name == "sac":

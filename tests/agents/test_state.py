@@ -15,23 +15,31 @@ from rlopt.agents import SAC, Agent
 from rlopt.buffers import ReplayBuffer
 from rlopt.nn import NetworkConfig, Optimiser, OptimiserConfig, Schedule
 from rlopt.types import Clock, RloptError
-from tests.agents.cases import LEARNERS, every_learner, every_variant
+from tests.agents.cases import (
+    AGENTS,
+    GRADIENT_LEARNERS,
+    LEARNERS,
+    every_gradient_learner,
+    every_learner,
+    every_variant,
+    known,
+)
 from tests.agents.completeness import tensors_of, unregistered
 
 # --- completeness, by walking the object ----------------------------------------------------------------------------
 
 
-def check(make: Any, make_batch: Any) -> list[str]:
+def check(make: Any, make_data: Any) -> list[str]:
     """Two agents of different seeds after different numbers of updates: what they agree on is constant."""
     one, other = make(seed=0), make(seed=1)
     for i in range(3):
-        one.update(make_batch(one, i))
+        one.update(make_data(one, i))
     return unregistered(one, tensors_of(other))
 
 
-@every_learner
-def test_every_tensor_optimiser_and_generator_is_registered(name: str, make_agent, make_batch) -> None:
-    assert check(lambda seed: make_agent(name, seed=seed), make_batch) == []
+@every_gradient_learner
+def test_every_tensor_optimiser_and_generator_is_registered(name: str, make_agent, make_data) -> None:
+    assert check(lambda seed: make_agent(name, seed=seed), make_data) == []
 
 
 @pytest.mark.parametrize("forgotten", ["tensor", "optimiser", "torch_optimiser", "generator", "nested"])
@@ -77,7 +85,7 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
 
 
 @every_variant
-def test_a_fresh_agent_of_another_seed_continues_exactly(name: str, options, make_agent, make_batch) -> None:
+def test_a_fresh_agent_of_another_seed_continues_exactly(name: str, options, make_agent, make_data) -> None:
     straight = make_agent(name, seed=0, **options)
     obs = torch.randn(3, 4, generator=torch.Generator().manual_seed(9))
 
@@ -85,9 +93,9 @@ def test_a_fresh_agent_of_another_seed_continues_exactly(name: str, options, mak
         seen: list[Any] = []
         for i in range(first, first + 5):
             agent.clock.env_steps = 2 * i
-            seen.append(agent.act(obs).action)
-            update = agent.update(make_batch(agent, i))
-            seen += [update.priority, *update.metrics.values()]
+            seen.append(agent.act(obs, agent.initial_carry(3)).action)
+            update = agent.update(make_data(agent, i))
+            seen += [x for x in (update.priority, *update.metrics.values()) if x is not None]
         return seen
 
     saved = make_agent(name, seed=0, **options)
@@ -103,15 +111,16 @@ def test_a_fresh_agent_of_another_seed_continues_exactly(name: str, options, mak
     assert_same(straight.state_dict(), resumed.state_dict())
 
 
-@every_learner
-def test_loading_changes_no_object_identity(name: str, make_agent, make_batch) -> None:
+@every_gradient_learner
+def test_loading_changes_no_object_identity(name: str, make_agent) -> None:
     """The exported policy and the losses share tensors with the agent: a state is copied into them."""
     agent, other = make_agent(name, seed=0), make_agent(name, seed=1)
-    policy, flat = agent.policy, agent.actor.flat
+    policy, flats = agent.policy, {net: getattr(agent, net).flat for net in AGENTS[name].nets}
     agent.load_state_dict(other.state_dict())
-    assert agent.actor.flat is flat
-    assert torch.equal(flat, other.actor.flat)
-    for mine, theirs in zip(policy.actor.parameters(), other.actor.module.parameters(), strict=True):
+    for net, flat in flats.items():
+        assert getattr(agent, net).flat is flat
+        assert torch.equal(flat, getattr(other, net).flat)
+    for mine, theirs in zip(policy.actor.parameters(), other.policy.actor.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
 
@@ -135,34 +144,36 @@ def test_a_state_of_another_agent_is_refused(make_agent) -> None:
 
 
 def test_same_seed_same_agent_and_other_seed_another(make_agent) -> None:
-    for name in LEARNERS:
+    for name in GRADIENT_LEARNERS:
         a, b, c = make_agent(name, seed=4), make_agent(name, seed=4), make_agent(name, seed=5)
         assert_same(a.state_dict(), b.state_dict())
-        assert not torch.equal(a.actor.flat, c.actor.flat)
-        assert not torch.equal(a.critic.flat, c.critic.flat)
+        for net in AGENTS[name].nets:
+            assert not torch.equal(getattr(a, net).flat, getattr(c, net).flat)
 
 
-def test_building_and_running_leave_the_global_generators_alone(make_agent, make_batch) -> None:
+def test_building_and_running_leave_the_global_generators_alone(make_agent, make_data) -> None:
     before = torch.random.get_rng_state()
-    for name in LEARNERS:
-        agent = make_agent(name, warmup_steps=1)
+    for name in GRADIENT_LEARNERS:
+        agent = make_agent(name, **known(name, warmup_steps=1))
         agent.act(torch.zeros(1, 4))
         agent.clock.env_steps = 1
         agent.act(torch.zeros(1, 4))
-        agent.update(make_batch(agent, 0))
+        agent.update(make_data(agent, 0))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 # --- acting ---------------------------------------------------------------------------------------------------------
 
 
-@every_learner
+@every_gradient_learner
 def test_acting_warm_up_samples_and_mode(name: str, make_agent) -> None:
-    agent = make_agent(name, warmup_steps=10)
+    agent = make_agent(name, **known(name, warmup_steps=10))
     space, obs = agent.spec.action_space, torch.zeros(2000, 4)
     warm = agent.act(obs).action
     assert all(space.contains(a) for a in warm[:50].numpy())
-    if isinstance(space, spaces.Discrete):
+    if name not in LEARNERS:  # on policy there is no warm-up
+        pass
+    elif isinstance(space, spaces.Discrete):
         shares = [(warm == k).float().mean().item() for k in (2, 3, 4)]
         assert shares == pytest.approx([1 / 3] * 3, abs=0.05)
     else:
@@ -199,13 +210,17 @@ def test_agents_refuse_action_spaces_they_cannot_act_in(make_agent) -> None:
 # --- the course of an update ----------------------------------------------------------------------------------------
 
 
-@every_learner
-def test_update_advances_the_clock_and_reports(name: str, make_agent, make_batch) -> None:
+@every_gradient_learner
+def test_update_advances_the_clock_and_reports(name: str, make_agent, make_data) -> None:
     agent = make_agent(name)
-    update = agent.update(make_batch(agent, 0))
-    assert agent.clock.updates == 1 and agent.clock.env_steps == 0
-    assert update.priority.shape == (8,) and (update.priority >= 0).all()
+    update = agent.update(make_data(agent, 0))
+    optimisers = agent.registered(Optimiser)
+    assert agent.clock.updates == max(o.count.item() for o in optimisers) and agent.clock.env_steps == 0
     assert all(m.shape == () and not m.requires_grad and m.isfinite() for m in update.metrics.values())
+    if name not in LEARNERS:
+        assert {"policy_loss", "entropy"} <= update.metrics.keys() and update.priority is None
+        return
+    assert update.priority.shape == (8,) and (update.priority >= 0).all()
     assert {"critic_loss", "actor_loss", "q"} <= update.metrics.keys()
     assert ("entropy" in update.metrics) == (name != "td3")  # a deterministic actor has none
 
@@ -253,16 +268,16 @@ def test_learning_rate_schedules() -> None:
         Schedule("linear")
 
 
-@every_learner
-def test_every_learning_rate_follows_the_schedule(name: str, make_agent, make_batch) -> None:
+@pytest.mark.parametrize("name", [name for name in GRADIENT_LEARNERS if known(name, lr_schedule="")])
+def test_every_learning_rate_follows_the_schedule(name: str, make_agent, make_data) -> None:
     """At the end of a schedule that falls to 0 nothing moves any more."""
     agent = make_agent(name, lr_schedule="linear", schedule_steps=10)
-    agent.update(make_batch(agent, 0))
-    agent.clock.env_steps = 10
+    agent.update(make_data(agent, 0))
+    agent.clock.env_steps = 100
     before = agent.state_dict()
-    agent.update(make_batch(agent, 1))
+    agent.update(make_data(agent, 1))
     after = agent.state_dict()
-    for key in ("actor", "critic", "log_temperature", "value"):
+    for key in (*AGENTS[name].nets, "log_temperature"):
         if key in before:
             assert_same(before[key], after[key], key)
 
@@ -274,20 +289,21 @@ def test_separate_learning_rates(make_agent) -> None:
         assert rates == [1e-3, 1e-4, 1e-5]
 
 
-@every_learner
-def test_gradients_are_clipped_to_their_norm(name: str, make_agent, make_batch) -> None:
+@every_gradient_learner
+def test_gradients_are_clipped_to_their_norm(name: str, make_agent, make_data) -> None:
     """With SGD without momentum and a learning rate of 1 the step is the clipped gradient itself."""
-    sgd = OptimiserConfig(name="sgd", beta1=0.0)
-    agent = make_agent(name, optimiser=sgd, learning_rate=1.0, max_grad_norm=1e-3)
-    before = agent.critic.flat.clone()
-    batch = make_batch(agent, 0)
+    once = {"optimiser": OptimiserConfig(name="sgd", beta1=0.0), **known(name, epochs=1), "batch_size": 8}
+    once = known(name, **once)
+    net = AGENTS[name].nets[-1]
+    agent = make_agent(name, **once, learning_rate=1.0, max_grad_norm=1e-3)
+    before = getattr(agent, net).flat.clone()
+    batch = make_data(agent, 0)
     agent.update(batch._replace(reward=100.0 * batch.reward))
-    assert (agent.critic.flat - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
-    loose = make_agent(name, optimiser=sgd, learning_rate=1e-3, max_grad_norm=1e9)
-    never = make_agent(name, optimiser=sgd, learning_rate=1e-3)
+    assert (getattr(agent, net).flat - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
+    loose, never = (make_agent(name, **once, learning_rate=1e-3, max_grad_norm=norm) for norm in (1e9, None))
     for other in (loose, never):
         other.update(batch)
-    assert torch.equal(loose.critic.flat, never.critic.flat)
+    assert torch.equal(getattr(loose, net).flat, getattr(never, net).flat)
 
 
 @pytest.mark.parametrize("fused", [True, False])
