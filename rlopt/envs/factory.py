@@ -19,13 +19,17 @@ from gymnasium.envs.registration import EnvSpec as GymSpec
 from gymnasium.envs.registration import load_env_creator
 
 from rlopt.config import call_options, nearest
+from rlopt.envs.teams.names import team_spec
 from rlopt.envs.torch_env import class_spec
 from rlopt.types import RloptError
 
 Env = gymnasium.Env[Any, Any]
 Wrapper = str | Mapping[str, Any] | Callable[[Env], Env]
 
-_EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "shimmy": "atari"}
+_EXTRAS = {
+    "mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "shimmy": "atari", "gymnasium_robotics": "marl",
+    "pettingzoo": "marl", "mpe2": "marl", "lbforaging": "marl",
+}  # fmt: skip
 _ELSEWHERE = {
     "minigrid": ("MiniGrid-", "BabyAI-"),
     "gymnasium_robotics": ("Fetch", "Hand", "PointMaze_", "AntMaze_", "Adroit", "FrankaKitchen"),
@@ -85,6 +89,8 @@ def find_spec(env_id: str) -> GymSpec:
         except ModuleNotFoundError as e:
             raise _missing("ale_py", f"env={env_id}") from e
     if name not in gymnasium.registry:
+        if not module and (team := team_spec(name)) is not None:
+            return team
         raise RloptError(f"env={env_id} {_unknown(name)}")
     return gymnasium.registry[name]
 

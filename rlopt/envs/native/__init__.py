@@ -13,6 +13,7 @@ from rlopt.envs.native import tasks
 from rlopt.envs.native.env import NativeVectorEnv
 from rlopt.envs.native.parameters import ParametricNativeEnv
 from rlopt.envs.native.tasks import Task
+from rlopt.envs.teams.names import MAMUJOCO
 from rlopt.types import RloptError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def _find(factory: EnvFactory) -> tuple[type[Task], int] | None:
 def refusal(factory: EnvFactory) -> str | None:
     """Why this environment does not run natively, or None where it does."""
     kwargs = {**factory.spec.kwargs, **factory.kwargs}
-    if _find(factory) is None:
+    if factory.spec.entry_point != MAMUJOCO and _find(factory) is None:
         return "it is not one of Gymnasium's MuJoCo tasks of version 4 or 5"
     if factory.wrappers or factory.spec.additional_wrappers:
         return "wrappers wrap single environments"
@@ -75,9 +76,13 @@ def make_native(factory: EnvFactory, num_envs: int, **options: Any) -> NativeVec
     Raises:
         RloptError: the environment does not run natively; the line says why.
     """
-    reason, found = refusal(factory), _find(factory)
-    if reason is not None or found is None:
+    if (reason := refusal(factory)) is not None:
         raise RloptError(f"env={factory.spec.id} with backend=native: {reason}; use backend=sync")
+    found = _find(factory)
+    if found is None:
+        from rlopt.envs.teams.mamujoco import native
+
+        return native(factory, _TASKS, num_envs, **options)
     task, version = found
     return ParametricNativeEnv(factory(), lambda env: task(env, version), num_envs, **options)
 

@@ -70,7 +70,8 @@ class NativeVectorEnv(BaseVectorEnv):
         env.close()
         self._dtype = np.dtype(dtype)
         self._generators = [np.random.default_rng(0) for _ in range(num_envs)]  # replaced by the first reset
-        shape = observations.shapes[0]
+        shape = self._task.observe(self._physics.fields).shape[len(self._lead) :]
+        self._check_shape(shape, observations.shapes[0])
         self._action_shape = (num_envs, *self._actions.row_shape)
         self._observed: Array = np.zeros((num_envs, *shape))
         self._measured: Array = self._task.measure(self._physics.fields)
@@ -80,9 +81,10 @@ class NativeVectorEnv(BaseVectorEnv):
         self._frozen = False  # whether any row has ended and waits for its reset
         self._next_limit = math.inf  # the clock before which no row can reach the time limit
         self._steps = StepBuilder(self.spec, num_envs, self.device)
-        found = self._task.observe(self._physics.fields).shape[len(self._lead) :]
-        if found != shape:
-            raise RloptError(f"{self.spec.id} observes shape {found}, but its observation_space says {shape}")
+
+    def _check_shape(self, found: tuple[int, ...], declared: tuple[int, ...]) -> None:
+        if found != declared:
+            raise RloptError(f"{self.spec.id} observes shape {found}, but its observation_space says {declared}")
 
     def _simulations(self, model: Any, threads: int | None) -> Physics:
         n, task = self.num_envs, self._task
@@ -118,10 +120,7 @@ class NativeVectorEnv(BaseVectorEnv):
         """Step all rows; see ``VectorEnv.step``."""
         if not self._started:
             raise self._not_begun()
-        if action.dtype is torch.float32 and action.shape == self._action_shape:
-            controls = action.numpy(force=True)  # without a copy: it is only read, and not kept
-        else:
-            controls = self._actions.batch(action, self.num_envs)
+        controls = self._controls(action)
         fields, task = self._physics.fields, self._task
         live = np.flatnonzero(~self._ended) if self._frozen else None
         if live is not None and not live.size:
@@ -160,6 +159,12 @@ class NativeVectorEnv(BaseVectorEnv):
             self._look_ahead()
         return self._steps.build(self._tensor(self._observed) if over.size else next_obs, next_obs, rewards, flags)
 
+    def _controls(self, action: Tensor) -> Array:
+        """Return the controls (N, A) of actions."""
+        if action.dtype is torch.float32 and action.shape == self._action_shape:
+            return action.numpy(force=True)  # without a copy: it is only read, and not kept
+        return self._actions.batch(action, self.num_envs)
+
     def _idle(self) -> Step:
         """All rows have ended and wait for their reset."""
         obs, flags = self._tensor(self._observed), ordinary_flags(self.num_envs)
@@ -187,8 +192,8 @@ class NativeVectorEnv(BaseVectorEnv):
         self._frozen = bool(self._ended.any())
         self._next_limit = int(self._begun.min()) + self._limit
 
-    def _tensor(self, array: Array) -> Tensor:
-        """Return a copy in the returned precision, on the device."""
+    def _tensor(self, array: Array) -> Obs:
+        """Return a copy of observations in the returned precision, on the device."""
         tensor = torch.from_numpy(array.astype(self._dtype))
         return tensor if self._away is None else tensor.to(self._away)
 
