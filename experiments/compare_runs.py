@@ -3,11 +3,12 @@
     python experiments/compare_runs.py --root runs/sac_replay --out results/sac_replay
     python experiments/compare_runs.py --root runs/pendulum_replay --window 3000 --out results/sac_replay/pendulum
     python experiments/compare_runs.py --by precision --root runs/sac_precision --out results/sac_precision
+    python experiments/compare_runs.py --by optimiser --root runs/optimisers --window 3000 --out results/optimisers
 
 Reads what ``run_queue.py`` made of ``jobs/sac_replay.yaml`` and the like, finished or not. Runs of
-one task and one update ratio that differ in their buffer (or precision) alone are compared at the last step at which
-all of them were evaluated: every seed's mean over its evaluations in the window before. Writes ``evaluations.csv``,
-``table.csv``, ``table.md`` and ``curves.png``.
+one task and one update ratio that differ in their buffer (or precision, or optimiser) are compared at the last step at
+which all of them were evaluated: every seed's mean over its evaluations in the window before. Writes
+``evaluations.csv``, ``table.csv``, ``table.md`` and ``curves.png``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ from rlopt.analysis.statistics import Array, bootstrap_interval, iqm, probabilit
 from rlopt.analysis.tables import write_csv
 from rlopt.types import RloptError
 
-WORDS = {"buffer": ("buffer.name", "uniform"), "precision": ("precision", "float32"), "overlap": ("overlap", "false")}
+WORDS = {
+    "buffer": ("buffer.name", "uniform"),
+    "precision": ("precision", "float32"),
+    "overlap": ("overlap", "false"),
+    "optimiser": ("agent.optimiser.name", "adam"),
+}
 """What may differ: the option, and the baseline."""
 RESAMPLES = 20_000
 
@@ -46,13 +52,21 @@ def find(root: Path, option: str) -> dict[Setting, dict[str, list[Run]]]:
         if run.evaluations:
             updates, steps = run.config["agent.update_ratio"]
             setting = run.env_id, f"{updates} update per {steps} steps" if steps > 1 else "1 update per step"
-            found.setdefault(setting, {}).setdefault(str(run.config[option]).lower(), []).append(run)
+            found.setdefault(setting, {}).setdefault(_value(run, option), []).append(run)
     if not found:
         raise RloptError(f"{root} has no run with an evaluation yet (looked for {root}/<name>/seed<seed>)")
     for arms in found.values():
         for runs in arms.values():
             runs.sort(key=lambda run: int(run.config["seed"]))
     return found
+
+
+def _value(run: Run, option: str) -> str:
+    """Return what a run has for ``option``; of an optimiser from elsewhere also whether it is cautious, which is no
+    class of its own."""
+    value = str(run.config[option]).lower().removeprefix("pytorch_optimizer:")
+    cautious = option == "agent.optimiser.name" and run.config.get("agent.optimiser.kwargs.cautious")
+    return f"cautious {value}" if cautious else value
 
 
 def seeds(runs: Sequence[Run]) -> list[int]:

@@ -57,6 +57,16 @@ def test_other_words_are_compared_with_what_is_usual(
     assert f"| {str(other).lower()} | 1 | 30 ± nan | +20 |" in capsys.readouterr().out
 
 
+def test_a_cautious_optimiser_is_another_one(
+    tmp_path: Path, make_run: Callable[..., Path], compare: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, (name, kwargs) in enumerate((("adam", {}), ("pytorch_optimizer:Lion", {"cautious": True}))):
+        agent = {"update_ratio": [1, 1], "optimiser": {"name": name, "kwargs": kwargs}}
+        make_run(f"root/{i}/seed0", {100: [10.0 + 20.0 * i]}, env="Hopper-v4", agent=agent)
+    assert compare.main(["--by", "optimiser", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]) == 0
+    assert "| cautious lion | 1 | 30 ± nan | +20 |" in capsys.readouterr().out
+
+
 def test_no_run_is_one_line(tmp_path: Path, compare: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "has no run with an evaluation yet" in capsys.readouterr().err
