@@ -7,6 +7,7 @@ other processes take of the machine meanwhile is watched, and windows that they 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.metadata
 import json
@@ -163,6 +164,33 @@ def serve_sb3_ppo(threads: int, env_id: str, seed: int, options: Mapping[str, An
     model.learn(10**9, callback=Clock())
 
 
+def serve_cleanrl_ppo(threads: int, env_id: str, seed: int, options: Mapping[str, Any]) -> None:
+    """Windows of the PPO script of a ``checkout`` of CleanRL, with the sizes of ``serve_sb3_ppo``."""
+    import torch
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+    from cleanrl_control import Done, run_script
+
+    out = channel()
+    torch.set_num_threads(threads)
+    steps, envs = options["rollout_steps"], options["num_envs"]
+    windows: list[Windows] = []
+
+    def report(tag: str, *_: Any) -> None:
+        if tag == "charts/SPS":  # behind the update from a rollout
+            if not windows:
+                windows.append(Windows(out))
+            elif not windows[0].tick(steps * envs):
+                raise Done
+
+    own = {
+        "env_id": env_id, "seed": seed, "num_envs": envs, "num_steps": steps, "update_epochs": options["epochs"],
+        "num_minibatches": steps * envs // options["batch_size"], "total_timesteps": 10**9, "cuda": False,
+    }  # fmt: skip
+    with contextlib.suppress(Done):
+        run_script(Path(options["checkout"]), own, report)
+
+
 # --- the parent's side ----------------------------------------------------------------------------------------------
 
 
@@ -174,7 +202,7 @@ class Entrant:
     """Whom it stands for; the best of its settings is compared."""
     setting: str
     library: str
-    """``rlopt``, ``stable_baselines3`` or ``sbx``."""
+    """``rlopt``, ``stable_baselines3``, ``sbx`` or ``cleanrl``."""
     threads: int
     config: Mapping[str, Any] = field(default_factory=dict)
     """rlopt's, on top of the benchmark's; a peer's, where the benchmark has any."""
@@ -459,6 +487,8 @@ def worker(spec: Mapping[str, Any]) -> None:
         serve_rlopt_ppo({**config, **own, "env": {**config["env"], **own.get("env", {})}})
     elif spec["library"] == "rlopt":
         serve_rlopt({**config, **spec["config"]}, warmup, extra)
+    elif spec["library"] == "cleanrl":
+        serve_cleanrl_ppo(int(spec["threads"]), env_id, int(spec["number"]), spec["config"])
     elif spec.get("algorithm") == "ppo":
         serve_sb3_ppo(int(spec["threads"]), env_id, int(spec["number"]), spec["config"])
     else:
