@@ -33,6 +33,7 @@ AGENTS: dict[str, Entry] = {
     "ppo": "rlopt.agents.ppo:PPO",
     "td3": "rlopt.agents.td3:TD3",
     "reinforce": "rlopt.agents.reinforce:Reinforce",
+    "gigpo": "rlopt.agents.gigpo:GiGPO",
     "value_iteration": "rlopt.agents.value_iteration:ValueIteration",
     "drpg": "rlopt.agents.drpg:DRPG",
     "drpg_deep": "rlopt.agents.drpg_deep:DeepDRPG",

@@ -6,11 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rlopt.agents.actor_critic import ActorCritic, ActorCriticConfig
+from rlopt.agents.anchors import register_anchor
 from rlopt.agents.base import Agent, AgentConfig, ReplayAgentConfig
 from rlopt.agents.replay_agent import ReplayAgent
 from rlopt.agents.temperature import Temperature, TemperatureConfig
 
 if TYPE_CHECKING:
+    from rlopt.agents.gigpo import GiGPO, GiGPOConfig
     from rlopt.agents.ppo import PPO, PPOConfig
     from rlopt.agents.sac import SAC, SACConfig
     from rlopt.agents.sac_2018 import SAC2018, SAC2018Config
@@ -28,6 +30,8 @@ __all__ = [
     "AgentConfig",
     "DiscreteSAC",
     "DiscreteSACConfig",
+    "GiGPO",
+    "GiGPOConfig",
     "PPOConfig",
     "ReplayAgent",
     "ReplayAgentConfig",
@@ -36,9 +40,11 @@ __all__ = [
     "TD3Config",
     "Temperature",
     "TemperatureConfig",
+    "register_anchor",
 ]
 
 _HOMES = {
+    "GiGPO": "gigpo", "GiGPOConfig": "gigpo",
     "PPO": "ppo", "PPOConfig": "ppo",
     "SAC": "sac", "SACConfig": "sac", "SAC2018": "sac_2018", "SAC2018Config": "sac_2018",
     "DiscreteSAC": "sac_discrete", "DiscreteSACConfig": "sac_discrete",

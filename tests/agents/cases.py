@@ -65,8 +65,8 @@ class Case(NamedTuple):
     """Options under which state and runs side by side are looked at: every branch of its update."""
     probe: Probe | None = None
     """For agents with values ``critic`` of actions: how they learn the probe problems."""
-    waits: int = 0
-    """Times that an update may wait for the device."""
+    waits: int | None = 0
+    """Times that an update may wait for the device; None where part of it is the host's work."""
     data: Callable[[Any, int, int], Any] | None = None
     """``(agent, seed, size)`` → input of its update, for an agent whose loop is not in ``DATA``."""
 
@@ -131,6 +131,19 @@ AGENTS: dict[str, Case] = {
         always={"groups": 2, "group_size": 2},
         variants=({}, {"credit": "episode", "entropy_coefficient": 0.1, "max_grad_norm": 0.3}, {"network": GRU}),
     ),
+    "gigpo": Case(
+        {"id": "FrozenLake-v1", "kwargs": {"is_slippery": False}},
+        {"network": {"hidden": []}, "groups": 2, "group_size": 4, "batch_size": 32},
+        steps=300, actions=CHOICE,
+        nets=("actor",),
+        always={"groups": 2, "group_size": 2},
+        waits=None,  # whose observations are equal is found in a dictionary
+        variants=(
+            {},
+            {"estimator": "ppo", "epochs": 2, "batch_size": 4},
+            {"kl_coefficient": 0.1, "entropy_coefficient": 0.1, "dual_clip": 3.0, "anchor_history": 1},
+        ),
+    ),
     "value_iteration": Case({"id": "FrozenLake-v1"}, {}),
     "drpg": Case(GARNET, {"tolerance": None}, steps=30),
     "robust_value_iteration": Case(GARNET, {"tolerance": None}, steps=30),
@@ -144,6 +157,7 @@ GRADIENT_LEARNERS = [name for name, case in AGENTS.items() if case.actions is no
 LEARNERS = [name for name in GRADIENT_LEARNERS if get_agent(name).loop in ("replay", "robust")]
 """Those that learn from minibatches of transitions."""
 every_agent = pytest.mark.parametrize("name", list(AGENTS))
+every_device_learner = pytest.mark.parametrize("name", [n for n in GRADIENT_LEARNERS if AGENTS[n].waits is not None])
 every_gradient_learner = pytest.mark.parametrize("name", GRADIENT_LEARNERS)
 every_learner = pytest.mark.parametrize("name", LEARNERS)
 every_learning_net = pytest.mark.parametrize(

@@ -61,10 +61,17 @@ def test_off_policy_agents(space: Any, name: str) -> None:
 ON_POLICY = [name for name in GRADIENT_LEARNERS if name not in LEARNERS]
 
 
-@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [
+        (name, memory)
+        for name in ON_POLICY
+        for memory in ("none", "gru")
+        if memory == "none" or get_agent(name).supports_memory
+    ],
+)
 @pytest.mark.parametrize("actions", [BOX, DISCRETE], ids=["box", "discrete"])
 @pytest.mark.parametrize("space", [VECTOR, DICT], ids=["vector", "dict"])
-@pytest.mark.parametrize("name", ON_POLICY)
 def test_on_policy_agents(name: str, space: Any, actions: Any, memory: str) -> None:
     network = NetworkConfig(hidden=(8,), memory=memory, norm="layer", init="orthogonal")
     agent = make_agent(name, observation_space=space, action_space=actions, network=network, entropy_coefficient=0.1)

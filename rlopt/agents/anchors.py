@@ -1,0 +1,112 @@
+"""What makes two steps of a task act in the same state, for advantages relative to it (GiGPO): keys of observations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rlopt.agents.group_advantages import anchor_groups
+from rlopt.config import hint
+from rlopt.types import Obs, RloptError
+
+AnchorKey = Callable[[Any, Mapping[str, Any], Sequence[tuple[Any, Any]]], Hashable]
+"""``(observation, info, history) -> key``: what was acted on, an array or a dict of arrays (of text environments a
+str), what the environment said beside it, and the (observation, action) pairs before it in the episode, newest last."""
+
+KEYS: dict[str, AnchorKey] = {}
+"""Registered functions by name, beside ``observation``, which is the observation itself."""
+
+
+def register_anchor(name: str, key: AnchorKey) -> None:
+    """Let ``agent.anchor=NAME`` compare steps by ``key``. A module that ``env=MODULE:…`` imports is a good place.
+
+    Raises:
+        RloptError: the name is taken.
+    """
+    if name == "observation" or KEYS.get(name, key) is not key:
+        raise RloptError(f"an anchor called {name!r} exists already; choose another name")
+    KEYS[name] = key
+
+
+def anchor_key(name: str) -> AnchorKey | None:
+    """Return the function registered as ``name``; None for ``observation``.
+
+    Raises:
+        RloptError: there is none.
+    """
+    if name == "observation":
+        return None
+    if name not in KEYS:
+        raise RloptError(
+            f"agent.anchor={name} is unknown; {hint(name, ['observation', *KEYS])} (or add it by "
+            "rlopt.agents.register_anchor)"
+        )
+    return KEYS[name]
+
+
+def tensor_anchors(
+    obs: Obs,
+    action: Tensor,
+    episode: Tensor,
+    group: Tensor,
+    key: AnchorKey | None = None,
+    digits: int | None = None,
+    history: int = 0,
+    nested: int = 0,
+) -> tuple[Tensor, ...]:
+    """Return the anchor groups (M,) of M steps in the order of time, and ``nested`` finer levels behind them.
+
+    Args:
+        obs: (M, …) what was acted on.
+        action: (M, …).
+        episode: (M,) whose step it is.
+        group: (M,) of which task.
+        key: a registered function (None: the observation itself, every bit of it).
+        digits: decimals to which floating observations are rounded first, since those of continuous states never
+            repeat.
+        history: so many earlier observations of the episode must agree as well.
+    """
+    leaves = obs if isinstance(obs, dict) else {"": obs}
+    arrays = {name: _rounded(leaf.detach().cpu().numpy(), digits) for name, leaf in leaves.items()}
+    episodes = episode.tolist()
+    if key is None:
+        rows = [np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8).reshape(len(x), -1) for x in arrays.values()]
+        joint = np.concatenate(rows, 1) if len(rows) > 1 else rows[0]
+        keys: list[Hashable] = [row.tobytes() for row in joint]
+    else:
+        keys = []
+        before: dict[int, list[tuple[Any, Any]]] = {}
+        actions = action.cpu().numpy()
+        for at, i in enumerate(episodes):
+            seen = arrays[""][at] if "" in arrays else {name: x[at] for name, x in arrays.items()}
+            past = before.setdefault(i, [])
+            keys.append(key(seen, {}, tuple(past)))
+            past.append((seen, actions[at]))
+    return nested_anchors(keys, episodes, group, history, nested)
+
+
+def nested_anchors(
+    keys: Sequence[Hashable], episodes: Sequence[int], group: Tensor, history: int = 0, nested: int = 0
+) -> tuple[Tensor, ...]:
+    """Return anchor groups (M,) of steps whose ``keys``, and the ``history`` before them, agree; behind them those that
+    also agree in 1 … ``nested`` further ones. An episode that has not so many has begun: that must agree too."""
+    past: dict[int, list[int]] = {}
+    numbers: dict[Hashable, int] = {}
+    own = [numbers.setdefault(key, len(numbers)) for key in keys]
+    levels: list[list[Hashable]] = [[] for _ in range(nested + 1)]
+    for number, i in zip(own, episodes, strict=True):
+        line = past.setdefault(i, [])
+        line.append(number)
+        for extra, level in enumerate(levels):
+            level.append(tuple(line[-1 - history - extra :]))
+    return tuple(anchor_groups(level, group) for level in levels)
+
+
+def _rounded(x: np.ndarray[Any, Any], digits: int | None) -> np.ndarray[Any, Any]:
+    if not np.issubdtype(x.dtype, np.floating):
+        return x
+    rounded: np.ndarray[Any, Any] = (x if digits is None else x.round(digits)) + x.dtype.type(0.0)  # -0 is 0
+    return rounded
