@@ -100,6 +100,7 @@ CASES = {
     "reinforce": f"{REINFORCE} env=CartPole-v1",
     "reinforce-box": f"{REINFORCE} env=Pendulum-v1 agent.horizon=40 agent.entropy_coefficient=0.01",
     "reinforce-whole-episodes": f"{REINFORCE} env=CartPole-v1 agent.credit=episode agent.max_grad_norm=0.5",
+    "gigpo": "agent=gigpo agent.network.hidden=[] agent.groups=2 agent.group_size=4 agent.batch_size=16 env=FrozenLake-v1",
     "drpg-deep": f"agent=drpg_deep env=Pendulum-v1 {DEEP} {SEARCH} {BOX}",
     "drpg-deep-uniform": f"agent=drpg_deep env=Pendulum-v1 {DEEP} {BOX} agent.adversary=uniform",
     "drpg-deep-nominal": f"agent=drpg_deep env=Pendulum-v1 {DEEP} {BOX} agent.adversary=nominal",
