@@ -47,6 +47,7 @@ SCREEN = (
 )
 PPO = f"agent=ppo {ACT} agent.network.hidden=[16] agent.rollout_steps=32 agent.batch_size=16 agent.epochs=2"
 REINFORCE = f"agent=reinforce {ACT} agent.network.hidden=[16] agent.groups=2 agent.group_size=2"
+GIGPO = "agent=gigpo agent.network.hidden=[] agent.groups=2 agent.group_size=4 agent.batch_size=16"
 DEEP = f"{SMALL} num_envs=4 env.backend=torch agent.adversary_every=60 agent.bag=3"
 SEARCH = "agent.search={candidates:5,episodes:2,rounds:2}"
 BOX = "agent.box={m:[0.5,1.5],l:[0.5,1.5]}"
@@ -100,7 +101,7 @@ CASES = {
     "reinforce": f"{REINFORCE} env=CartPole-v1",
     "reinforce-box": f"{REINFORCE} env=Pendulum-v1 agent.horizon=40 agent.entropy_coefficient=0.01",
     "reinforce-whole-episodes": f"{REINFORCE} env=CartPole-v1 agent.credit=episode agent.max_grad_norm=0.5",
-    "gigpo": "agent=gigpo agent.network.hidden=[] agent.groups=2 agent.group_size=4 agent.batch_size=16 env=FrozenLake-v1",
+    "gigpo": f"{GIGPO} env=FrozenLake-v1",
     "drpg-deep": f"agent=drpg_deep env=Pendulum-v1 {DEEP} {SEARCH} {BOX}",
     "drpg-deep-uniform": f"agent=drpg_deep env=Pendulum-v1 {DEEP} {BOX} agent.adversary=uniform",
     "drpg-deep-nominal": f"agent=drpg_deep env=Pendulum-v1 {DEEP} {BOX} agent.adversary=nominal",
