@@ -51,8 +51,8 @@ class LearnerConfig(AgentConfig):
     """What every agent that learns from an environment's rewards has."""
 
     reward: str = option(
-        "raw",
-        "what learning makes of each single reward: raw, its sign, clip to [-1, 1]",
+        "auto",
+        "what learning makes of each single reward: raw, its sign, clip to [-1, 1]; auto: as env.protocol, else raw",
         choices=tuple(REWARD_TRANSFORMS),
     )
 

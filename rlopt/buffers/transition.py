@@ -86,11 +86,13 @@ class Batch(NamedTuple):
 
 
 REWARD_TRANSFORMS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "auto": None,
     "raw": None,
     "sign": torch.sign,
     "clip": lambda reward: reward.clamp(-1.0, 1.0),
 }
-"""What learning may make of each single reward, by the words of ``agent.reward``. On Atari, DQN learns from signs (Mnih
+"""What learning may make of each single reward, by the words of ``agent.reward``, where a run has decided ``auto`` and
+what is made by hand takes rewards as they are. On Atari, DQN learns from signs (Mnih
 et al. 2015, Methods)."""
 
 

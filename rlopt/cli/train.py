@@ -78,13 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
     return _ended(result, config)
 
 
-_SHOWN = ("buffers.replay", "loops.replay", "loops.solver", "fast.sac", "envs.warp")
+_SHOWN = ("buffers.replay", "loops.base", "loops.replay", "loops.solver", "fast.sac", "envs.atari.env", "envs.warp")
 
 
 @contextlib.contextmanager
 def _told(display: Display) -> Iterator[None]:
-    """Show what is logged before long work: the planned size of the replay buffer, why updates are not captured, and
-    what is compiled, which is known at the first update only."""
+    """Show what is logged before long work: a game's protocol, the planned size of the replay buffer, why updates are
+    not captured, and what is compiled, which is known at the first update only."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -17,7 +17,7 @@ from rlopt.random import derive_seed
 from rlopt.types import EnvSpec, Obs, RloptError, Step
 
 Env = gymnasium.Env[Any, Any]
-_TERMINATED, _TRUNCATED, ENDED, VALID = range(4)
+TERMINATED, TRUNCATED, ENDED, VALID = range(4)
 
 
 class Options(TypedDict, total=False):

@@ -83,7 +83,7 @@ def find_spec(env_id: str) -> GymSpec:
             raise RloptError(f"env={env_id}: importing {module} fails: {_said(e)}") from e
         if (own := class_spec(env_id)) is not None:
             return own
-    if name.startswith("ALE/"):
+    if name.startswith("ALE/") or "NoFrameskip-v" in name:
         try:
             _register_atari()
         except ModuleNotFoundError as e:
@@ -284,7 +284,9 @@ class EnvRequest:
     timeout: float
     """Seconds that one step of a worker may take."""
     evaluation: bool = False
-    """Whether it is for evaluations, where a backend's protocol may differ (lost lives, clipped rewards)."""
+    """Whether it is for evaluations, which a backend may run otherwise than training (lost lives)."""
+    protocol: str | None = None
+    """How a game is played and paid for, of a backend with ``Backend.protocols``; None for what the id says."""
 
     @property
     def common(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from gymnasium import VectorizeMode
 
 from rlopt.config import hint
+from rlopt.envs import atari
 from rlopt.envs.adapter import VectorAdapter
 from rlopt.envs.factory import EnvFactory, EnvRequest, Wrapper, find_spec, with_facts
 from rlopt.envs.sync import SyncVectorEnv
@@ -34,6 +35,8 @@ class Backend:
     """Whether its rows are one computation, which costs about the same for few rows as for many."""
     has_parameters: bool = False
     """Whether its environments may have simulator parameters (``set_parameters``)."""
+    protocols: tuple[str, ...] = ()
+    """Words of ``env.protocol``, where what it runs is played in more ways than one."""
 
 
 def _sync(request: EnvRequest) -> VectorEnv:
@@ -55,8 +58,7 @@ def _vector(request: EnvRequest) -> VectorEnv:
     if spec.namespace == "ALE":
         raise RloptError(
             f"env={request.id} with env.backend=vector is another task: it clips rewards, shows four grey frames of "
-            "84 x 84 and begins with no-ops; use env.backend=sync, with AtariPreprocessing and FrameStackObservation "
-            "as env.wrappers"
+            "84 x 84 and begins with no-ops; use env.protocol=dopamine or classic (env.backend=atari)"
         )
     kwargs = dict(request.factory.kwargs)
     try:
@@ -75,6 +77,7 @@ _BACKENDS: dict[str, Backend] = {
     "vector": Backend(_vector),
     "native": Backend("rlopt.envs.native:build", batched=True, has_parameters=True),
     "envpool": Backend("rlopt.envs.envpool:build"),
+    "atari": Backend("rlopt.envs.atari:build", protocols=tuple(atari.PROTOCOLS)),
     "torch": Backend("rlopt.envs.torch_backend:build", steps_on_cpu=False, batched=True, has_parameters=True),
     "warp": Backend("rlopt.envs.warp:build", steps_on_cpu=False, batched=True),
 }
@@ -122,8 +125,8 @@ def resolve_backend(
     wrappers: Sequence[Wrapper] = (),
     facts: Sequence[str] = (),
 ) -> str:
-    """Return the backend that ``make_env`` uses: ``auto`` is ``torch`` for a ``TorchEnv`` of the user's, ``native``
-    where that is exact, else ``sync``.
+    """Return the backend that ``make_env`` uses: ``auto`` is ``torch`` for a ``TorchEnv`` of the user's, ``atari`` for
+    a game that is not wrapped, ``native`` where that is exact, else ``sync``.
 
     A saved environment continues only with the backend that saved it, so a run writes down this name, not ``auto``.
 
@@ -136,6 +139,8 @@ def resolve_backend(
         spec = find_spec(id)
         if own_class(spec) is not None:
             return "torch"
+        if atari.refusal(spec, kwargs or {}, bool(wrappers), bool(facts)) is None:
+            return "atari"
         return "sync" if refusal(EnvFactory(spec, dict(kwargs or {}), tuple(wrappers), tuple(facts))) else "native"
     find_backend(backend)
     return backend
@@ -155,6 +160,7 @@ def make_env(
     timeout: float = 60.0,
     stream: str = "env",
     evaluation: bool = False,
+    protocol: str | None = None,
 ) -> VectorEnv:
     """N copies of the environment ``id`` behind the one contract (``rlopt.envs.vector.VectorEnv``).
 
@@ -163,10 +169,11 @@ def make_env(
             ``module:Class`` where that is a ``TorchEnv``.
         num_envs: N.
         seed: the run's seed; slot i's first reset uses ``derive_seed(seed, stream, i)``.
-        backend: ``auto`` (``torch`` for a ``TorchEnv``, ``native`` where that equals Gymnasium exactly, else ``sync``),
-            ``sync`` or ``gymnasium`` (Gymnasium's environments in this process), ``async`` (worker processes, replaced
-            when they die or stall), ``vector`` (the environment's own vector version), ``native`` (Gymnasium's MuJoCo
-            tasks on MuJoCo's thread pool), ``envpool``, ``torch`` and ``warp`` (on the device), or a registered name.
+        backend: ``auto`` (``torch`` for a ``TorchEnv``, ``atari`` for a game that is not wrapped, ``native`` where that
+            equals Gymnasium exactly, else ``sync``), ``sync`` or ``gymnasium`` (Gymnasium's environments in this
+            process), ``async`` (worker processes, replaced when they die or stall), ``vector`` (the environment's own
+            vector version), ``native`` (Gymnasium's MuJoCo tasks on MuJoCo's thread pool), ``atari`` (ale-py's vector
+            environment), ``envpool``, ``torch`` and ``warp`` (on the device), or a registered name.
         device: where the tensors that it returns live; ``auto`` is CUDA where there is one.
         autoreset: whether ended rows are reset inside ``step`` (training) or wait for ``reset`` (evaluation).
         kwargs: keywords of the environment's constructor, or of ``gymnasium.make`` (``max_episode_steps``,
@@ -177,7 +184,8 @@ def make_env(
             environment declares itself, in ``metadata["facts"]``.
         timeout: seconds that one step of a worker may take (``async``).
         stream: the name of the random stream; evaluation uses its own.
-        evaluation: whether it is for evaluations, which a backend may run by another protocol than training.
+        evaluation: whether it is for evaluations, which a backend may run otherwise than training (lost lives).
+        protocol: of Atari games, ``classic`` or ``dopamine``; by default as the id registers (``rlopt.envs.atari``).
 
     Time limits stay, and truncation stays apart from termination. An environment whose ``state_dict()`` is None
     cannot be saved: at resume it is reset with a fresh derived seed, its partial episode is dropped, n-step windows
@@ -191,8 +199,12 @@ def make_env(
         raise RloptError(f"num_envs={num_envs} must be at least 1")
     chosen = resolve_backend(id, backend, kwargs=kwargs, wrappers=wrappers, facts=facts)
     factory = EnvFactory(find_spec(id), dict(kwargs or {}), tuple(wrappers), tuple(facts))
-    request = EnvRequest(id, factory, num_envs, seed, stream, resolve_device(device), autoreset, timeout, evaluation)
-    build = find_backend(chosen).build
+    home, found = resolve_device(device), find_backend(chosen)
+    if protocol is not None and not found.protocols:
+        why = atari.refusal(factory.spec, factory.kwargs, bool(wrappers), bool(facts))
+        raise RloptError(f"env.protocol={protocol}: {why or f'backend={chosen} has no protocols; use backend=atari'}")
+    request = EnvRequest(id, factory, num_envs, seed, stream, home, autoreset, timeout, evaluation, protocol)
+    build = found.build
     if isinstance(build, str):
         module, _, function = build.partition(":")
         build = getattr(importlib.import_module(module), function)

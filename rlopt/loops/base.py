@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -12,13 +13,16 @@ from torch import Tensor
 from rlopt.agents.base import Agent
 from rlopt.config import changed, default_of
 from rlopt.envs import Normalizer, VectorEnv
-from rlopt.envs.make import resolve_backend
+from rlopt.envs.atari import Protocol, protocol_of
+from rlopt.envs.factory import find_spec
+from rlopt.envs.make import find_backend, resolve_backend
 from rlopt.loops.configuration import TrainConfig, schedule_end
 from rlopt.loops.evaluation import Evaluator
 from rlopt.policy import Policy
 from rlopt.state import RowLog
 from rlopt.types import Episode, Obs, RloptError, State
 
+log = logging.getLogger(__name__)
 MODES = ("num_envs", "num_runs", "overlap", "precision", "update_mode", "buffer")
 """Top-level options that not every loop has."""
 
@@ -87,16 +91,34 @@ class Loop(ABC):
 
     @classmethod
     def resolve(cls, config: TrainConfig) -> TrainConfig:
-        """Return ``config`` with what it leaves open decided: the environment's backend, the length of a schedule."""
-        e, end = config.env, schedule_end(config)
+        """Return ``config`` with what it leaves open decided: the environment's backend and protocol, what is made of
+        rewards, the length of a schedule."""
+        e = config.env
         found = {
             resolve_backend(each.id, e.backend, kwargs=each.kwargs, wrappers=each.wrappers, facts=each.facts)
             for each in (e, e.for_evaluation())
         }
         config = replace(config, env=replace(e, backend=found.pop() if len(found) == 1 else "sync"))
+        protocol = None
+        if find_backend(config.env.backend).protocols:
+            protocol = protocol_of(find_spec(e.id), e.protocol)
+            if e.protocol is None:
+                log.info("%s is played by env.protocol=%s: %s", e.id, protocol.name, protocol.says)
+            config = replace(config, env=replace(config.env, protocol=protocol.name))
+        decided = cls.decide(config, protocol)
+        return replace(config, agent=changed(config.agent, **decided)) if decided else config
+
+    @classmethod
+    def decide(cls, config: TrainConfig, protocol: Protocol | None) -> dict[str, Any]:
+        """Return those of the agent's options that ``config`` leaves open and a loop decides, for an environment that
+        is played by ``protocol``."""
+        decided: dict[str, Any] = {}
+        if getattr(config.agent, "reward", None) == "auto":
+            decided["reward"] = "raw" if protocol is None else protocol.reward
+        end = schedule_end(config)
         if end is not None and getattr(config.agent, "schedule_steps", end) is None:
-            config = replace(config, agent=changed(config.agent, schedule_steps=end))
-        return config
+            decided["schedule_steps"] = end
+        return decided
 
     @abstractmethod
     def advance(self) -> Progress:

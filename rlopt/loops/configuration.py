@@ -15,6 +15,7 @@ from rlopt.agents.base import AgentConfig
 from rlopt.buffers.samplers.base import Sampler
 from rlopt.buffers.samplers.sequence import SequenceConfig
 from rlopt.config import build, call_options, checked, join, option_names, over, refuse, with_arguments
+from rlopt.envs.atari import PROTOCOLS
 from rlopt.envs.factory import find_spec
 from rlopt.nn import PRECISIONS
 from rlopt.registry import agent_names, agent_presets, get_agent, get_sampler, sampler_names
@@ -32,7 +33,12 @@ class EnvConfig:
     """The environment, as ``rlopt.envs.make_env`` takes it."""
 
     id: str = option("Pendulum-v1", "a registered id, ALE/Name-v5, or module:Name-v0")
-    backend: str = option("auto", "how copies are run: auto, native, sync, async, vector, envpool, torch, warp")
+    backend: str = option("auto", "how copies are run: auto, native, sync, async, vector, envpool, atari, torch, warp")
+    protocol: str | None = option(
+        None,
+        "how an Atari game is played and paid for: classic, dopamine (null: dopamine, but classic for …NoFrameskip-v4)",
+        choices=tuple(PROTOCOLS),
+    )
     kwargs: dict[str, Any] = option(dict, "keyword arguments of the environment")
     wrappers: tuple[Wrapper, ...] = option(
         (), "Gymnasium wrappers, innermost first: Name, module:Name, {class, kwargs}"
@@ -73,7 +79,7 @@ class BufferConfig(SequenceConfig):
     device: str = option("auto", "where the data lies: auto (the agent's device), cpu, cuda, disk (a mapped file)")
     folder: str | None = option(None, "where device=disk makes its file (null: the current directory)")
     frame_stack: int | None = option(
-        None, "frames stacked in each uint8 image, to store every frame once (null: images as they come)", low=1
+        None, "frames stacked in each uint8 image, to store every frame once (null: as the environment says)", low=1
     )
 
     @property

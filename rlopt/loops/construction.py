@@ -31,6 +31,7 @@ def environment(
         timeout=e.timeout,
         stream=stream,
         evaluation=evaluation,
+        protocol=e.protocol,
     )
 
 
@@ -61,7 +62,7 @@ def one_environment(config: TrainConfig) -> Env:
 def normalizer(config: TrainConfig, env: VectorEnv, gamma: float, device: torch.device) -> Normalizer | None:
     """Return new statistics of what the configuration normalises; None where that is nothing."""
     e, word = config.env, getattr(config.agent, "reward", "raw")
-    if e.normalize_reward and word != "raw":
+    if e.normalize_reward and word not in ("auto", "raw"):
         raise RloptError(f"agent.reward={word} and env.normalize_reward both change what is learnt from; choose one")
     if not (e.normalize_obs or e.normalize_reward):
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from time import perf_counter
 from typing import Any, Self
 
@@ -13,8 +12,8 @@ import torch
 from rlopt.agents.base import Agent, ReplayAgentConfig
 from rlopt.buffers import ReplayBuffer, Sampler
 from rlopt.buffers.samplers.per_run import RunSamplers
-from rlopt.config import changed
 from rlopt.envs import Normalizer, VectorEnv
+from rlopt.envs.atari import Protocol
 from rlopt.envs.make import stepping_device
 from rlopt.loops import construction
 from rlopt.loops.base import Progress
@@ -97,16 +96,15 @@ class ReplayLoop(SteppingLoop):
             raise
 
     @classmethod
-    def resolve(cls, config: TrainConfig) -> TrainConfig:
-        """Return ``config`` with what any loop decides, and the critics' loss."""
-        config = super().resolve(config)
+    def decide(cls, config: TrainConfig, protocol: Protocol | None) -> dict[str, Any]:
+        """Return what any loop decides, and the critics' loss."""
+        decided = super().decide(config, protocol)
         assert isinstance(config.agent, ReplayAgentConfig)
-        if config.agent.td_loss != "auto":
-            return config
-        found = {"td_loss": getattr(get_sampler(config.buffer.name), "td_loss", "squared")}
-        if found["td_loss"] == "huber":
-            found["td_threshold"] = getattr(config.buffer, "floor", 1.0)
-        return replace(config, agent=changed(config.agent, **found))
+        if config.agent.td_loss == "auto":
+            decided["td_loss"] = getattr(get_sampler(config.buffer.name), "td_loss", "squared")
+            if decided["td_loss"] == "huber":
+                decided["td_threshold"] = getattr(config.buffer, "floor", 1.0)
+        return decided
 
     def advance(self) -> Progress:
         begin = perf_counter()
@@ -241,7 +239,7 @@ def _buffer(config: TrainConfig, options: ReplayAgentConfig, agent: Agent, env: 
         extra_fields=agent.extra_fields,
         device=place,
         seed=config.seed,
-        frame_stack=b.frame_stack,
+        frame_stack=spec.frame_stack if b.frame_stack is None else b.frame_stack,
         folder=b.folder,
         batch_device=agent.device,
         reward_transform=options.reward,

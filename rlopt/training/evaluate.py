@@ -183,7 +183,7 @@ def evaluate_path(
         made = make_env(
             env.id, n, seed=seed, backend=backend, device=stepping_device(backend, policy.device), autoreset=False,
             kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts, timeout=env.timeout,
-            stream="evaluation", evaluation=True,
+            stream="evaluation", evaluation=True, protocol=env.protocol,
         )  # fmt: skip
         try:
             check_spaces(policy.spec, made.spec)

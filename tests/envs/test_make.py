@@ -34,7 +34,7 @@ from rlopt.types import RloptError
         ({"id": "Pendulum-v1", "wrappers": [{"class": "TimeLimit", "kwargs": 5}]}, "kwargs of TimeLimit must be a map"),
         ({"id": "HalfCheetah-v3"}, "env=HalfCheetah-v3 cannot be built: "),
         ({"id": "Pendulum-v1", "backend": "asink"}, "backend='asink' is unknown; did you mean async?"),
-        ({"id": "Pendulum-v1", "backend": "xyz"}, "backend='xyz' is unknown; choose from async, auto, envpool, "),
+        ({"id": "Pendulum-v1", "backend": "xyz"}, "backend='xyz' is unknown; choose from async, atari, auto, "),
         ({"id": "Pendulum-v1", "num_envs": 0}, "num_envs=0 must be at least 1"),
         ({"id": "Pendulum-v1", "backend": "async", "timeout": 0.0}, "timeout=0.0 must be above 0"),
         ({"id": "Pendulum-v1", "kwargs": {"gravity": 1}}, "cannot be built with env.kwargs={'gravity': 1}"),

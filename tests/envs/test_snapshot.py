@@ -125,7 +125,7 @@ def test_atari_with_preprocessing_and_stacked_frames() -> None:
 
 def test_atari_goes_on_bit_for_bit_with_sticky_actions() -> None:
     pytest.importorskip("ale_py")
-    _check_continues(lambda seed: make_env("ALE/Pong-v5", seed=seed, kwargs={"max_episode_steps": 30}))
+    _check_continues(lambda seed: make_env("ALE/Pong-v5", seed=seed, backend="sync", kwargs={"max_episode_steps": 30}))
 
 
 def test_wrappers_with_state_come_along() -> None:

@@ -51,7 +51,7 @@ def test_an_options_way_to_the_optimiser_goes_through_four_functions(monkeypatch
     assert readers == []
     config = resolve_config(config)
     loop = make_loop(config)
-    assert readers == ["rlopt.loops.replay:ReplayLoop.resolve", "rlopt.agents.actor_critic:ActorCritic.build_critic"]
+    assert readers == ["rlopt.loops.base:Loop.resolve", "rlopt.agents.actor_critic:ActorCritic.build_critic"]
     assert (
         loop.agent.config is config.agent
         and resolve_config(config) == config

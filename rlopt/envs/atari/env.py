@@ -1,0 +1,361 @@
+"""N copies of an Atari game on ale-py's vector environment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium import spaces
+from torch import Tensor
+
+from rlopt.envs.arrays import Array
+from rlopt.envs.atari.protocols import OPTIONS, Protocol
+from rlopt.envs.atari.scores import human_normalised
+from rlopt.envs.base import (
+    ENDED,
+    TERMINATED,
+    TRUNCATED,
+    VALID,
+    BaseVectorEnv,
+    Options,
+    StepBuilder,
+    one_stream,
+    ordinary_flags,
+    rows_of,
+)
+from rlopt.envs.native.physics import pool_size
+from rlopt.envs.spaces import ActionCodec
+from rlopt.random import derive_seed
+from rlopt.types import EnvSpec, Obs, RloptError, State, Step
+
+log = logging.getLogger(__name__)
+
+NOOP, FIRE, AFTER_FIRE = 0, 1, 2
+FACT = "human_normalised"
+
+
+class AtariGames(BaseVectorEnv):
+    """N copies of an Atari game under a protocol, behind the contract of ``rlopt.envs.vector.VectorEnv``.
+
+    Observations are uint8 (N, stack, 84, 84), the newest frame last; rewards are those of the game. A step whose action
+    the protocol chooses (see ``Protocol.lives``) is a surplus row; what it should earn is added to the next transition,
+    so that returns are true scores. Where a game ends within such steps, its episode is lost. Evaluation plays the
+    same way, but only the end of the game is an end. ``Step.obs`` and ``Step.next_obs`` are one tensor where no row
+    begins anew: treat both as read-only.
+
+    The vector environment cannot be saved. But from a seed on, a row is its actions: its state is the seed, the actions
+    since, and what stands here, and ``load_state_dict`` plays them again before the next step. So that these are not
+    too many, a row gets its next seed after ``reseed_after`` steps, where a game ends; loading a seed costs about 200
+    steps.
+
+    Args:
+        game: ale-py's name of the game (``ms_pacman``).
+        num_envs: N.
+        protocol: how it is played.
+        evaluation: whether it is for evaluations.
+        threads: at most so many; by default torch's number. Never more than rows or than cores.
+        reseed_after: see above; None for 160,000 / N, at least 5,000 and at most 20,000.
+        numbers: single numbers of the protocol that are changed, see ``OPTIONS``.
+        options: see ``Options``.
+
+    Raises:
+        RloptError: a number of the wrong kind or out of range.
+    """
+
+    def __init__(
+        self,
+        game: str,
+        num_envs: int,
+        protocol: Protocol,
+        *,
+        evaluation: bool = False,
+        threads: int | None = None,
+        reseed_after: int | None = None,
+        full_action_space: bool = False,
+        repeat_action_probability: float | None = None,
+        noop_max: int | None = None,
+        max_num_frames_per_episode: int = 108_000,
+        max_episode_steps: int | None = None,
+        frameskip: int = 4,
+        stack_num: int = 4,
+        img_height: int = 84,
+        img_width: int = 84,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(num_envs, **options)
+        sticky = protocol.sticky if repeat_action_probability is None else repeat_action_probability
+        noops = protocol.noops if noop_max is None else noop_max
+        _check(
+            full_action_space=full_action_space,
+            repeat_action_probability=sticky,
+            noop_max=noops,
+            max_num_frames_per_episode=max_num_frames_per_episode,
+            max_episode_steps=1 if max_episode_steps is None else max_episode_steps,
+            frameskip=frameskip,
+            stack_num=stack_num,
+            img_height=img_height,
+            img_width=img_width,
+        )
+        frames = max_num_frames_per_episode if max_episode_steps is None else max_episode_steps * frameskip
+        self.game, self.protocol, self._evaluation = game, protocol, evaluation
+        # The emulator's options for lives, FIRE, clipping and stacks are other ones than the protocols': its
+        # ``episodic_life`` begins a whole new game, ``life_loss_info`` never presses FIRE, ``reward_clipping`` hides
+        # scores, and its stacks go on over a lost life. All of it is done here, from the lives that it reports.
+        self._env = AtariVectorEnv(
+            game,
+            num_envs,
+            num_threads=pool_size(num_envs, threads),
+            max_num_frames_per_episode=frames,
+            repeat_action_probability=sticky,
+            full_action_space=full_action_space,
+            autoreset_mode="SameStep",
+            img_height=img_height,
+            img_width=img_width,
+            stack_num=1,
+            frameskip=frameskip,
+            noop_max=noops + 1,  # it draws from 0 to one less
+            episodic_life=False,
+            life_loss_info=False,
+            reward_clipping=False,
+            use_fire_reset=False,
+        )
+        names = [action.name for action in self._env.ale.get_action_set()]
+        opening = protocol.lives and len(names) > AFTER_FIRE and names[FIRE] == "FIRE"
+        self._opening = [FIRE, AFTER_FIRE] if opening else []
+        self._count = len(names)
+        self._actions = ActionCodec(spaces.Discrete(self._count))
+        self.spec = EnvSpec(
+            self._env_id or game,
+            spaces.Box(0, 255, (stack_num, img_height, img_width), np.uint8),
+            self._actions.space,
+            episode_limit=max(1, frames // frameskip),
+            frame_stack=stack_num,
+            facts=(FACT,) if human_normalised(game, 0.0) is not None else (),
+        )
+        n = num_envs
+        self._stack = np.zeros((n, stack_num, img_height, img_width), np.uint8)
+        self._frame = np.zeros((n, img_height, img_width), np.uint8)
+        self._lives = np.zeros(n, np.int32)
+        self._score = np.zeros(n)
+        self._owed = np.zeros(n, np.float32)
+        """Rewards of hidden steps, which the next transition brings."""
+        self._idle = np.zeros(n, np.bool_)
+        """Rows that wait for their reset."""
+        self._hidden: list[list[int]] = [[] for _ in range(n)]
+        """Actions that are the protocol's, next first."""
+        self._seeds = [0] * n
+        self._played = [bytearray() for _ in range(n)]
+        """Actions since the seed."""
+        self._reseed_after = min(20_000, max(5_000, 160_000 // n)) if reseed_after is None else reseed_after
+        self._behind = False
+        """Whether the emulators are still to be brought to where the rest stands."""
+        self._steps = StepBuilder(self.spec, n, self.device)
+
+    def _begin(
+        self,
+        seeds: Sequence[int] | None,
+        mask: Tensor | None,
+        options: dict[str, Any] | None,
+        noise_seeds: Sequence[int] | None,
+    ) -> Obs:
+        if noise_seeds is not None:
+            raise one_stream(self.spec.id)
+        if options:
+            raise RloptError(f"{self.spec.id} on backend=atari takes no options in reset, but got {sorted(options)}")
+        rows = rows_of(mask, self.num_envs)
+        if len(rows) < self.num_envs:
+            self._catch_up()
+        self._behind = False
+        if rows:
+            self._seed(rows, [self._next_seed(i) if seeds is None else int(seeds[i]) % 2**31 for i in rows])
+            for i in rows:
+                self._open(i, list(self._opening))
+                self._idle[i] = False
+        return self._tensor()
+
+    def _next_seed(self, row: int) -> int:
+        return derive_seed(self._seeds[row], "next")
+
+    def _seed(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
+        """Begin games in ``rows`` from seeds; nothing of what was played before remains."""
+        chosen = np.zeros(self.num_envs, np.bool_)
+        chosen[rows] = True
+        every = bool(chosen.all())  # the first reset must be of all rows
+        frames, info = self._env.reset(seed=np.array(seeds), options=None if every else {"reset_mask": chosen})
+        self._frame = frames[:, 0]
+        self._lives = info["lives"]
+        for row, seed in zip(rows, seeds, strict=True):
+            self._seeds[row], self._played[row] = seed, bytearray()
+
+    def _open(self, row: int, hidden: list[int]) -> None:
+        """Stand at the first frame of a game, with hidden steps to come."""
+        self._refill(row, self.protocol.padding)
+        self._hidden[row], self._score[row], self._owed[row] = hidden, 0.0, 0.0
+
+    def _refill(self, row: int, padding: str) -> None:
+        self._stack[row, :-1] = self._frame[row] if padding == "repeat" else 0
+        self._stack[row, -1] = self._frame[row]
+
+    def _tensor(self) -> Tensor:
+        tensor = torch.from_numpy(self._stack.copy())
+        return tensor if self._away is None else tensor.to(self._away)
+
+    def step(self, action: Tensor) -> Step:
+        """Step all rows; see ``VectorEnv.step``.
+
+        Raises:
+            RloptError: an action that the game does not have, or a call before the first reset.
+        """
+        if not self._started:
+            raise self._not_begun()
+        if self._behind:
+            self._catch_up()
+        acts = self._actions.batch(action, self.num_envs)
+        if acts.min() < 0 or acts.max() >= self._count:  # the emulator's threads would wait for ever
+            raise RloptError(f"{self.spec.id} has the actions 0 to {self._count - 1}, not {acts.tolist()}")
+        hidden = np.array([bool(queue) for queue in self._hidden])
+        live = ~(hidden | self._idle)
+        ordinary = bool(live.all())
+        if not ordinary:
+            acts[self._idle] = NOOP
+            for i in np.flatnonzero(hidden & ~self._idle):
+                acts[i] = self._hidden[i].pop(0)
+        before = self._stack[self._idle]
+        frames, paid, over, cut, info = self._env.step(acts)
+        for played, act in zip(self._played, acts.tolist(), strict=True):
+            played.append(act)
+        done = over | cut
+        lives, was = info["lives"], self._lives
+        self._lives, self._frame = lives, frames[:, 0]
+        reward = paid.astype(np.float32)
+        self._score += reward
+        stack = self._stack
+        stack[:, :-1] = stack[:, 1:]
+        stack[:, -1] = self._frame
+        ended = bool(done.any())
+        if ended:  # the row already shows the next game
+            stack[done, -1] = info["final_obs"][done, 0]
+        lost = (lives < was) & (lives > 0) & ~done if self.protocol.lives else None
+        if ordinary and not ended and (lost is None or not lost.any()):
+            seen = self._tensor()
+            return self._steps.build(seen, seen, reward, None)
+        stack[self._idle] = before
+        return self._eventful(reward, over, cut, np.zeros_like(done) if lost is None else lost, live, hidden)
+
+    def _eventful(self, reward: Array, over: Array, cut: Array, lost: Array, live: Array, hidden: Array) -> Step:
+        """Return the step in which something else happens than transitions, and let rows begin anew."""
+        done, idle = over | cut, self._idle
+        hidden = hidden & ~idle
+        self._owed[hidden] += reward[hidden]
+        reward[~live] = 0.0
+        reward[live] += self._owed[live]
+        self._owed[live] = 0.0
+        flags = ordinary_flags(self.num_envs)
+        flags[TERMINATED] = over & live if self._evaluation else (over | lost) & live
+        flags[TRUNCATED] = cut & live
+        flags[ENDED] = done & ~idle
+        flags[VALID] = live
+        facts = None
+        if self.spec.facts and flags[ENDED].any():
+            facts = np.array([[human_normalised(self.game, s)] for s in self._score], np.float32)
+        next_obs = self._tensor()
+        begins = flags[ENDED] if self.autoreset else flags[ENDED] & hidden  # a lost episode begins anew at once
+        old = [i for i in np.flatnonzero(begins).tolist() if len(self._played[i]) >= self._reseed_after]
+        if old:
+            self._seed(old, [self._next_seed(i) for i in old])
+        for i in np.flatnonzero(begins).tolist():
+            self._open(i, self._hidden[i] if hidden[i] else list(self._opening))
+        for i in np.flatnonzero((lost | hidden) & ~done & ~idle).tolist():
+            self._refill(i, self.protocol.padding)
+            if lost[i]:
+                self._hidden[i] = [NOOP, *(self._hidden[i] if hidden[i] else self._opening)]
+        self._idle = idle | (flags[ENDED] & ~begins)
+        return self._steps.build(self._tensor(), next_obs, reward, flags, facts)
+
+    def state_dict(self) -> State | None:
+        """Return the seeds, the actions since and what stands here; None before the first reset."""
+        if not self._started:
+            return None
+        return {
+            "game": self.game,
+            "seeds": list(self._seeds),
+            "played": [torch.tensor(list(played), dtype=torch.uint8) for played in self._played],
+            "hidden": [list(queue) for queue in self._hidden],
+            **{name: torch.from_numpy(getattr(self, f"_{name}").copy()) for name in _ARRAYS},
+        }
+
+    def load_state_dict(self, state: State) -> Obs:
+        """Continue where ``state_dict`` stood; returns the observations to act on.
+
+        The emulators follow before the next step.
+
+        Raises:
+            RloptError: the state is of another game or of another number of environments.
+        """
+        if state.get("game") != self.game or len(state["seeds"]) != self.num_envs:
+            raise RloptError(
+                f"the saved state is of {len(state.get('seeds', ()))} copies of {state.get('game')}, not of "
+                f"{self.num_envs} of {self.game}; resume with the environment that saved it"
+            )
+        if tuple(state["stack"].shape) != self._stack.shape:
+            raise RloptError(f"the saved frames are {tuple(state['stack'].shape)}, not {self._stack.shape}")
+        self._seeds = [int(seed) for seed in state["seeds"]]
+        self._played = [bytearray(played.tolist()) for played in state["played"]]
+        self._hidden = [[int(a) for a in queue] for queue in state["hidden"]]
+        for name in _ARRAYS:
+            setattr(self, f"_{name}", state[name].cpu().numpy().copy())
+        self._started = self._behind = True
+        return self._tensor()
+
+    def _catch_up(self) -> None:
+        """Play all rows' actions since their seeds again, so that all come to their last one in the same step.
+
+        Raises:
+            RloptError: the emulator shows something else than it did.
+        """
+        if not self._behind:
+            return
+        self._behind = False
+        frame, lives, seeds, played = self._frame, self._lives, list(self._seeds), list(self._played)
+        longest = max(map(len, played))
+        if longest > 1_000:
+            log.info("%s: the open games are played again from their seeds, %d steps", self.spec.id, longest)
+        begins = [longest - len(actions) for actions in played]
+        self._seed(range(self.num_envs), seeds)
+        for t in range(longest + 1):
+            if rows := [i for i, begin in enumerate(begins) if begin == t > 0]:
+                self._seed(rows, [seeds[i] for i in rows])
+            if t < longest:
+                acts = [a[t - begin] if t >= begin else NOOP for a, begin in zip(played, begins, strict=True)]
+                frames, _, _, _, info = self._env.step(np.array(acts))
+                self._frame, self._lives = frames[:, 0], info["lives"]
+        self._played = played
+        if not (np.array_equal(self._frame, frame) and np.array_equal(self._lives, lives)):
+            raise RloptError(
+                f"{self.spec.id}: played again, the game is another; resume with the ale-py that the run began with"
+            )
+
+    def _release(self) -> None:
+        self._env.close()
+        del self._env  # ends its threads
+
+
+_ARRAYS = ("stack", "frame", "lives", "score", "owed", "idle")
+
+
+def _check(**numbers: Any) -> None:
+    """Refuse changed numbers of a protocol that are of the wrong kind or out of range."""
+    for key, value in numbers.items():
+        kind = OPTIONS[key]
+        ok = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if kind is float:
+            ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+        elif kind is int and ok:
+            ok = value >= (0 if key == "noop_max" else 1)
+        if not ok:
+            words = {bool: "true or false", float: "a number from 0 to 1", int: "a whole number of at least 1"}
+            raise RloptError(f"env.kwargs.{key}={value!r}: expected {words[kind]}")
