@@ -7,7 +7,7 @@ are 1, 2, 4, 8, 16, so that a sum tells which rows are in it; rows that are no t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.agents.group import returns_to_go
+from rlopt.agents.ppo import PPO, PPOConfig
 from rlopt.agents.reinforce import Reinforce, ReinforceConfig
 from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
 from rlopt.buffers import ReplayBuffer, Rollout, SequenceSampler, UniformSampler
@@ -24,6 +25,7 @@ from rlopt.loops.evaluation import run_episodes
 from rlopt.loops.group import GroupLoop
 from rlopt.loops.parameter_box import ParameterBox, Simulator
 from rlopt.loops.replay import ReplayLoop
+from rlopt.loops.rollout import RolloutLoop
 from rlopt.nn import NetworkConfig
 from rlopt.policy import Policy
 from rlopt.types import Act, Carry, EnvSpec, Obs, Step, Update, map_obs
@@ -49,18 +51,30 @@ class Case:
     """Rewards of the slice that begins with the first row."""
     carry: list[int]
     """What an agent that counts the rows it acted on has counted when it acts on each row."""
+    advantage: tuple[float, float]
+    """Â of the first row and of the second, where γ = λ = ½ and V(k) = k. Row k leads to k + 1, so the residuals δ are
+    1 + ½·1 - 0 = 1.5, 2 + ½·2 - 1 = 2 (without the bootstrap 1), 4 + ½·3 - 2 = 3.5, 8 - 3 = 5, 16 + ½·0 - 4 = 12; from
+    the third row on Â is the same in every case: 3.5 + ¼·5 = 4.75, 5, 12."""
 
 
 END = {"episodes": [(3.0, 2), (12.0, 2)], "slice": [1.0, 2.0], "carry": [0, 1, 0, 1, 0]}
+GOES_ON = 2 + 4.75 / 4
 CASES = {
-    "ordinary": Case(0, 0, 0, 1, [(15.0, 4)], (1 + 1 + 1, 1 / 8, 0), [1.0, 2.0, 4.0, 8.0], [0, 1, 2, 3, 0]),
-    "end for good": Case(1, 0, 1, 1, window=(1 + 1, 1 / 4, 1), **END),
-    "time limit": Case(0, 1, 1, 1, window=(1 + 1, 1 / 4, 0), **END),
-    "both": Case(1, 1, 1, 1, window=(1 + 1, 1 / 4, 1), **END),
-    "lost life": Case(1, 0, 0, 1, [(15.0, 4)], (1 + 1, 1 / 4, 1), [1.0, 2.0], [0, 1, 2, 3, 0]),
-    "surplus": Case(0, 0, 0, 0, [(13.0, 3)], (1 + 2 + 2, 1 / 8, 1), [1.0, 4.0, 8.0], [0, 1, 1, 2, 0]),
-    "lost": Case(0, 0, 1, 0, [(12.0, 2)], (1, 1 / 2, 0), [1.0], [0, 1, 0, 1, 0]),
-}
+    "ordinary": Case(
+        0, 0, 0, 1, [(15.0, 4)], (1 + 1 + 1, 1 / 8, 0), [1.0, 2.0, 4.0, 8.0], [0, 1, 2, 3, 0],
+        (1.5 + GOES_ON / 4, GOES_ON),
+    ),
+    "end for good": Case(1, 0, 1, 1, window=(1 + 1, 1 / 4, 1), advantage=(1.5 + 1 / 4, 1), **END),
+    "time limit": Case(0, 1, 1, 1, window=(1 + 1, 1 / 4, 0), advantage=(1.5 + 2 / 4, 2), **END),
+    "both": Case(1, 1, 1, 1, window=(1 + 1, 1 / 4, 1), advantage=(1.5 + 1 / 4, 1), **END),
+    "lost life": Case(
+        1, 0, 0, 1, [(15.0, 4)], (1 + 1, 1 / 4, 1), [1.0, 2.0], [0, 1, 2, 3, 0], (1.5 + 1 / 4, 1)
+    ),
+    "surplus": Case(
+        0, 0, 0, 0, [(13.0, 3)], (1 + 2 + 2, 1 / 8, 1), [1.0, 4.0, 8.0], [0, 1, 1, 2, 0], (1.5 + 4.75 / 4, 0)
+    ),
+    "lost": Case(0, 0, 1, 0, [(12.0, 2)], (1, 1 / 2, 0), [1.0], [0, 1, 0, 1, 0], (1.5, 0)),
+}  # fmt: skip
 REWARDS = [1.0, 2.0, 4.0, 8.0, 16.0]
 every_case = pytest.mark.parametrize("case", list(CASES.values()), ids=list(CASES))
 
@@ -219,6 +233,62 @@ def test_the_carry_of_the_replay_loop(case: Case) -> None:
         loop.advance()
     assert isinstance(loop.agent, Counts)
     assert loop.agent.seen == case.carry  # type: ignore[attr-defined]
+
+
+class Values(PPO):
+    """Values the state k at k, counts the rows it has acted on in this episode, and keeps what it would learn from."""
+
+    extra_fields: ClassVar = {"carry/count": ((), torch.int64)}
+
+    def initial_carry(self, rows: int = 1) -> Carry:
+        return {"count": torch.zeros(rows, dtype=torch.int64)}
+
+    def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
+        assert carry is not None
+        return Act(super().act(obs).action, {"count": carry["count"] + 1})
+
+    def judge(self, rollout: Rollout) -> tuple[Tensor, ...]:
+        assert isinstance(rollout.obs, Tensor) and isinstance(rollout.next_obs, Tensor)
+        return torch.zeros_like(rollout.reward), rollout.obs[..., 0], rollout.next_obs[..., 0]
+
+    def update(self, batch: Rollout) -> Update:
+        self.rollout, self.data = batch, self.samples(batch, torch.arange(batch.valid.numel()))
+        return Update({})
+
+
+def rollout_loop(env: Script, steps: int) -> tuple[RolloutLoop, Values]:
+    """Five steps, of which ``steps`` are stored, and then an update."""
+    config = PPOConfig(rollout_steps=steps, gamma=GAMMA, gae_lambda=0.5, network=NetworkConfig(hidden=(4,)))
+    agent = Values(SPEC, config)
+    return RolloutLoop(agent, env, 1000), agent
+
+
+@every_case
+def test_the_rollout_loop(case: Case) -> None:
+    """A vector step without any transition is left out; where an episode was lost there is a row that cuts."""
+    kept = [k for k in range(5) if k != 1 or case is not CASES["surplus"]]
+    loop, agent = rollout_loop(Script(case, autoreset=True), len(kept))
+    episodes = [e for _ in range(5) for e in loop.advance().episodes]
+    assert [(e.total_reward, e.length) for e in episodes] == case.episodes
+    assert loop.step == 4 + case.valid and not loop.steps
+    rollout = agent.rollout
+    assert rollout.valid[:, 0].tolist() == [k != 1 or bool(case.valid) for k in kept]
+    assert rollout.reward[:, 0].tolist() == [REWARDS[k] * (k != 1 or case.valid) for k in kept]
+    stored = rollout.extras["carry/count"][:, 0]
+    assert stored[rollout.valid[:, 0]].tolist() == [case.carry[k] for k in kept if k != 1 or case.valid]
+
+
+@every_case
+def test_generalised_advantages(case: Case) -> None:
+    """Beside a row of ordinary steps that pay 1 and end with the fourth: δ = 1.5, 1, 0.5, -2 there."""
+    loop, agent = rollout_loop(TwoScripts(case, autoreset=True), 5)
+    for _ in range(5):
+        loop.advance()
+    advantage, target = (x.view(5, 2) for x in (agent.data.advantage, agent.data.target))
+    assert advantage[:, 0].tolist() == [*case.advantage, 4.75, 5.0, 12.0]
+    assert advantage[:, 1].tolist() == [1.5 + 1 / 4, 1.0, 0.5 - 2 / 4, -2.0, 0.0]
+    valid = agent.rollout.valid[:, 0]
+    assert torch.equal(target[valid, 0], (advantage[:, 0] + torch.arange(5.0))[valid])
 
 
 class CountingPolicy(Policy):

@@ -188,13 +188,6 @@ def by_hand(made: Rollout, value: list[float], following: list[float], gamma: fl
     return advantages(made, *values, gamma, decay).flatten().tolist()
 
 
-def test_a_time_limit_bootstraps_from_where_it_led_and_ends_the_sum() -> None:
-    """2.12, 1, 5.1 were a time-out taken for an end; 3.092, 2.35, 5.1 the value of the reset that follows; 5.7358,
-    6.022, 5.1 a sum that goes on into the next episode."""
-    made = rollout([1.0, 2.0, 3.0], truncated=[0, 1, 0], ended=[0, 1, 0])
-    assert by_hand(made, [0.5, 1.0, 1.5], [1.0, 2.0, 4.0]) == pytest.approx([3.416, 2.8, 5.1])
-
-
 def test_an_end_for_good_and_a_lost_life_cut_the_bootstrap() -> None:
     for ended in ([0, 1, 0], [0, 0, 0]):
         made = rollout([1.0, 2.0, 3.0], terminated=[0, 1, 0], ended=ended)
