@@ -94,6 +94,17 @@ class Rollout(NamedTuple):
             self.complete,
         )
 
+    def without_gaps(self) -> Rollout:
+        """Return the rollout with 0 for the numbers of rows that are no transition: they may not even be finite.
+        Integers stay, which name an action or an observation that there is."""
+
+        def cleaned(x: Tensor) -> Tensor:
+            if not x.is_floating_point():
+                return x
+            return torch.where(self.valid.view(*self.valid.shape, *[1] * (x.ndim - 2)), x, 0.0)
+
+        return self.map(cleaned)
+
     def positions(self) -> Tensor:
         """Return the flat positions (M,) of the M transitions, ``t * N + n``."""
         return self.valid.flatten().nonzero().flatten()

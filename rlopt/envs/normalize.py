@@ -235,13 +235,13 @@ class Normalizer:
         return scaled.clamp(-self.clip, self.clip).to(torch.float32).view(reward.shape)
 
     def normalize_batch(self, batch: Any) -> Any:
-        """Return a NamedTuple with ``obs``, ``next_obs`` and ``reward``, or each of a dict of such, with those three
-        normalised and the rest untouched."""
+        """Return a NamedTuple with ``obs``, ``next_obs`` (None: there is none) and ``reward``, or each of a dict of
+        such, with those three normalised and the rest untouched."""
         if isinstance(batch, dict):
             return {name: self.normalize_batch(each) for name, each in batch.items()}
         return batch._replace(
             obs=self.normalize_obs(batch.obs),
-            next_obs=self.normalize_obs(batch.next_obs),
+            next_obs=None if batch.next_obs is None else self.normalize_obs(batch.next_obs),
             reward=self.normalize_reward(batch.reward),
         )
 

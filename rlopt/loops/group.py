@@ -12,18 +12,17 @@ from rlopt.agents.base import Agent
 from rlopt.agents.group import GroupAgentConfig
 from rlopt.buffers import Rollout, Transition
 from rlopt.envs import Normalizer, VectorEnv
-from rlopt.loops import construction
-from rlopt.loops.base import Loop, Progress, finite_rows, normalizer_state
+from rlopt.loops.base import Progress, finite_rows, normalizer_state
 from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.episodes import EpisodeCounter
 from rlopt.loops.evaluation import Evaluator
-from rlopt.loops.metrics import MetricSums, add_metrics
+from rlopt.loops.metrics import MetricSums
+from rlopt.loops.stepping import OnPolicyLoop
 from rlopt.random import derive_seed
-from rlopt.registry import get_agent
-from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, next_carry, resolve_device
+from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, on_device
 
 
-class GroupLoop(Loop):
+class GroupLoop(OnPolicyLoop):
     """Drives an agent that learns from groups of episodes with one first state each.
 
     One ``advance`` is one rollout of ``groups`` x ``group_size`` episodes and the update from it. Every episode of
@@ -37,8 +36,6 @@ class GroupLoop(Loop):
     Args:
         env: ``groups`` x ``group_size`` rows with ``autoreset=False``.
     """
-
-    modes = ("num_envs",)
 
     def __init__(
         self,
@@ -54,15 +51,14 @@ class GroupLoop(Loop):
         rows = self.config.groups * self.config.group_size
         if env.autoreset or env.num_envs != rows:
             raise RloptError(f"this GroupLoop needs an environment of {rows} rows with autoreset=False")
-        super().__init__(agent, total_steps, env, evaluator, normalizer)
-        self.env: VectorEnv = env
-        self.seed = seed
+        super().__init__(agent, env, total_steps, evaluator, normalizer, seed)
         self.iteration = 0
-        self.group = torch.arange(self.config.groups, device=env.device).repeat_interleave(self.config.group_size)
+        self.group = torch.arange(self.config.groups).repeat_interleave(self.config.group_size)
+        """(N,) of every row."""
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
-        device, options = resolve_device(config.device), config.agent
+        options = config.agent
         assert isinstance(options, GroupAgentConfig)
         rows = options.groups * options.group_size
         if config.num_envs not in (1, rows):
@@ -70,25 +66,14 @@ class GroupLoop(Loop):
                 f"num_envs={config.num_envs}: agent={options.name} runs agent.groups x agent.group_size = {rows} "
                 "environments side by side; change those and leave num_envs out"
             )
-        env = construction.environment(config, rows, device, "env", autoreset=False)
-        try:
-            agent = get_agent(str(options.name))(env.spec, options, seed=config.seed, device=device)
-            normalizer = construction.normalizer(config, env, options.gamma, device)
-            evaluator = construction.evaluator(config, device)
-            return cls(agent, env, config.total_steps, evaluator, normalizer, config.seed)
-        except BaseException:
-            env.close()
-            raise
+        return cls._made(config, rows, autoreset=False)
 
     def advance(self) -> Progress:
         begin = perf_counter()
         rollout, episodes = self._collect()
         middle = perf_counter()
         metrics: MetricSums = {}
-        before = self.agent.clock.updates
-        if rollout is not None:
-            add_metrics(metrics, self.agent.update(rollout).metrics)
-        updates = self.agent.clock.updates - before
+        updates = 0 if rollout is None else self._learn_from(rollout, metrics)
         return Progress(episodes, metrics, updates, middle - begin, perf_counter() - middle)
 
     @torch.no_grad()
@@ -96,51 +81,49 @@ class GroupLoop(Loop):
         """Return one rollout (None where there is nothing to learn from), and its finished episodes in the order of
         rows."""
         n, device = self.env.num_envs, self.env.device
-        obs, alive = self._reset()
+        alive = self._begin()
         complete = torch.zeros(n, dtype=torch.bool, device=device)
         taken = torch.zeros(n, dtype=torch.int64, device=device)
-        counter, finished = EpisodeCounter(self.env.spec, n), dict[int, Episode]()
+        finished: dict[int, Episode] = {}
         steps: list[Transition] = []
-        carry = begun = self.agent.initial_carry(n)
         going = alive.cpu()
         while self.step < self.total_steps and bool(going.any()):
-            seen = obs if self.normalizer is None else self.normalizer.normalize_obs(obs)
-            act = self.agent.act(seen, carry)
-            step = self._judge(self.env.step(act.action), alive, taken)
-            extras = {name: act.extras[name] for name in self.agent.extra_fields}
+            obs, seen = self._see()
+            act = self.agent.act(seen, self.carry)
+            extras = self._extras(act)
+            action = act.action.to(device)
+            step = self._judge(self.env.step(action), alive, taken)
             flags = (step.terminated, step.truncated, step.ended, step.valid)
-            steps.append(Transition(seen, act.action, step.reward, {}, *flags, extras))
+            steps.append(Transition(obs, action, step.reward, {}, *flags, extras))
             if self.normalizer is not None:
-                self.normalizer.observe(obs, step)
-            obs, carry = step.obs, next_carry(carry, act.carry, begun, step.ended, step.valid)
+                self.normalizer.observe_reward(step)
             complete |= step.ended & step.valid
             alive = alive & ~step.ended
             taken += step.valid
-            finished.update(counter.count(step, act.facts))
-            going = going & ~counter.ended
-            self.step += int(counter.valid.sum())
-        self.agent.clock.env_steps = self.step
+            finished.update(self._go_on(act, step, step.valid))
+            going = going & ~self.counter.ended
         episodes = [finished[row] for row in sorted(finished)]
         if bool(alive.any()) or not bool(complete.any()):
             return None, episodes
-        rollout = Rollout.of(steps, self.group, complete).transformed(self.config.reward)
+        home = self.agent.device
+        rollout = Rollout.of(steps, on_device(self.group, home), on_device(complete, home))
         if bool((rollout.valid[1:] & ~rollout.valid[:-1]).any()):  # a surplus row between transitions: they move up
             order = rollout.valid.byte().argsort(stable=True, dim=0, descending=True)
-            rollout = rollout.map(lambda x: _in_order(x, order))
-        if self.normalizer is not None:
-            rollout = rollout._replace(reward=self.normalizer.normalize_reward(rollout.reward))
+            rollout = rollout.map(lambda x: _in_order(x, order.to(x.device)))
         return rollout, episodes
 
-    def _reset(self) -> tuple[Obs, Tensor]:
-        """Return the first observations of this iteration's episodes, and which rows have one."""
+    def _begin(self) -> Tensor:
+        """Begin this iteration's episodes; return which rows (N,) have one."""
         seeds = [derive_seed(self.seed, "group", self.iteration, g) for g in range(self.config.groups)]
-        obs = self.env.reset(seeds=[seeds[g] for g in self.group.tolist()])
+        self.obs = self.env.reset(seeds=[seeds[g] for g in self.group.tolist()])
         self.iteration += 1
-        finite = finite_rows(obs)
+        self.carry = self.agent.initial_carry(self.env.num_envs)
+        self.counter = EpisodeCounter(self.env.spec, self.env.num_envs)
+        finite = finite_rows(self.obs)
         if not bool(finite.all()):
             self._bad = self._bad or "observation"
-            obs = _without_nonfinite(obs)
-        return obs, finite
+            self.obs = _without_nonfinite(self.obs)
+        return finite
 
     def _judge(self, step: Step, alive: Tensor, taken: Tensor) -> Step:
         """Return ``step`` as the running rows made it, after ``taken`` (N,) transitions of their episodes: what is
@@ -149,12 +132,10 @@ class GroupLoop(Loop):
         A row that lost its episode stays out for the rest of the rollout.
         """
         valid, lost, obs = step.valid & alive, ~step.valid & step.ended & alive, step.obs
-        finite = finite_rows(step.next_obs) & finite_rows(step.reward)
-        if not bool(finite.all()):
-            if bool((valid & ~finite).any()):
-                bad_reward = bool((valid & ~finite_rows(step.reward)).any())
-                self._bad = self._bad or ("reward" if bad_reward else "observation")
-            valid, lost, obs = valid & finite, lost | (alive & ~finite), _without_nonfinite(obs)
+        if not self._all_well(step):
+            obs, finite = _without_nonfinite(obs), self._finite(step, alive)
+            if finite is not None:
+                valid, lost = valid & finite, lost | ~finite
         valid = valid & (valid.cumsum(0) <= self.total_steps - self.step)
         over = step.ended if self.config.horizon is None else step.ended | (taken + 1 >= self.config.horizon)
         terminated, over = step.terminated & valid, over & valid
@@ -179,7 +160,7 @@ class GroupLoop(Loop):
 
 
 def _without_nonfinite(obs: Obs) -> Obs:
-    """What a row that was given up goes on showing the policy must not poison the others' update."""
+    """Return observations with 0 for what a row that was given up may go on showing."""
     return map_obs(lambda x: x.nan_to_num(0.0, 0.0, 0.0) if x.is_floating_point() else x, obs)
 
 

@@ -139,7 +139,7 @@ class ReplayLoop(SteppingLoop):
                 )
         if self.normalizer is not None:
             self.normalizer.observe(obs, step)
-        episodes = self._go_on(act, step, moved, count)
+        episodes = list(self._go_on(act, step, moved, count).values())
         learning = self.step - max(self.step - count, self.config.first_update)
         self.owed += max(learning, 0) * self.config.update_ratio[0]
         middle = perf_counter()

@@ -12,33 +12,23 @@ from rlopt.agents.base import Agent
 from rlopt.agents.rollout_agent import RolloutAgentConfig
 from rlopt.buffers import Rollout, Transition
 from rlopt.envs import Normalizer, VectorEnv
-from rlopt.envs.make import stepping_device
-from rlopt.loops import construction
 from rlopt.loops.base import Progress
 from rlopt.loops.configuration import TrainConfig
 from rlopt.loops.evaluation import Evaluator
-from rlopt.loops.metrics import MetricSums, add_metrics
-from rlopt.loops.stepping import SteppingLoop
-from rlopt.registry import get_agent
-from rlopt.types import Obs, State, map_obs, on_device, resolve_device
+from rlopt.loops.metrics import MetricSums
+from rlopt.loops.stepping import OnPolicyLoop
+from rlopt.types import State
 
 
-class RolloutLoop(SteppingLoop):
+class RolloutLoop(OnPolicyLoop):
     """Drives an agent that learns from rollouts: T = ``rollout_steps`` vector steps, then ``agent.update(rollout)``.
 
     One ``advance`` is one vector step, the last one of a rollout with its update, so that a run may be stopped, saved
     and evaluated in the middle of a rollout: its rows are part of the state. The rollout in which ``total_steps`` is
     reached is shorter, and learnt from.
 
-    Statistics of observations stand still from the first step of a rollout to the last epoch of its update (they grow
-    by all of its observations afterwards), so that the policy that learns is the one that acted: before the first
-    gradient step the ratio of their probabilities is 1. The first rollout is seen as it is. Rewards are scaled once
-    the rollout is complete, by statistics that know them.
-
     Rows that are no transition hold zeros and are not ``valid``; a vector step of none is left out.
     """
-
-    modes = ("num_envs",)
 
     def __init__(
         self,
@@ -57,17 +47,7 @@ class RolloutLoop(SteppingLoop):
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
-        device, options = resolve_device(config.device), config.agent
-        home = stepping_device(config.env.backend, device)
-        env = construction.environment(config, config.num_envs, home, "env", autoreset=True)
-        try:
-            agent = get_agent(str(options.name))(env.spec, options, seed=config.seed, device=device)
-            normalizer = construction.normalizer(config, env, options.gamma, device)
-            evaluator = construction.evaluator(config, device)
-            return cls(agent, env, config.total_steps, evaluator, normalizer, config.seed)
-        except BaseException:
-            env.close()
-            raise
+        return cls._made(config, config.num_envs, autoreset=True)
 
     def advance(self) -> Progress:
         begin = perf_counter()
@@ -83,7 +63,7 @@ class RolloutLoop(SteppingLoop):
             self.steps.append(Transition(obs, action, step.reward, step.next_obs, *flags, extras))
         if self.normalizer is not None:
             self.normalizer.observe_reward(step)
-        episodes = self._go_on(act, step, moved, count)
+        episodes = list(self._go_on(act, step, moved, count).values())
         middle = perf_counter()
         metrics: MetricSums = {}
         updates = 0
@@ -94,19 +74,11 @@ class RolloutLoop(SteppingLoop):
     def _learn(self, metrics: MetricSums) -> int:
         """Learn from the open rollout and forget it; return the number of updates."""
         steps, self.steps = self.steps, []
-        raw = rollout = Rollout.of(steps).map(lambda x: on_device(x, self.agent.device))
-        if any(step.valid is not None for step in steps):
-            rollout = _without_gaps(rollout)
-            if not bool(rollout.valid.any()):
-                return 0
-        rollout = rollout.transformed(self.config.reward)
-        if self.normalizer is not None:
-            rollout = self.normalizer.normalize_batch(rollout)
-        before = self.agent.clock.updates
-        add_metrics(metrics, self.agent.update(rollout).metrics)
-        if self.normalizer is not None:
-            self.normalizer.observe_obs(map_obs(lambda x: x.flatten(0, 1), raw.obs), raw.valid.flatten())
-        return self.agent.clock.updates - before
+        rollout = Rollout.of(steps)
+        # A step whose rows are all transitions says so by None, on the host.
+        if all(step.valid is not None for step in steps) and not bool(rollout.valid.any()):
+            return 0
+        return self._learn_from(rollout, metrics)
 
     def updates_left(self) -> float | None:
         learnt = self.step - len(self.steps) * self.each  # about: rows that are no transition count here
@@ -144,22 +116,3 @@ class RolloutLoop(SteppingLoop):
             Transition(**at(fields, t, home), extras=at(rows["extras"], t, self.agent.device))
             for t in range(len(rows["reward"]))
         ]
-
-
-def _without_gaps(rollout: Rollout) -> Rollout:
-    """Return the rollout with zeros where a row is no transition: what is there may not even be finite."""
-    valid = rollout.valid
-
-    def cleaned(x: Tensor) -> Tensor:
-        return torch.where(valid.view(*valid.shape, *[1] * (x.ndim - 2)), x, torch.zeros_like(x))
-
-    def observed(obs: Obs | None) -> Obs | None:
-        return None if obs is None else map_obs(cleaned, obs)
-
-    return rollout._replace(
-        obs=map_obs(cleaned, rollout.obs),
-        next_obs=observed(rollout.next_obs),
-        action=cleaned(rollout.action),
-        reward=cleaned(rollout.reward),
-        extras={name: cleaned(value) for name, value in rollout.extras.items()},
-    )

@@ -21,11 +21,11 @@ another.
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
 NAME = "far"
@@ -114,16 +113,16 @@ class FarDevice:
     def _note(self, ledger: Counter[str], what: str) -> None:
         if self.recording is not None:
             raise RuntimeError(f"{what} while a graph is recorded")
-        places = [
-            f"{f.filename.rpartition('/rlopt/')[2]}:{f.name}"
-            for f in traceback.extract_stack()
-            if "/rlopt/" in f.filename
-        ]
-        ledger[places[-1] if places else "elsewhere"] += 1
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and "/rlopt/" not in frame.f_code.co_filename:
+            frame = frame.f_back
+        code = None if frame is None else frame.f_code
+        place = "elsewhere" if code is None else f"{code.co_filename.rpartition('/rlopt/')[2]}:{code.co_name}"
+        ledger[place] += 1
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operation: with the CPU's kernel on what lies behind the handles."""
-        given = tree_flatten((args, kwargs))[0]
+        given = list(_leaves((args, kwargs)))
         tensors = [x for x in given if isinstance(x, Tensor)]
         handles = {id(t.near): t for t in tensors if isinstance(t, FarTensor)}
         device = kwargs.get("device")
@@ -138,7 +137,7 @@ class FarDevice:
         elif func in COPIES:
             self._upload(func, args, kwargs)
         near_kwargs = {**kwargs, "device": "cpu"} if device is not None else kwargs
-        near_args, near_kwargs = tree_map(lambda x: x.near if isinstance(x, FarTensor) else x, (args, near_kwargs))
+        near_args, near_kwargs = _map(lambda x: x.near if isinstance(x, FarTensor) else x, (args, near_kwargs))
         result = func(*near_args, **near_kwargs)
         if self.recording is not None:
             self.recording.append(_again(func, near_args, near_kwargs, result))
@@ -146,7 +145,13 @@ class FarDevice:
             return result
         if func is aten.copy_.default:
             return args[0]
-        return tree_map(lambda x: handles.get(id(x), FarTensor(x)) if isinstance(x, Tensor) else x, result)
+
+        def back(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return handles[id(x)] if id(x) in handles else FarTensor(x)
+
+        return _map(back, result)
 
     def _manners(self, func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor], target_far: bool) -> None:
         near = [t for t in tensors if not isinstance(t, FarTensor) and t.dim() > 0]
@@ -206,6 +211,11 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self.far = far
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and each operation would pay for saying so."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.far.run(func, args, kwargs or {})
 
@@ -241,16 +251,34 @@ class _Calls(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _leaves(tree: Any) -> Iterator[Any]:
+    """Yield what nested tuples, lists and dicts hold (torch's own trees cost more than an operation)."""
+    if isinstance(tree, tuple | list | dict):
+        for child in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(child)
+    else:
+        yield tree
+
+
+def _map(function: Callable[[Any], Any], tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _map(function, child) for name, child in tree.items()}
+    if isinstance(tree, tuple | list):
+        children = [_map(function, child) for child in tree]
+        return children if isinstance(tree, list) else tuple(children)
+    return function(tree)
+
+
 def _non_blocking(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("non_blocking") or (func is aten.copy_.default and args[2:] and args[2]))
 
 
 def _again(func: Any, args: Any, kwargs: Any, result: Any) -> Callable[[], None]:
     """The operation once more, its results where they were."""
-    outs = [x for x in tree_flatten(result)[0] if isinstance(x, Tensor)]
+    outs = [x for x in _leaves(result) if isinstance(x, Tensor)]
 
     def operation() -> None:
-        again = [x for x in tree_flatten(func(*args, **kwargs))[0] if isinstance(x, Tensor)]
+        again = [x for x in _leaves(func(*args, **kwargs)) if isinstance(x, Tensor)]
         for out, new in zip(outs, again, strict=True):
             if out.data_ptr() != new.data_ptr():  # else a view, or changed in place
                 out.copy_(new)

@@ -274,15 +274,52 @@ def test_single_frames_are_put_together_without_a_wait(far) -> None:
     loop.close()
 
 
-def test_an_evaluation_waits_once_a_step_and_a_rollout_twice(far) -> None:
+def test_an_evaluation_waits_once_a_step(far) -> None:
     loop = make_loop(config(NAME, agent=REINFORCE, total_steps=1_000))
     assert loop.evaluator is not None
     far.waits.clear()
     longest = max(e.length for e in loop.evaluator.evaluate(loop.agent.policy, 3))
     assert far.waits["types.py:on_host"] == longest and sum(far.waits.values()) < longest + 10  # beside the resets
+    loop.close()
+
+
+NORMALISED = {"normalize_obs": True, "normalize_reward": True}
+
+
+@pytest.mark.parametrize("more", [{}, NORMALISED], ids=["raw", "normalised"])
+def test_a_group_rollout_waits_twice_a_step(more, far) -> None:
+    """Whether all is well, and which episodes ended; and a few times where it begins and where it ends."""
+    loop = make_loop(config(NAME, agent=REINFORCE, total_steps=1_000, env=more))
+    loop.advance()
     far.waits.clear()
     longest = max(e.length for e in loop.advance().episodes)
-    assert far.waits["types.py:on_host"] == longest and sum(far.waits.values()) < 2 * longest + 10
+    steps = {"loops/stepping.py:_all_well": longest, "types.py:on_host": longest}
+    assert {place: far.waits.pop(place) for place in steps} == steps
+    assert far.waits == Counter({"loops/group.py:_collect": 4, "loops/group.py:_begin": 1, "envs/streams.py:seed": 1})
+    loop.close()
+
+
+@pytest.mark.parametrize("more", [{}, NORMALISED], ids=["raw", "normalised"])
+def test_a_group_rollout_in_an_environment_on_the_cpu_waits_for_the_action_alone(more, far) -> None:
+    loop = make_loop(config(NAME, agent={**REINFORCE, "horizon": 9}, total_steps=1_000, env={**HOPPER, **more}))
+    loop.advance()
+    far.waits.clear()
+    loop.advance()
+    assert far.waits == Counter({"loops/group.py:_collect": 9})
+    loop.close()
+
+
+@pytest.mark.parametrize(("env", "waits"), [({}, 2), (HOPPER, 1)], ids=["far", "on the CPU"])
+def test_a_rollout_waits_as_often_a_step_as_a_replay(env, waits, far) -> None:
+    """And twice for its update: which rows are transitions, and how many."""
+    loop = make_loop(config(NAME, agent={"name": "ppo", "rollout_steps": 5}, total_steps=40, num_envs=2, env=env))
+    for _ in range(5):
+        loop.advance()
+    far.waits.clear()
+    for _ in range(5):
+        loop.advance()
+    assert far.waits.pop("buffers/rollout.py:positions") == 1
+    assert sum(far.waits.values()) == 5 * waits, far.waits
     loop.close()
 
 

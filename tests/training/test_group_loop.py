@@ -211,6 +211,22 @@ def test_a_rollout_is_whole_episodes_padded_to_the_longest():
     assert progress.updates == loop.agent.clock.updates == 1 and progress.metrics["policy_loss"][1] == 1
 
 
+def test_the_carry_before_each_step_and_extras_are_stored():
+    class Remembers(Recorder):
+        extra_fields = {"carry/memory": ((8,), torch.float32), "chance": ((), torch.float32)}
+
+        def act(self, obs, carry=None, deterministic=False):
+            act = super().act(obs, carry, deterministic)
+            return act._replace(extras={"chance": carry["memory"].sum(1)})
+
+    loop = make(network=NetworkConfig(hidden=(8,), memory="gru"), agent=Remembers)
+    loop.advance()
+    (rollout,) = loop.agent.rollouts
+    stored = rollout.extras["carry/memory"]
+    assert not stored[0].any() and stored[1].any(1).all()
+    torch.testing.assert_close(rollout.extras["chance"], stored.sum(2))
+
+
 def test_the_horizon_truncates():
     loop = make(kwargs={"endless": True}, horizon=4)
     progress = loop.advance()
