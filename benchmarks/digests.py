@@ -40,6 +40,7 @@ SMALL = f"{ACT} agent.network.hidden=[16,16] agent.batch_size=8 agent.warmup_ste
 SAC = f"agent=sac env=Pendulum-v1 {SMALL}"
 HOPPER = f"agent=sac env=Hopper-v5 env.kwargs.max_episode_steps=70 {SMALL} num_envs=3"
 DISCRETE = f"agent=sac_discrete env=CartPole-v1 {SMALL}"
+TEAM = f"env=rlopt.envs.counting:rlopt/CountTeam-v0 env.kwargs.length=4 {SMALL}"
 SCREEN = (
     "env.kwargs={frameskip:1,max_episode_steps:30} buffer.capacity=60 buffer.frame_stack=4 "
     "env.wrappers=[{class:AtariPreprocessing,kwargs:{noop_max:0}},{class:FrameStackObservation,kwargs:{stack_size:4}}] "
@@ -95,6 +96,8 @@ CASES = {
     "sac-discrete-average": f"{DISCRETE} agent.average_critics=true agent.critic_entropy=false buffer=reshuffled",
     "sac-discrete-runs": f"{DISCRETE} num_runs=2 num_envs=2",
     "sac-discrete-images": f"agent=sac_discrete env=ALE/Breakout-v5 {SMALL} {SCREEN}",
+    "hasac": f"agent=hasac {TEAM} env.kwargs.actions=box",
+    "masac": f"agent=masac {TEAM} env.kwargs.actions=heads agent.expectation=exact",
     "td3": f"agent=td3 env=Pendulum-v1 {SMALL}",
     "ppo": f"{PPO} env=Pendulum-v1 num_envs=2",
     "ppo-discrete-normalized": f"{PPO} env=CartPole-v1 env.normalize_obs=true env.normalize_reward=true",

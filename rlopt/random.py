@@ -2,8 +2,8 @@
 
 Nothing in rlopt draws from a global generator, so adding a consumer never shifts another's numbers, and evaluating more
 often changes nothing in training. Names in use: ``init``, ``act``, ``update``, ``sampler``, ``env/<slot>``,
-``evaluation/<episode>``, ``evaluation/noise``, ``group``, ``adversary``, ``episode``, ``grid``, and those of the robust
-models' generators.
+``evaluation/<episode>``, ``evaluation/noise``, ``order/<update>``, ``group``, ``adversary``, ``episode``, ``grid``, and
+those of the robust models' generators.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ AGENTS: dict[str, Entry] = {
     "sac_discrete": "rlopt.agents.sac_discrete:DiscreteSAC",
     "ppo": "rlopt.agents.ppo:PPO",
     "td3": "rlopt.agents.td3:TD3",
+    "hasac": "rlopt.agents.teams.hasac:HASAC",
+    "masac": "rlopt.agents.teams.hasac:MASAC",
     "reinforce": "rlopt.agents.reinforce:Reinforce",
     "gigpo": "rlopt.agents.gigpo:GiGPO",
     "value_iteration": "rlopt.agents.value_iteration:ValueIteration",

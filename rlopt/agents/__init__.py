@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from rlopt.agents.sac_2018 import SAC2018, SAC2018Config
     from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
     from rlopt.agents.td3 import TD3, TD3Config
+    from rlopt.agents.teams.hasac import HASAC, HASACConfig
 
 __all__ = [
+    "HASAC",
     "PPO",
     "SAC",
     "SAC2018",
@@ -32,6 +34,7 @@ __all__ = [
     "DiscreteSACConfig",
     "GiGPO",
     "GiGPOConfig",
+    "HASACConfig",
     "PPOConfig",
     "ReplayAgent",
     "ReplayAgentConfig",
@@ -49,6 +52,7 @@ _HOMES = {
     "SAC": "sac", "SACConfig": "sac", "SAC2018": "sac_2018", "SAC2018Config": "sac_2018",
     "DiscreteSAC": "sac_discrete", "DiscreteSACConfig": "sac_discrete",
     "TD3": "td3", "TD3Config": "td3",
+    "HASAC": "teams.hasac", "HASACConfig": "teams.hasac",
 }  # fmt: skip
 
 

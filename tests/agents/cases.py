@@ -32,6 +32,7 @@ CHOICE = spaces.Discrete(3, start=2)
 
 PENDULUM = {"id": "Pendulum-v1", "backend": "torch", "kwargs": {"max_episode_steps": 40}}
 CARTPOLE = {"id": "CartPole-v1", "backend": "torch"}
+TEAM = {"id": "rlopt.envs.counting:rlopt/CountTeam-v0", "kwargs": {"length": 4, "end": "truncate"}}
 GARNET = {"id": "Garnet-v0", "kwargs": {"states": 4, "actions": 2, "branching": 2, "seed": 0}}
 SMALL = {"network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 20}
 SEARCH = {"adversary_every": 40, "search": {"candidates": 3, "episodes": 1, "rounds": 1}}
@@ -99,6 +100,19 @@ AGENTS: dict[str, Case] = {
         probe=Probe({"policy_delay": 1, "target_noise": 0.0, "actor_learning_rate": 5e-3}),
         always={"policy_delay": 1},  # what walks looks at the actor after one update
         variants=({}, {"max_grad_norm": 0.3}, {"optimiser": ADAMW, "target_noise": 0.5}),
+    ),
+    "hasac": Case(
+        {**TEAM, "kwargs": {"actions": "box", "length": 4}}, SMALL, actions=TORQUE,
+        always={"critic_temperature": "agents"},
+        variants=(
+            {"order": "fixed"}, {"order": "fixed", "critic_temperature": "own", "value_normalisation": True},
+            {"order": "fixed", "temperature": 0.2, "max_grad_norm": 0.3, "optimiser": ADAMW},
+        ),
+    ),
+    "masac": Case(
+        {**TEAM, "kwargs": {"actions": "heads", "length": 4}}, SMALL, actions=CHOICE,
+        always={"critic_temperature": "agents"},
+        variants=({"order": "fixed"}, {"order": "fixed", "expectation": "exact"}),
     ),
     "drpg_deep": Case(
         PENDULUM, {**SMALL, **SEARCH, "fused": False, "box": {"m": [0.5, 1.5]}}, actions=TORQUE,

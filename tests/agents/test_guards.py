@@ -129,14 +129,15 @@ def test_a_loss_that_explodes_in_the_actor_leaves_the_actor_alone(name: str, mak
     """Critics whose values overflow for the policy's actions, but not for their own loss."""
     agent = make_agent(name)
     batch = make_batch(agent, 0)
-    original = agent.nets
+    original, team = agent.nets, hasattr(agent.nets, "actors")  # of one
 
     def actor(params: Any, obs: torch.Tensor) -> Any:
-        out = original.actor(params, obs)
+        out = (original.actors[0] if team else original.actor)(params, obs)
         bad = obs is batch.obs and torch.is_grad_enabled()
         return out if not bad else (out[0] * torch.inf, out[1]) if isinstance(out, tuple) else out * torch.nan
 
-    agent.nets = type(original)(**{**vars(original), "actor": actor})
+    changed = {"actors": (actor,)} if team else {"actor": actor}
+    agent.nets = type(original)(**{**vars(original), **changed})
     agent.fused = None
     before, critic = agent.actor.flat.clone(), agent.critic.flat.clone()
     agent.update(batch)

@@ -1,0 +1,1 @@
+"""Agents that train several agents at once: sequential updates and what they are compared with."""

@@ -1,0 +1,196 @@
+"""The agents of a team to its learner: what each sees, what it does as a part of one joint vector, and how they act."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlopt.agents.replay_agent import ReplayAgent
+from rlopt.joint import own_action, own_obs, shared_agent, shared_obs
+from rlopt.nn import Actor, CategoricalActor, MultiCategoricalActor, SquashedGaussianActor
+from rlopt.nn.actors import BoundedActor
+from rlopt.nn.distributions import squashed_gaussian
+from rlopt.policy import Policy
+from rlopt.policy.team import TeamActor
+from rlopt.types import Act, Carry, EnvSpec, Obs, RloptError, map_obs
+
+MAX_CHOICES = 256
+"""Joint choices of one agent's heads up to which an expectation may be an exact sum."""
+
+
+class Members:
+    """The n agents of an environment; a single-agent environment is a team of one.
+
+    Args:
+        spec: of the environment.
+        shared: whether one network acts for all, which then sees padded rows and who it is.
+    """
+
+    def __init__(self, spec: EnvSpec, shared: bool = False) -> None:
+        self.spec, self.shared = spec, shared and bool(spec.agents)
+        self.count = max(len(spec.agents), 1)
+        one = [shared_agent(spec)] * self.count if self.shared else [spec.of_agent(i) for i in range(len(spec.agents))]
+        self.specs = one or [spec]
+        """What the network of each sees and does."""
+
+    def name(self, word: str, i: int) -> str:
+        """Return how the part ``word`` of agent i is called; a team of one names its parts as a single agent does."""
+        return word if self.count == 1 else f"{word}_{i}"
+
+    def metric(self, word: str, i: int) -> str:
+        """Return how agent i's metric ``word`` is called."""
+        return word if self.count == 1 else f"{word}/{self.spec.agents[i]}"
+
+    def seen(self, obs: Obs) -> tuple[Obs, ...]:
+        """Return what each agent's network sees, (…, *own shape), of joint observations."""
+        if not self.spec.agents:
+            return (obs,)
+        if not self.shared:
+            return tuple(own_obs(self.spec, obs, i) for i in range(self.count))
+        rows = shared_obs(self.spec, obs)
+        axis = rows["agent"].dim() - 1
+        return tuple(map_obs(lambda x, i=i: x.select(axis, i), rows) for i in range(self.count))  # type: ignore[misc]
+
+    def acts(self, action: Tensor) -> list[Tensor]:
+        """Return what each agent does, (…, *own shape), of joint actions."""
+        if not self.spec.agents:
+            return [action]
+        if self.shared:
+            axis = action.dim() - len(self.spec.action_space.shape or ())
+            return [action.select(axis, i) for i in range(self.count)]
+        return [own_action(self.spec, action, i) for i in range(self.count)]
+
+    def team(self, actors: Sequence[Actor]) -> Actor:
+        """Return the networks of all agents as one actor of the environment."""
+        if not self.spec.agents:
+            return actors[0]
+        return TeamActor(self.spec, actors[:1] if self.shared else actors, self.shared)
+
+
+@dataclass(frozen=True)
+class OwnActions:
+    """One agent's actions as a vector that a critic reads, and how its policy draws them."""
+
+    features: int
+    """F_i, numbers of the vector."""
+    encode: Callable[[Tensor], Tensor]
+    """From actions (B, …) in environment units to vectors (B, F_i)."""
+    sample: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+    """From what the network gave and standard normal noise (B, F_i) to reparameterised vectors (B, F_i) and log π
+    (B,)."""
+    entropy_scale: float
+    """In nats: of n discrete actions log n (summed over heads), of A continuous dimensions -A."""
+    log_pi: Callable[[Any], Tensor] | None = None
+    """Of discrete actions, from what the network gave to log-probabilities (B, F_i)."""
+    choices: Tensor | None = None
+    """(M, F_i) the vectors of all M discrete actions; None where there are too many, or infinitely many."""
+
+
+def own_actions(module: Actor, spec: EnvSpec) -> OwnActions:
+    """Return how the agent of this network, which acts as ``spec`` says, does so."""
+    if isinstance(module, BoundedActor):
+        size = module.action_features
+        return OwnActions(
+            size, module.normalise, lambda out, noise: squashed_gaussian(out[0], out[1], noise), -float(size)
+        )
+    assert isinstance(module, CategoricalActor | MultiCategoricalActor)
+    several = isinstance(module, MultiCategoricalActor)
+    space: Any = spec.action_space
+    sizes = [int(k) for k in space.nvec.ravel()] if several else [int(space.n)]
+    widest, start = max(sizes), module.start
+
+    def encode(action: Tensor) -> Tensor:
+        return one_hot((action - start).long().reshape(len(action), len(sizes)), widest)
+
+    def log_pi(logits: Tensor) -> Tensor:
+        return logits.log_softmax(-1).flatten(1) if several else logits.log_softmax(-1)
+
+    def sample(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return straight_through(logits if several else logits.unsqueeze(-2), noise)
+
+    count = int(torch.tensor(sizes, device="cpu", dtype=torch.float64).prod())
+    choices = None
+    if count <= MAX_CHOICES:
+        device = next(module.parameters()).device
+        index = torch.cartesian_prod(*(torch.arange(k, device=device) for k in sizes)).view(count, len(sizes))
+        choices = one_hot(index, widest)
+    scale = float(torch.tensor(sizes, device="cpu", dtype=torch.float64).log().sum())
+    return OwnActions(len(sizes) * widest, encode, sample, scale, log_pi, choices)
+
+
+def one_hot(index: Tensor, size: int) -> Tensor:
+    """Return indices (B, heads) as vectors (B, heads · size) of ones and zeros."""
+    return ones_at(index, size).flatten(-2)
+
+
+def ones_at(index: Tensor, size: int) -> Tensor:
+    """Return float vectors (…, size) with a 1 at ``index`` (…,). (``F.one_hot`` looks into the tensor on the host.)"""
+    return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).float()
+
+
+def straight_through(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one-hot samples (B, heads · K) of categoricals with ``logits`` (B, heads, K), and their log-probability
+    (B,): the hard Gumbel-softmax at temperature 1 (Jang et al. 2017, arXiv 1611.01144), one-hot forwards and soft
+    backwards. The Gumbel noise is made of standard normal ``noise`` (B, heads · K) by inversion.
+
+    The gradient is biased; ``agent.expectation=exact`` has none of it.
+    """
+    normal = noise.view(logits.shape)
+    tail = 0.5 * torch.erfc(normal.abs() * math.sqrt(0.5))
+    gumbel = -torch.where(normal > 0.0, -torch.log1p(-tail), -tail.log()).log()  # -log(-log Φ), exact in both tails
+    log_pi = logits.log_softmax(-1)
+    soft = (log_pi + gumbel).softmax(-1)
+    hard = ones_at(soft.argmax(-1), soft.shape[-1])
+    action = hard + (soft - soft.detach())
+    return action.flatten(-2), (action * log_pi).flatten(-2).sum(-1)
+
+
+NETWORKS: dict[type, Callable[..., Actor]] = {
+    spaces.Box: SquashedGaussianActor,
+    spaces.Discrete: CategoricalActor,
+    spaces.MultiDiscrete: MultiCategoricalActor,
+}
+"""Kinds of stochastic policy by action space."""
+
+
+def stochastic_actor(spec: EnvSpec, options: dict[str, object]) -> Actor:
+    """Return a network for the actions of ``spec``.
+
+    Raises:
+        RloptError: there is none.
+    """
+    kind = NETWORKS.get(type(spec.action_space))
+    if kind is None:
+        raise RloptError(f"{spec.id}: this agent acts in Box, Discrete and MultiDiscrete, not in {spec.action_space}")
+    return kind(spec.observation_space, spec.action_space, options)
+
+
+class ActingTeam(ReplayAgent):
+    """A replay agent that acts with the networks ``teams``, of every run one, which its ``build`` makes."""
+
+    supports_teams = True
+    teams: list[Actor]
+
+    @property
+    def policies(self) -> list[Policy]:
+        return [Policy(self.spec, team) for team in self.teams]
+
+    @torch.no_grad()
+    def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
+        """Return joint actions (N, n, …): uniform during the warm-up, then explored, or the mode. Of several runs the
+        rows are R·N, run by run."""
+        rows = (next(iter(obs.values())) if isinstance(obs, dict) else obs).shape[0]
+        each, found = rows // self.runs, []
+        uniform = not deterministic and self.clock.env_steps < self.config.warmup_steps
+        for r, (team, stream) in enumerate(zip(self.teams, self.act_generators, strict=True)):
+            part = map_obs(lambda x, r=r: x[r * each : (r + 1) * each], obs)  # type: ignore[misc]
+            found.append(
+                team.uniform(each, stream, part) if uniform else team.act(part, None, deterministic, stream)[0]
+            )
+        return Act(found[0] if self.runs == 1 else torch.cat(found), carry)
