@@ -233,6 +233,16 @@ def join_rows(space: Space, rows: Mapping[int, Any]) -> Any:
     return joint
 
 
+def join_index(shapes: Sequence[tuple[int, ...]]) -> Any:
+    """Return the index (``EnvSpec.derived``) of observations (n, O) that the state holds one after the other, agent i's
+    being of ``shapes[i]``, (its size,)."""
+    index, start = np.full((len(shapes), max(size for (size,) in shapes)), -1), 0
+    for i, (size,) in enumerate(shapes):
+        index[i, :size] = start + np.arange(size)
+        start += size
+    return index
+
+
 def _join(what: str, own: Sequence[Space | None]) -> Space:
     there = {i: space for i, space in enumerate(own) if space is not None}
     first = next(iter(there.values()))

@@ -19,7 +19,7 @@ from gymnasium.envs.registration import EnvSpec as GymSpec
 from gymnasium.envs.registration import load_env_creator
 
 from rlopt.config import call_options, nearest
-from rlopt.envs.teams.names import team_spec
+from rlopt.envs.teams.names import pettingzoo_spec, team_spec
 from rlopt.envs.torch_env import class_spec
 from rlopt.types import RloptError
 
@@ -68,12 +68,15 @@ def _import(module: str, needed_by: str) -> ModuleType:
 
 def find_spec(env_id: str) -> GymSpec:
     """Return Gymnasium's registration of ``env_id`` (``Name-v0``, ``ALE/Name-v5`` or ``module:Name-v0``), or what
-    stands for one where it is ``module:Class`` with a ``TorchEnv``.
+    stands for one where it is ``module:Class`` with a ``TorchEnv``, a team's name (``mamujoco/…``) or
+    ``pettingzoo:module``.
 
     Raises:
         RloptError: unknown id (with the nearest known one), a module that cannot be imported, or a missing extra.
     """
     module, _, name = env_id.rpartition(":")
+    if module == "pettingzoo":
+        return pettingzoo_spec(env_id, name)
     if module:
         try:
             _import(module, f"env={env_id}")
@@ -120,8 +123,8 @@ def _unknown(name: str) -> str:
             return f"{lost} here; the package {package} has such names: {there}"
     if re.fullmatch(r"\w+_v\d+", name.rpartition("/")[2].rpartition(".")[2]):
         return (
-            f"{lost}; it looks like one of PettingZoo, which are no Gymnasium environments: register one whose joint "
-            "spaces have the agents as their first axis (rlopt.types.EnvSpec), and give module:Name-v0"
+            f"{lost}; it looks like one of PettingZoo: write env=pettingzoo:MODULE for the module that has its "
+            "parallel_env, as pettingzoo:mpe2.simple_spread_v3"
         )
     return f"{lost}; `rlopt list envs` shows what there is, and module:Name-v0 is one that a module of yours registers"
 

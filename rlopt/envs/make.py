@@ -16,6 +16,7 @@ from rlopt.envs import atari
 from rlopt.envs.adapter import VectorAdapter
 from rlopt.envs.factory import EnvFactory, EnvRequest, Wrapper, find_spec, with_facts
 from rlopt.envs.sync import SyncVectorEnv
+from rlopt.envs.teams.names import twin
 from rlopt.envs.torch_env import own_class
 from rlopt.envs.vector import VectorEnv
 from rlopt.envs.workers import AsyncVectorEnv
@@ -125,8 +126,9 @@ def resolve_backend(
     wrappers: Sequence[Wrapper] = (),
     facts: Sequence[str] = (),
 ) -> str:
-    """Return the backend that ``make_env`` uses: ``auto`` is ``torch`` for a ``TorchEnv`` of the user's, ``atari`` for
-    a game that is not wrapped, ``native`` where that is exact, else ``sync``.
+    """Return the backend that ``make_env`` uses: ``auto`` is ``torch`` for a ``TorchEnv`` of the user's and for teams
+    that are written in torch too, ``atari`` for a game that is not wrapped, ``native`` where that is exact, else
+    ``sync``.
 
     A saved environment continues only with the backend that saved it, so a run writes down this name, not ``auto``.
 
@@ -141,6 +143,8 @@ def resolve_backend(
             return "torch"
         if atari.refusal(spec, kwargs or {}, bool(wrappers), bool(facts)) is None:
             return "atari"
+        if twin(spec.id) is not None and not wrappers and not facts and (kwargs or {}).get("render_mode") is None:
+            return "torch"
         return "sync" if refusal(EnvFactory(spec, dict(kwargs or {}), tuple(wrappers), tuple(facts))) else "native"
     find_backend(backend)
     return backend
@@ -165,15 +169,17 @@ def make_env(
     """N copies of the environment ``id`` behind the one contract (``rlopt.envs.vector.VectorEnv``).
 
     Args:
-        id: a registered Gymnasium id, ``ALE/Name-v5``, ``module:Name-v0`` (the module is imported and registers it), or
-            ``module:Class`` where that is a ``TorchEnv``.
+        id: a registered Gymnasium id, ``ALE/Name-v5``, ``module:Name-v0`` (the module is imported and registers it),
+            ``module:Class`` where that is a ``TorchEnv``, a team (``mamujoco/HalfCheetah-2x3``, ``mpe/spread``, …), or
+            ``pettingzoo:module`` of a parallel environment.
         num_envs: N.
         seed: the run's seed; slot i's first reset uses ``derive_seed(seed, stream, i)``.
-        backend: ``auto`` (``torch`` for a ``TorchEnv``, ``atari`` for a game that is not wrapped, ``native`` where that
-            equals Gymnasium exactly, else ``sync``), ``sync`` or ``gymnasium`` (Gymnasium's environments in this
-            process), ``async`` (worker processes, replaced when they die or stall), ``vector`` (the environment's own
-            vector version), ``native`` (Gymnasium's MuJoCo tasks on MuJoCo's thread pool), ``atari`` (ale-py's vector
-            environment), ``envpool``, ``torch`` and ``warp`` (on the device), or a registered name.
+        backend: ``auto`` (``torch`` for a ``TorchEnv`` and teams that have one, ``atari`` for a game that is not wrapped,
+            ``native`` where that equals Gymnasium exactly, else ``sync``), ``sync`` or ``gymnasium`` (Gymnasium's
+            environments in this process), ``async`` (worker processes, replaced when they die or stall), ``vector``
+            (the environment's own vector version), ``native`` (Gymnasium's MuJoCo tasks on MuJoCo's thread pool),
+            ``atari`` (ale-py's vector environment), ``envpool``, ``torch`` and ``warp`` (on the device), or a
+            registered name.
         device: where the tensors that it returns live; ``auto`` is CUDA where there is one.
         autoreset: whether ended rows are reset inside ``step`` (training) or wait for ``reset`` (evaluation).
         kwargs: keywords of the environment's constructor, or of ``gymnasium.make`` (``max_episode_steps``,

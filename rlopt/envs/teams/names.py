@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymSpec
 
+from rlopt.config import hint
 from rlopt.envs.teams.partitions import SCENARIOS, SEGMENTED, divide, partitions
+from rlopt.types import RloptError
 
 MAMUJOCO = "rlopt.envs.teams.mamujoco:MaMuJoCoEnv"
+PETTINGZOO = "rlopt.envs.teams.pettingzoo:PettingZooEnv"
 _FULL = "-full"
 
 
@@ -44,5 +48,47 @@ def _mamujoco_names() -> list[str]:
     return [task + view for task in tasks for view in ("", _FULL)]
 
 
-_NAMESPACES: dict[str, Callable[[str, str], GymSpec]] = {"mamujoco": _mamujoco}
-_COMMON: dict[str, Callable[[], list[str]]] = {"mamujoco": _mamujoco_names}
+_MPE = {
+    "spread": ("simple_spread_v3", "Spread"),
+    "reference": ("simple_reference_v3", "Reference"),
+    "speaker_listener": ("simple_speaker_listener_v4", "SpeakerListener"),
+}
+"""Tasks of MPE: mpe2's module, and the class of ``rlopt.envs.teams.mpe`` that is the same in torch."""
+_CONTINUOUS = "-continuous"
+
+
+def _mpe(name: str, task: str) -> GymSpec:
+    base = task.removesuffix(_CONTINUOUS)
+    if base not in _MPE:
+        raise RloptError(f"env={name}: MPE has no task {base!r}; {hint(base, _MPE)}")
+    kwargs = {
+        "module": f"mpe2.{_MPE[base][0]}",
+        "alive": False,
+        "joined_state": True,
+        "continuous_actions": task != base,
+    }
+    # The time limit is Gymnasium's, so that there is one only.
+    return GymSpec(name, entry_point=PETTINGZOO, max_episode_steps=25, kwargs={**kwargs, "max_cycles": 2**31})
+
+
+def _mpe_names() -> list[str]:
+    return [task + actions for task in _MPE for actions in ("", _CONTINUOUS)]
+
+
+def twin(name: str) -> tuple[str, dict[str, Any]] | None:
+    """Return the ``TorchEnv`` that is the same as the team ``name``, as ``module:Class`` with keywords; None where
+    there is none."""
+    namespace, _, task = name.partition("/")
+    base = task.removesuffix(_CONTINUOUS)
+    if namespace == "mpe" and base in _MPE:
+        return f"rlopt.envs.teams.mpe:{_MPE[base][1]}", {"continuous_actions": task != base}
+    return None
+
+
+def pettingzoo_spec(name: str, module: str) -> GymSpec:
+    """Return what stands for a registration of ``pettingzoo:module``."""
+    return GymSpec(name, entry_point=PETTINGZOO, kwargs={"module": module})
+
+
+_NAMESPACES: dict[str, Callable[[str, str], GymSpec]] = {"mamujoco": _mamujoco, "mpe": _mpe}
+_COMMON: dict[str, Callable[[], list[str]]] = {"mamujoco": _mamujoco_names, "mpe": _mpe_names}
