@@ -174,7 +174,7 @@ def make_env(
             ``pettingzoo:module`` of a parallel environment.
         num_envs: N.
         seed: the run's seed; slot i's first reset uses ``derive_seed(seed, stream, i)``.
-        backend: ``auto`` (``torch`` for a ``TorchEnv`` and teams that have one, ``atari`` for a game that is not wrapped,
+        backend: ``auto`` (``torch`` for a ``TorchEnv`` and teams that have one, ``atari`` for a game without wrappers,
             ``native`` where that equals Gymnasium exactly, else ``sync``), ``sync`` or ``gymnasium`` (Gymnasium's
             environments in this process), ``async`` (worker processes, replaced when they die or stall), ``vector``
             (the environment's own vector version), ``native`` (Gymnasium's MuJoCo tasks on MuJoCo's thread pool),
