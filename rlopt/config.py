@@ -46,7 +46,8 @@ def build(cls: type[Config], mapping: Mapping[str, Any], where: str = "agent") -
     Nested dataclasses are built from nested mappings. A float may be given as an integer or as text such as ``1e-3``
     (which YAML readers leave as text), an integer as a whole float (``1e6``), a tuple as a list.
     Raises RloptError, in one line that names the dotted option, for an unknown or missing option, a wrong type, a
-    value out of range or not among the choices, and for whatever ``cls.__post_init__`` rejects by RloptError.
+    value out of range or not among the choices, one that has no effect beside the others (``needs``), and for whatever
+    ``cls.__post_init__`` rejects by RloptError.
     """
     if not isinstance(mapping, Mapping):
         raise RloptError(f"{where or cls.__name__}: expected options (key: value), got {_shown(mapping)}")
@@ -61,6 +62,7 @@ def build(cls: type[Config], mapping: Mapping[str, Any], where: str = "agent") -
         elif _default(f) is dataclasses.MISSING:
             raise RloptError(f"{key}: must be given; add {key}=…")
     made = cls(**values)
+    _refuse_idle(made, where)
     object.__setattr__(made, _MARK, True)  # gone in what dataclasses.replace makes of it
     return made
 
@@ -186,6 +188,25 @@ def _refuse_unknown(
     for name in mapping:
         if name not in known:
             refuse(join(where, str(name)), str(name), known, where, elsewhere)
+
+
+def _refuse_idle(config: Any, where: str) -> None:
+    """Refuse options away from their defaults without what they need beside them: they would be ignored in silence."""
+    for f in dataclasses.fields(config):
+        needs = f.metadata.get("needs")
+        if not needs or any(getattr(config, name) in wanted for name, wanted in needs.items()):
+            continue
+        if (value := getattr(config, f.name)) == _default(f):
+            continue
+        words = [f"{join(where, name)}={_word(one)}" for name, wanted in needs.items() for one in wanted]
+        given = "" if dataclasses.is_dataclass(value) else f"={_word(value)}"
+        raise RloptError(
+            f"{join(where, f.name)}{given} has no effect without {' or '.join(words)}; add that, or leave it out"
+        )
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else _shown(value)
 
 
 def _nested_names(cls: type[Any]) -> list[str]:

@@ -426,13 +426,15 @@ def option(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[Any, ...] | None = None,
+    needs: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> Any:
     """Return a dataclass field of a configuration, with the facts that ``rlopt.config.build`` checks.
 
     ``low``/``high`` are inclusive bounds, ``above`` an exclusive lower one, ``choices`` the words allowed.
-    A mutable or nested default is given as a zero-argument factory.
+    ``needs`` says what the option counts with, {name of an option beside it: its values}: one of them at least, or a
+    value that is not the default is refused. A mutable or nested default is given as a zero-argument factory.
     """
-    meta = {"help": help, "low": low, "high": high, "above": above, "choices": choices}
+    meta = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "needs": needs}
     if callable(default):
         return field(default_factory=default, metadata=meta)
     return field(default=default, metadata=meta)

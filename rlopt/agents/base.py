@@ -69,18 +69,30 @@ class ReplayAgentConfig(LearnerConfig):
     learning_rate: float = option(3e-4, "learning rate", above=0.0)
     lr_schedule: str = option("constant", "learning rate over time", choices=("constant", "linear", "cosine"))
     schedule_steps: int | None = option(
-        None, "environment steps over which lr_schedule decays (null: total_steps)", low=1
+        None,
+        "environment steps over which lr_schedule decays (null: total_steps)",
+        low=1,
+        needs={"lr_schedule": ("linear", "cosine")},
     )
     final_learning_rate: float = option(
-        0.0, "fraction of the learning rate at the end of the schedule", low=0.0, high=1.0
+        0.0,
+        "fraction of the learning rate at the end of the schedule",
+        low=0.0,
+        high=1.0,
+        needs={"lr_schedule": ("linear", "cosine")},
     )
     optimiser: OptimiserConfig = option(OptimiserConfig, "optimiser of every network")
     max_grad_norm: float | None = option(None, "clip each network's gradient to this norm (null: never)", above=0.0)
     td_loss: str = option(
         "auto", "critics' loss of a residual; auto: huber with buffer=lap, else squared", choices=TD_LOSSES
     )
-    td_threshold: float = option(1.0, "where huber and pal turn from quadratic (LAP: buffer.floor)", above=0.0)
-    td_alpha: float = option(0.4, "pal's exponent", low=0.0, high=1.0)
+    td_threshold: float = option(
+        1.0,
+        "where huber and pal turn from quadratic (LAP: buffer.floor)",
+        above=0.0,
+        needs={"td_loss": ("huber", "pal")},
+    )
+    td_alpha: float = option(0.4, "pal's exponent", low=0.0, high=1.0, needs={"td_loss": ("pal",)})
     network: NetworkConfig = option(NetworkConfig, "shape of actor and critics")
 
     @property

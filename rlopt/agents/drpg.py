@@ -11,6 +11,7 @@ from typing import ClassVar
 from rlopt.agents.robust_agent import RobustAgent, RobustConfig
 from rlopt.robust.solvers import baselines
 from rlopt.robust.solvers.drpg import DRPGOptions, DRPGSolver
+from rlopt.types import RloptError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,14 @@ class RobustValueIteration(RobustAgent):
 @dataclass(frozen=True, kw_only=True)
 class RobustModifiedPolicyIterationConfig(RobustConfig, baselines.ModifiedPolicyIterationOptions):
     """Options of robust modified policy iteration."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start != "uniform":
+            raise RloptError(
+                f"agent.start={self.start} has no effect: this method starts from the largest cost for ever; leave it "
+                "out"
+            )
 
 
 class RobustModifiedPolicyIteration(RobustAgent):

@@ -29,6 +29,7 @@ from rlopt.random import torch_generator
 from rlopt.types import RloptError, option
 
 ADVERSARIES = ("worst", "uniform", "nominal")
+WORST = {"adversary": ("worst",)}
 NEAR = 0.05
 """Members of the bag are at least this far apart in some parameter, as a fraction of the box's side."""
 
@@ -51,10 +52,10 @@ class RobustOptions:
 
     box: dict[str, tuple[float, float]] = option(dict, "simulator parameters and their bounds: {name: [low, high]}")
     adversary: str = option("worst", "who sets the parameters (uniform: domain randomisation)", choices=ADVERSARIES)
-    adversary_every: int = option(2_000, "environment steps between inner ascents", low=1)
-    bag: int = option(8, "worst parameters kept, the present ones included", low=1)
-    bag_share: float = option(0.5, "share of episodes simulated at a member of the bag", low=0.0, high=1.0)
-    search: SearchConfig = option(SearchConfig, "the inner ascent")
+    adversary_every: int = option(2_000, "environment steps between inner ascents", low=1, needs=WORST)
+    bag: int = option(8, "worst parameters kept, the present ones included", low=1, needs=WORST)
+    bag_share: float = option(0.5, "share of episodes simulated at a member of the bag", low=0.0, high=1.0, needs=WORST)
+    search: SearchConfig = option(SearchConfig, "the inner ascent", needs=WORST)
 
     def __post_init__(self) -> None:
         for name, (low, high) in self.box.items():

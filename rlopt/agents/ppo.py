@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from rlopt.agents.base import Agent
 from rlopt.agents.rollout_agent import RolloutAgentConfig, advantages
 from rlopt.buffers import Rollout, minibatches
 from rlopt.buffers.samplers.sequence import CARRY
+from rlopt.config import default_of
 from rlopt.nn import (
     CategoricalActor,
     Critic,
@@ -33,15 +35,15 @@ from rlopt.nn import (
     MultiCategoricalActor,
     Net,
     NetworkConfig,
-    Optimiser,
     OptimiserConfig,
     Params,
     Schedule,
     network_options,
 )
+from rlopt.nn.boxes import bounds, scale
 from rlopt.nn.distributions import gaussian_log_prob
 from rlopt.policy import Policy
-from rlopt.types import Act, Carry, Clock, Metrics, Obs, RloptError, Update, map_obs, option
+from rlopt.types import Act, Carry, Clock, Metrics, Obs, RloptError, Update, map_obs, one_line, option
 
 PolicyNetwork = GaussianActor | CategoricalActor | MultiCategoricalActor
 SCHEDULES = ("constant", "linear")
@@ -60,7 +62,12 @@ class PPOConfig(RolloutAgentConfig):
     lr_schedule: str = option("constant", "learning rate over time; linear falls to 0", choices=SCHEDULES)
     clip: float = option(0.2, "ε: how far the ratio of probabilities may move and still pay", above=0.0)
     clip_schedule: str = option("constant", "ε over time; linear falls to 0", choices=SCHEDULES)
-    schedule_steps: int | None = option(None, "environment steps until those are at 0 (null: total_steps)", low=1)
+    schedule_steps: int | None = option(
+        None,
+        "environment steps until those are at 0 (null: total_steps)",
+        low=1,
+        needs={"lr_schedule": ("linear",), "clip_schedule": ("linear",)},
+    )
     gae_lambda: float = option(0.95, "λ of generalised advantages", low=0.0, high=1.0)
     bootstrap: bool = option(True, "value what lies beyond a time limit (false: take it for an end, as CleanRL does)")
     normalise_advantage: bool = option(True, "zero mean and unit deviation of the advantages in each minibatch")
@@ -241,6 +248,7 @@ class PPO(Agent):
     def build(self) -> None:
         c, spec = self.config, self.spec
         options = network_options(c.network)
+        self.refuse_idle(c)
 
         def make() -> PolicyAndValue:
             observed, acted = spec.observation_space, spec.action_space
@@ -255,14 +263,22 @@ class PPO(Agent):
         assert isinstance(self.networks.module, PolicyAndValue)
         self.module: PolicyAndValue = self.networks.module
         self.actor_module = self.module.actor
-        self.optimiser = self.persist(
-            "optimiser", Optimiser(self.networks.flat, c.learning_rate, c.optimiser, c.max_grad_norm)
-        )
+        self.optimiser = self.add_optimiser("optimiser", self.networks, c.learning_rate)
         self.factor, self.schedules = 1.0, [Schedule(k, c.schedule_steps) for k in (c.lr_schedule, c.clip_schedule)]
         if isinstance(self.actor_module, GaussianActor):
             self.extra_fields = {"sample": ((self.actor_module.action_features,), torch.float32)}
         for name, leaf in (self.initial_carry(1) or {}).items():
             self.extra_fields = {**self.extra_fields, CARRY + name: (tuple(leaf.shape[1:]), leaf.dtype)}
+
+    def refuse_idle(self, c: PPOConfig) -> None:
+        """Refuse options of a Gaussian that have no effect on the actions of this environment."""
+        space = self.spec.action_space
+        gaussian = isinstance(space, spaces.Box)
+        bounded = isinstance(space, spaces.Box) and bool(np.isfinite(scale(*bounds(space))[1]).any())
+        for name, counts in (("log_std", gaussian), ("unit_box", bounded)):
+            if not counts and getattr(c, name) != default_of(PPOConfig, name):
+                word = str(getattr(c, name)).lower()
+                raise RloptError(f"agent.{name}={word} has no effect on actions in {one_line(space)}; leave it out")
 
     @property
     def policy(self) -> Policy:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlopt.agents.actor_critic import ActorCritic, ActorCriticConfig, Nets, Work
 from rlopt.agents.td import TDLoss, squared
-from rlopt.agents.temperature import Temperature, TemperatureConfig
+from rlopt.agents.temperature import LEARNED, Temperature, TemperatureConfig
 from rlopt.buffers import Batch
 from rlopt.fast import sac as fast_sac
 from rlopt.fast.lanes import Lanes
@@ -30,7 +30,9 @@ from rlopt.types import Metrics, Obs, Update, option
 class SACConfig(TemperatureConfig, ActorCriticConfig):
     """Options of SAC; the defaults are the paper's (table 1), with target entropy -dim(A)."""
 
-    target_entropy: float | None = option(None, "entropy the learned temperature aims at, in nats (null: -dim A)")
+    target_entropy: float | None = option(
+        None, "entropy the learned temperature aims at, in nats (null: -dim A)", needs=LEARNED
+    )
     policy_delay: int = option(1, "critic updates per update of actor and temperature", low=1)
     fused: bool = option(True, "use the hand-written gradients where they apply (ReLU networks on the CPU)")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlopt.agents.actor_critic import ActorCritic, ActorCriticConfig, Nets, Work
 from rlopt.agents.td import TDLoss, squared
-from rlopt.agents.temperature import Temperature, TemperatureConfig
+from rlopt.agents.temperature import LEARNED, Temperature, TemperatureConfig
 from rlopt.buffers import Batch
 from rlopt.nn import CategoricalActor, Critic, Params
 from rlopt.types import Metrics, Obs, option
@@ -29,7 +29,11 @@ class DiscreteSACConfig(TemperatureConfig, ActorCriticConfig):
     """Options of discrete SAC."""
 
     target_entropy_ratio: float = option(
-        0.98, "entropy aimed at, as a fraction of log|A| (0.98: paper; few actions want 0.2 to 0.5)", low=0.0, high=1.0
+        0.98,
+        "entropy aimed at, as a fraction of log|A| (0.98: paper; few actions want 0.2 to 0.5)",
+        low=0.0,
+        high=1.0,
+        needs=LEARNED,
     )
     average_critics: bool = option(False, "the mean of the two critics in place of their minimum (SD-SAC)")
     critic_entropy: bool = option(True, "whether the critics' target counts the entropy of later steps")

@@ -12,14 +12,19 @@ from torch import Tensor
 from rlopt.agents.replay_agent import ReplayAgent
 from rlopt.types import option
 
+LEARNED = {"temperature": (None,)}
+"""What options of a learned temperature need."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TemperatureConfig:
     """What an agent with a temperature adds to its options."""
 
     temperature: float | None = option(None, "a fixed temperature α (null: learned)", above=0.0)
-    initial_temperature: float = option(1.0, "where the learned temperature begins", above=0.0)
-    temperature_learning_rate: float | None = option(None, "of the temperature (null: learning_rate)", above=0.0)
+    initial_temperature: float = option(1.0, "where the learned temperature begins", above=0.0, needs=LEARNED)
+    temperature_learning_rate: float | None = option(
+        None, "of the temperature (null: learning_rate)", above=0.0, needs=LEARNED
+    )
 
 
 def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:

@@ -43,6 +43,8 @@ def _bounds(metadata: Mapping[str, Any]) -> str:
     words = [f"at least {low:g}" if low is not None else "", f"above {above:g}" if above is not None else ""]
     words.append(f"at most {high:g}" if high is not None else "")
     words.append("one of " + ", ".join(map(str, choices)) if choices else "")
+    needs = [f"{name}={plain(one)}" for name, wanted in (metadata.get("needs") or {}).items() for one in wanted]
+    words.append("counts with " + " or ".join(needs).replace("None", "null") if needs else "")
     found = ", ".join(w for w in words if w)
     return f" [{found}]" if found else ""
 

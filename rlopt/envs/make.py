@@ -22,6 +22,9 @@ from rlopt.envs.vector import VectorEnv
 from rlopt.envs.workers import AsyncVectorEnv
 from rlopt.types import RloptError, resolve_device
 
+TIMEOUT = 60.0
+"""Seconds that one step of a worker may take, if nothing else is said."""
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -34,6 +37,8 @@ class Backend:
     """Whether its tensors are made on the CPU, and not on the device."""
     batched: bool = False
     """Whether its rows are one computation, which costs about the same for few rows as for many."""
+    has_workers: bool = False
+    """Whether its environments are processes that may stall (``timeout``)."""
     has_parameters: bool = False
     """Whether its environments may have simulator parameters (``set_parameters``)."""
     protocols: tuple[str, ...] = ()
@@ -74,7 +79,7 @@ def _vector(request: EnvRequest) -> VectorEnv:
 _BACKENDS: dict[str, Backend] = {
     "sync": Backend(_sync),
     "gymnasium": Backend(_sync),
-    "async": Backend(_async),
+    "async": Backend(_async, has_workers=True),
     "vector": Backend(_vector),
     "native": Backend("rlopt.envs.native:build", batched=True, has_parameters=True),
     "envpool": Backend("rlopt.envs.envpool:build"),
@@ -161,7 +166,7 @@ def make_env(
     kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[Wrapper] = (),
     facts: Sequence[str] = (),
-    timeout: float = 60.0,
+    timeout: float = TIMEOUT,
     stream: str = "env",
     evaluation: bool = False,
     protocol: str | None = None,
@@ -188,7 +193,7 @@ def make_env(
             ``gymnasium.wrappers``, ``{"class": …, "kwargs": {…}}``, or a callable from environment to environment.
         facts: names in the last ``info`` of an episode (success, …) that become ``Episode.facts``, beside those that an
             environment declares itself, in ``metadata["facts"]``.
-        timeout: seconds that one step of a worker may take (``async``).
+        timeout: seconds that one step of a worker may take (``async``; elsewhere there is nothing to wait for).
         stream: the name of the random stream; evaluation uses its own.
         evaluation: whether it is for evaluations, which a backend may run otherwise than training (lost lives).
         protocol: of Atari games, ``classic`` or ``dopamine``; by default as the id registers (``rlopt.envs.atari``).
@@ -210,6 +215,11 @@ def make_env(
         why = atari.refusal(factory.spec, factory.kwargs, bool(wrappers), bool(facts))
         raise RloptError(f"env.protocol={protocol}: {why or f'backend={chosen} has no protocols; use backend=atari'}")
     request = EnvRequest(id, factory, num_envs, seed, stream, home, autoreset, timeout, evaluation, protocol)
+    if timeout != TIMEOUT and not found.has_workers:
+        raise RloptError(
+            f"env.timeout={timeout:g} has no effect with env.backend={chosen}, which has no workers; leave it out, or "
+            "use env.backend=async"
+        )
     build = found.build
     if isinstance(build, str):
         module, _, function = build.partition(":")

@@ -17,6 +17,7 @@ from rlopt.buffers.samplers.sequence import SequenceConfig
 from rlopt.config import build, call_options, checked, join, option_names, over, refuse, with_arguments
 from rlopt.envs.atari import PROTOCOLS
 from rlopt.envs.factory import find_spec
+from rlopt.envs.make import TIMEOUT
 from rlopt.nn import PRECISIONS
 from rlopt.registry import agent_names, agent_presets, get_agent, get_sampler, sampler_names
 from rlopt.types import RloptError, option
@@ -46,7 +47,7 @@ class EnvConfig:
     facts: tuple[str, ...] = option(
         (), "entries of an episode's last info (success …) that become columns of episodes and evaluations"
     )
-    timeout: float = option(60.0, "seconds that one step of a worker process may take", above=0.0)
+    timeout: float = option(TIMEOUT, "seconds that one step of a worker process may take (async)", above=0.0)
     normalize_obs: bool = option(False, "divide observations by running statistics, frozen in evaluation")
     normalize_reward: bool = option(False, "divide rewards by the running deviation of the discounted return")
     evaluation: dict[str, Any] = option(
@@ -77,7 +78,9 @@ class BufferConfig(SequenceConfig):
     name: str = option("uniform", "a registered sampler")
     capacity: int = option(1_000_000, "transitions kept", low=1)
     device: str = option("auto", "where the data lies: auto (the agent's device), cpu, cuda, disk (a mapped file)")
-    folder: str | None = option(None, "where device=disk makes its file (null: the current directory)")
+    folder: str | None = option(
+        None, "where device=disk makes its file (null: the current directory)", needs={"device": ("disk",)}
+    )
     frame_stack: int | None = option(
         None, "frames stacked in each uint8 image, to store every frame once (null: as the environment says)", low=1
     )

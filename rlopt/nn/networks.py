@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlopt.types import RloptError, option
+from rlopt.types import option
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What ``precision=`` may say, and the type of the products between hidden layers."""
@@ -49,6 +49,7 @@ def hidden_linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
+MEMORIES = ("none", "gru")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +61,23 @@ class NetworkConfig:
     critic_hidden: tuple[int, ...] | None = option(None, "those of critics (null: hidden)", low=1)
     activation: str = option("relu", "non-linearity of the hidden layers", choices=tuple(ACTIVATIONS))
     norm: str = option("none", "what normalises a hidden layer before its non-linearity", choices=("none", "layer"))
-    memory: str = option("none", "what stands between encoder and hidden layers", choices=("none", "gru"))
-    memory_size: int | None = option(None, "numbers that the memory keeps (null: 128)", low=1)
+    memory: str = option("none", "what stands between encoder and hidden layers", choices=MEMORIES)
+    memory_size: int | None = option(
+        None, "numbers that the memory keeps (null: 128)", low=1, needs={"memory": MEMORIES[1:]}
+    )
     init: str = option("default", "initial weights (default: torch's)", choices=("default", "orthogonal"))
     policy_gain: float | None = option(
-        None, "init=orthogonal: gain of an actor's last layer (null: 0.01; elsewhere it is √2)", above=0.0
+        None,
+        "init=orthogonal: gain of an actor's last layer (null: 0.01; elsewhere it is √2)",
+        above=0.0,
+        needs={"init": ("orthogonal",)},
     )
-    value_gain: float | None = option(None, "init=orthogonal: gain of a critic's last layer (null: 1)", above=0.0)
-
-    def __post_init__(self) -> None:
-        for name, needed, there in (
-            ("memory_size", "memory=gru", self.memory != "none"),
-            ("policy_gain", "init=orthogonal", self.init == "orthogonal"),
-            ("value_gain", "init=orthogonal", self.init == "orthogonal"),
-        ):
-            if getattr(self, name) is not None and not there:
-                raise RloptError(
-                    f"network.{name}={getattr(self, name)} has no effect without network.{needed}; add that"
-                )
+    value_gain: float | None = option(
+        None,
+        "init=orthogonal: gain of a critic's last layer (null: 1)",
+        above=0.0,
+        needs={"init": ("orthogonal",)},
+    )
 
     def of_critic(self) -> NetworkConfig:
         """Return the configuration as critics read it."""

@@ -20,6 +20,7 @@ from gymnasium import spaces
 from rlopt.agents import Agent
 from rlopt.buffers import Batch, Rollout
 from rlopt.buffers.samplers.sequence import CARRY
+from rlopt.config import build
 from rlopt.nn import NetworkConfig, OptimiserConfig
 from rlopt.random import generator_state, set_generator_state
 from rlopt.registry import get_agent
@@ -216,7 +217,7 @@ def make_agent(
     small = {"network": NetworkConfig(hidden=(16, 16)), "batch_size": 8, "warmup_steps": 0}
     options = {**known(name, **small), **case.always, **options}
     spec = EnvSpec("test", observation_space, case.actions if action_space is None else action_space)
-    return cls(spec, cls.config_class(**options), seed=seed, runs=runs, precision=precision)
+    return cls(spec, build(cls.config_class, options), seed=seed, runs=runs, precision=precision)
 
 
 def known(name: str, **options: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
+from rlopt.config import checked
 from rlopt.nn import Critic, NetworkConfig, make_actor, network_options
 from rlopt.nn.networks import MLP, EnsembleMLP
 from rlopt.types import RloptError
@@ -102,8 +103,8 @@ def test_critics_may_have_layers_of_their_own() -> None:
     ],
 )
 def test_an_option_that_would_have_no_effect_is_refused(options: dict[str, Any], needed: str) -> None:
-    with pytest.raises(RloptError, match=rf"has no effect without network\.{needed}"):
-        NetworkConfig(**options)
+    with pytest.raises(RloptError, match=rf"has no effect without agent\.network\.{needed}"):
+        checked(NetworkConfig(**options), "agent.network")
 
 
 def test_critic_shapes() -> None:

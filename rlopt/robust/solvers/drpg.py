@@ -33,7 +33,9 @@ class DRPGOptions(SolverOptions):
     parametrisation: str = option("direct", "what the gradient moves", choices=("direct", "softmax"))
     inner: str = option("exact", "the adversary: its policy iteration, or projected gradient ascent (the paper's)",
                         choices=("exact", "gradient"))  # fmt: skip
-    inner_step: float = option(0.1, "step of the adversary's gradient ascent, β", above=0.0)
+    inner_step: float = option(
+        0.1, "step of the adversary's gradient ascent, β", above=0.0, needs={"inner": ("gradient",)}
+    )
     inner_limit: int = option(10_000, "most steps of the adversary in one iteration", low=1)
     inner_tolerance: float = option(1.0, "certified gap asked of the first adversary, ε_0", above=0.0)
     tolerance_decay: float | None = option(
