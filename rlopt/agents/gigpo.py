@@ -91,6 +91,9 @@ class GiGPOConfig(GroupPolicyConfig):
                     f"agent.{name}={getattr(self, name)} means nothing to agent.estimator={self.estimator}, only to "
                     f"{users}; leave it out"
                 )
+        for name in ("critic_hidden", "value_gain"):
+            if getattr(self.network, name) is not None and self.estimator != "ppo":
+                raise RloptError(f"agent.network.{name}: agent.estimator={self.estimator} has no critic; leave it out")
 
 
 class Samples(NamedTuple):
