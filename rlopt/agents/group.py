@@ -20,6 +20,21 @@ class GroupAgentConfig(LearnerConfig):
     groups: int = option(4, "groups of episodes per rollout; a group shares its first state", low=1)
     group_size: int = option(4, "episodes per group", low=2)
     horizon: int | None = option(None, "steps after which an episode is cut (null: the environment's own limit)", low=1)
+    tasks: int | None = option(
+        None,
+        "first states to choose from: each group begins in one of so many, in reshuffled order (null: new ones)",
+        low=1,
+    )
+    noise: str = option(
+        "shared",
+        "what is drawn after the first state: the same by all members of a group, or by each for itself (independent)",
+        choices=("shared", "independent"),
+    )
+    resample: int = option(
+        0,
+        "rollouts at most in which groups whose returns are all equal are replaced (dynamic sampling; DAPO: 10)",
+        low=0,
+    )
 
 
 def returns_to_go(reward: Tensor, gamma: float, terminated: Tensor | None = None) -> Tensor:

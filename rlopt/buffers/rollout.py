@@ -69,6 +69,36 @@ class Rollout(NamedTuple):
             complete,
         )
 
+    @classmethod
+    def beside(cls, rollouts: Sequence[Rollout]) -> Rollout:
+        """Return the time lines of several rollouts as one (T, ΣN); shorter ones are padded with rows that are not
+        ``valid``, which repeat their last step without its reward."""
+        if len(rollouts) == 1:
+            return rollouts[0]
+        steps = max(len(rollout.reward) for rollout in rollouts)
+        times = torch.arange(steps, device=rollouts[0].reward.device)
+        lengths = [len(rollout.reward) for rollout in rollouts]
+        every: list[list[Tensor]] = [[] for _ in rollouts]
+        for rollout, index, parts in zip(rollouts, (times.clamp(max=n - 1) for n in lengths), every, strict=True):
+            rollout.map(lambda x, index=index, parts=parts: parts.append(x.index_select(0, index)) or x)  # type: ignore[misc]
+        joined = iter([torch.cat(parts, 1) for parts in zip(*every, strict=True)])
+        whole = rollouts[0].map(lambda x: next(joined))
+        there = [(times < n).unsqueeze(1).expand(-1, r.reward.shape[1]) for n, r in zip(lengths, rollouts, strict=True)]
+        inside = torch.cat(there, 1)
+        group, complete = (
+            None if getattr(rollouts[0], name) is None else torch.cat([getattr(r, name) for r in rollouts])
+            for name in ("group", "complete")
+        )
+        return whole._replace(
+            reward=torch.where(inside.view(*inside.shape, *[1] * (whole.reward.dim() - 2)), whole.reward, 0.0),
+            terminated=whole.terminated & inside,
+            truncated=whole.truncated & inside,
+            ended=whole.ended & inside,
+            valid=whole.valid & inside,
+            group=group,
+            complete=complete,
+        )
+
     def with_extras(self, **extras: Tensor) -> Rollout:
         """Return the rollout with further extras (T, N, …), such as advantages."""
         return self._replace(extras={**self.extras, **extras})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Self
 
@@ -18,17 +19,22 @@ from rlopt.loops.episodes import EpisodeCounter
 from rlopt.loops.evaluation import Evaluator
 from rlopt.loops.metrics import MetricSums
 from rlopt.loops.stepping import OnPolicyLoop
-from rlopt.random import derive_seed
-from rlopt.types import Episode, Obs, RloptError, State, Step, map_obs, on_device
+from rlopt.random import derive_seed, numpy_generator
+from rlopt.types import Act, Episode, Obs, RloptError, State, Step, map_obs, on_device
 
 
 class GroupLoop(OnPolicyLoop):
     """Drives an agent that learns from groups of episodes with one first state each.
 
     One ``advance`` is one rollout of ``groups`` x ``group_size`` episodes and the update from it. Every episode of
-    group g in iteration i is reset with the seed ``derive_seed(seed, "group", i, g)``, so the members share the first
-    state and, since the environment draws from that seed on, its noise too. As every row of a rollout begins with a
-    seeded reset, an exact resume needs nothing of the environment: the iteration number is enough.
+    group g in rollout i is reset with one seed: ``derive_seed(seed, "group", i, g)``, or with ``tasks`` K one of 0 …
+    K - 1 in reshuffled order. So the members share the first state and, since the environment draws from that seed on,
+    its noise too, unless ``noise=independent`` gives each its own. As every row of a rollout begins with a seeded
+    reset, an exact resume needs nothing of the environment: the number of rollouts is enough. Episodes that are over
+    are not acted for.
+
+    A group whose returns are all equal teaches nothing relative to itself. With ``resample`` such groups are left out
+    and further rollouts made, at most so many, until all groups differ.
 
     Steps are real transitions. The rollout in which ``total_steps`` is reached stops there; it counts, but nothing is
     learnt from it, because the episodes that had ended by then are the short ones.
@@ -70,7 +76,7 @@ class GroupLoop(OnPolicyLoop):
 
     def advance(self) -> Progress:
         begin = perf_counter()
-        rollout, episodes = self._collect()
+        rollout, episodes = self._collect_differing() if self.config.resample else self._collect()
         middle = perf_counter()
         metrics: MetricSums = {}
         updates = 0 if rollout is None else self._learn_from(rollout, metrics)
@@ -89,7 +95,7 @@ class GroupLoop(OnPolicyLoop):
         going = alive.cpu()
         while self.step < self.total_steps and bool(going.any()):
             obs, seen = self._see()
-            act = self.agent.act(seen, self.carry)
+            act = self._act(seen, going)
             extras = self._extras(act)
             action = act.action.to(device)
             step = self._judge(self.env.step(action), alive, taken)
@@ -112,10 +118,51 @@ class GroupLoop(OnPolicyLoop):
             rollout = rollout.map(lambda x: _in_order(x, order.to(x.device)))
         return rollout, episodes
 
+    def _collect_differing(self) -> tuple[Rollout | None, list[Episode]]:
+        """Return a rollout of groups whose returns differ, out of one and up to ``resample`` further ones; where there
+        is no such group, the last rollout. Episodes are all that were finished."""
+        found: list[Rollout] = []
+        finished: list[Episode] = []
+        left = self.config.groups
+        for _ in range(1 + self.config.resample):
+            rollout, episodes = self._collect()
+            finished += episodes
+            if rollout is None:
+                return None, finished
+            teaching = differing_groups(rollout)[:left]
+            if teaching:
+                found.append(of_groups(rollout, teaching, self.config.groups - left))
+            left -= len(teaching)
+            if not left or self.step >= self.total_steps:
+                break
+        return Rollout.beside(found) if found else rollout, finished
+
+    def _act(self, seen: Obs, going: Tensor) -> Act:
+        """Return the actions of all rows (N, …), asking the agent for those alone that are ``going`` (N,), on the host;
+        the others, which nobody steps, repeat the first."""
+        if bool(going.all()):
+            return self.agent.act(seen, self.carry)
+        rows, n = on_device(going.nonzero().flatten(), self.agent.device), len(going)
+        carry = None if self.carry is None else {name: leaf[rows] for name, leaf in self.carry.items()}
+        act = self.agent.act(map_obs(lambda x: x.index_select(0, rows), seen), carry)
+
+        def spread(x: Tensor) -> Tensor:
+            return x[:1].repeat(n, *[1] * (x.dim() - 1)).index_copy(0, rows, x)
+
+        after = act.carry
+        if after is not None:
+            assert self.carry is not None
+            after = {name: self.carry[name].index_copy(0, rows, leaf) for name, leaf in after.items()}
+        extras, facts = ({k: spread(x) for k, x in tree.items()} for tree in (act.extras, act.facts))
+        return Act(spread(act.action), after, extras, facts)
+
     def _begin(self) -> Tensor:
-        """Begin this iteration's episodes; return which rows (N,) have one."""
-        seeds = [derive_seed(self.seed, "group", self.iteration, g) for g in range(self.config.groups)]
-        self.obs = self.env.reset(seeds=[seeds[g] for g in self.group.tolist()])
+        """Begin this rollout's episodes; return which rows (N,) have one."""
+        i, seeds = self.iteration, self._group_seeds()
+        noise = None
+        if self.config.noise == "independent":
+            noise = [derive_seed(self.seed, "group", i, "noise", row) for row in range(self.env.num_envs)]
+        self.obs = self.env.reset(seeds=[seeds[g] for g in self.group.tolist()], noise_seeds=noise)
         self.iteration += 1
         self.carry = self.agent.initial_carry(self.env.num_envs)
         self.counter = EpisodeCounter(self.env.spec, self.env.num_envs)
@@ -124,6 +171,17 @@ class GroupLoop(OnPolicyLoop):
             self._bad = self._bad or "observation"
             self.obs = _without_nonfinite(self.obs)
         return finite
+
+    def _group_seeds(self) -> list[int]:
+        """Return the seed of each group of this rollout."""
+        groups, tasks = self.config.groups, self.config.tasks
+        if tasks is None:
+            return [derive_seed(self.seed, "group", self.iteration, g) for g in range(groups)]
+        seeds = []
+        for at in range(self.iteration * groups, (self.iteration + 1) * groups):
+            order = numpy_generator(self.seed, "group", "order", at // tasks).permutation(tasks)
+            seeds.append(int(order[at % tasks]))
+        return seeds
 
     def _judge(self, step: Step, alive: Tensor, taken: Tensor) -> Step:
         """Return ``step`` as the running rows made it, after ``taken`` (N,) transitions of their episodes: what is
@@ -157,6 +215,29 @@ class GroupLoop(OnPolicyLoop):
         self.agent.load_state_dict(state["agent"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
+
+
+def differing_groups(rollout: Rollout) -> list[int]:
+    """Return the groups of a rollout in which complete episodes have different returns."""
+    assert rollout.group is not None and rollout.complete is not None
+    total = rollout.reward.double().sum(0)
+    columns = rollout.group.tolist(), rollout.complete.tolist(), total.view(len(total), -1).sum(1).tolist()
+    returns: dict[int, set[float]] = {}
+    for g, whole, one in zip(*columns, strict=True):
+        if whole:
+            returns.setdefault(g, set()).add(one)
+    return [g for g, values in sorted(returns.items()) if len(values) > 1]
+
+
+def of_groups(rollout: Rollout, groups: Sequence[int], first: int) -> Rollout:
+    """Return the columns of these ``groups``, which are called ``first``, ``first`` + 1 … from now on."""
+    assert rollout.group is not None
+    numbers = rollout.group.tolist()
+    index = [n for g in groups for n, number in enumerate(numbers) if number == g]
+    renamed = [first + groups.index(numbers[n]) for n in index]
+    home = rollout.group.device
+    chosen = rollout.columns(torch.tensor(index, device=home))
+    return chosen._replace(group=torch.tensor(renamed, device=home))
 
 
 def _without_nonfinite(obs: Obs) -> Obs:
