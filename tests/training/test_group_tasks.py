@@ -1,4 +1,4 @@
-"""Group rollouts: fixed tasks in reshuffled order, noise of one's own, groups that teach nothing, rows that are done."""
+"""Group rollouts: fixed tasks reshuffled, noise of one's own, groups that teach nothing, rows that are over."""
 
 from __future__ import annotations
 
