@@ -37,13 +37,13 @@ AGENTS: dict[str, Entry] = {
     "reinforce": "rlopt.agents.reinforce:Reinforce",
     "gigpo": "rlopt.agents.gigpo:GiGPO",
     "value_iteration": "rlopt.agents.value_iteration:ValueIteration",
-    "drpg": "rlopt.agents.drpg:DRPG",
+    "drpg": "rlopt.agents.robust_solvers:DRPG",
     "drpg_deep": "rlopt.agents.drpg_deep:DeepDRPG",
     "drpg_deep_discrete": "rlopt.agents.drpg_deep:DiscreteDeepDRPG",
-    "robust_value_iteration": "rlopt.agents.drpg:RobustValueIteration",
-    "robust_modified_policy_iteration": "rlopt.agents.drpg:RobustModifiedPolicyIteration",
-    "partial_policy_iteration": "rlopt.agents.drpg:PartialPolicyIteration",
-    "robust_mirror_descent": "rlopt.agents.drpg:RobustMirrorDescent",
+    "robust_value_iteration": "rlopt.agents.robust_solvers:RobustValueIteration",
+    "robust_modified_policy_iteration": "rlopt.agents.robust_solvers:RobustModifiedPolicyIteration",
+    "partial_policy_iteration": "rlopt.agents.robust_solvers:PartialPolicyIteration",
+    "robust_mirror_descent": "rlopt.agents.robust_solvers:RobustMirrorDescent",
 }
 SAMPLERS: dict[str, Entry] = {
     "uniform": "rlopt.buffers.samplers.base:UniformSampler",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -68,6 +69,37 @@ def test_train_py_runs_in_a_checkout_that_is_not_installed(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "id: Hopper-v5" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def definitions() -> dict[str, list[str]]:
+    """Return where each module and class of rlopt is named, by its name without regard to case and underscores."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "rlopt").rglob("*.py")):
+        where = path.relative_to(ROOT).as_posix()
+        if path.stem not in ("__init__", "__main__"):
+            found.setdefault(path.stem, []).append(where)
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(where)
+    return found
+
+
+SHARED_NAMES = {
+    "base": "what the other modules of its folder have in common",
+    "env": "the vector environment of the backend whose folder it is in",
+    "evaluate": "the command, and what it calls",
+    "group": "groups of episodes: the loop that runs them, and what agents share that learn from them",
+    "replay": "the replay buffer, and the loop that fills and draws from it",
+    "rollout": "a rollout, and the loop that collects it",
+    "PrioritizedReshuffledSampler": "the same sampler, for TorchRL",
+    "ReshuffledSampler": "the same sampler, for TorchRL",
+    "Samples": "what an agent's minibatches are cut from",
+}
+
+
+def test_no_two_modules_or_classes_of_one_name_mean_different_things() -> None:
+    shared = {name: where for name, where in definitions().items() if len(where) > 1 and name not in SHARED_NAMES}
+    assert not shared, "give one of them a name that says what it is (or add a line to SHARED_NAMES)"
 
 
 @pytest.fixture(scope="module")

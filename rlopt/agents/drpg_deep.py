@@ -76,13 +76,13 @@ class Ascent(NamedTuple):
     """(d,) the worst point met."""
     cost: float
     left: float
-    """What may be left to gain, in cost; see ``ascend``."""
+    """What may be left to gain, in cost; see ``ascend_box``."""
     spread: float
     """Highest less lowest cost met."""
     rounds: int
 
 
-def ascend(
+def ascend_box(
     cost: Callable[[Tensor], Tensor],
     start: Tensor,
     tolerance: float,
@@ -181,7 +181,9 @@ class Adversary:
 
     def attack(self, cost: Callable[[Tensor], Tensor]) -> Ascent:
         """One inner ascent from the worst point known, with the bag's newest members to look at first."""
-        found = ascend(cost, self.worst, self.tolerance, self.options.search, self.generator, self.members.flip(0)[1:])
+        found = ascend_box(
+            cost, self.worst, self.tolerance, self.options.search, self.generator, self.members.flip(0)[1:]
+        )
         self.worst.copy_(found.point)
         self.remember(self.worst)
         self.counts[0] += 1

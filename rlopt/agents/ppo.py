@@ -24,7 +24,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlopt.agents.base import Agent
-from rlopt.agents.rollout_agent import RolloutAgentConfig, advantages
+from rlopt.agents.rollout_agent import RolloutAgentConfig, generalised_advantages
 from rlopt.buffers import Rollout, minibatches
 from rlopt.buffers.samplers.sequence import CARRY
 from rlopt.config import default_of
@@ -339,7 +339,7 @@ class PPO(Agent):
         if not c.bootstrap:
             rollout = rollout._replace(terminated=rollout.terminated | rollout.truncated)
         old, value, next_value = self.judge(rollout)
-        advantage = advantages(rollout, value, next_value, c.gamma, c.gae_lambda)
+        advantage = generalised_advantages(rollout, value, next_value, c.gamma, c.gae_lambda)
         sample = rollout.extras.get("sample", rollout.action)
         data = Samples(rollout.obs, sample, old, value, advantage, advantage + value)
         if c.network.memory == "none":

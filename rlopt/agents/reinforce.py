@@ -88,7 +88,7 @@ def squashed_terms(outputs: tuple[Tensor, Tensor], sample: Tensor, noise: Tensor
     return log_prob, -squashed_gaussian(mean, log_std, noise)[1]
 
 
-def advantages(rollout: Rollout, gamma: float, credit: str, groups: int) -> tuple[Tensor, Tensor]:
+def baseline_advantages(rollout: Rollout, gamma: float, credit: str, groups: int) -> tuple[Tensor, Tensor]:
     """Return what each action is credited with beyond its baseline, A_t = G_t - b_t, and which actions count: (T, N)
     each.
 
@@ -174,7 +174,7 @@ class Reinforce(Agent):
         """One gradient step on one rollout."""
         c = self.config
         self.open_update(observation=batch.obs, reward=batch.reward)
-        advantage, used = advantages(batch, c.gamma, c.credit, c.groups)
+        advantage, used = baseline_advantages(batch, c.gamma, c.credit, c.groups)
         advantage = normalise(advantage, used)
         outputs = policy_outputs(self.actor, self.actor.params, batch.obs)
         if isinstance(self.actor_module, CategoricalActor):

@@ -22,7 +22,7 @@ class RolloutAgentConfig(LearnerConfig):
     rollout_steps: int = option(2_048, "steps of each environment per rollout", low=1)
 
 
-def advantages(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float, decay: float) -> Tensor:
+def generalised_advantages(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float, decay: float) -> Tensor:
     """Return generalised advantages Â (T, N) (Schulman et al. 2016, arXiv 1506.02438, eq. 16); 0 where nothing is
     valid.
 

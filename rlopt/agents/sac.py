@@ -19,7 +19,7 @@ from rlopt.agents.actor_critic import ActorCritic, ActorCriticConfig, Nets, Work
 from rlopt.agents.td import TDLoss, squared
 from rlopt.agents.temperature import LEARNED, Temperature, TemperatureConfig
 from rlopt.buffers import Batch
-from rlopt.fast import sac as fast_sac
+from rlopt.fast import fused_sac
 from rlopt.fast.lanes import Lanes
 from rlopt.nn import Critic, Params, SquashedGaussianActor
 from rlopt.nn.distributions import squashed_gaussian
@@ -97,13 +97,13 @@ class SAC(ActorCritic):
         self.build_target(self.critic)
         self.nets = Nets(self.actor, self.critic)
         self.temperature = Temperature(self, -float(features) if c.target_entropy is None else c.target_entropy)
-        self.fused: fast_sac.FusedUpdate | fast_sac.FusedRuns | None = None
-        if c.fused and fast_sac.applies(self, SAC, Temperature):
+        self.fused: fused_sac.FusedUpdate | fused_sac.FusedRuns | None = None
+        if c.fused and fused_sac.applies(self, SAC, Temperature):
             one = self.runs == 1
             # No phase of an update has more than two tasks.
             lanes = Lanes(min(2, torch.get_num_threads()))
-            self.fused = fast_sac.FusedUpdate(self, None, lanes) if one else fast_sac.FusedRuns(self)
-            self.fast_act = fast_sac.FusedActor(self)
+            self.fused = fused_sac.FusedUpdate(self, None, lanes) if one else fused_sac.FusedRuns(self)
+            self.fast_act = fused_sac.FusedActor(self)
 
     def prepare(self, batch: Batch) -> Work:
         batch = self.by_run(batch._replace(action=self.actor_module.normalise(batch.action)))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rlopt.analysis.curves import Curve
 from rlopt.analysis.figures import COLOURS, save_figure
-from rlopt.analysis.reference import Reference, reference
+from rlopt.analysis.reference import PublishedCurve, reference
 from rlopt.analysis.robust_plots import certified, draw_bounds
 from rlopt.analysis.run_results import Run, curves, load_run
 from rlopt.analysis.statistics import Array, bootstrap_curve, bootstrap_interval, iqm, mean_interval
@@ -181,7 +181,7 @@ def _label(name: str, seeds: Sequence[int]) -> str:
     return f"{name} ({count} seed{'s' if high > 1 else ''})"
 
 
-def _draw_reference(axes: Axes, curve: Reference, style: tuple[str, Any]) -> None:
+def _draw_reference(axes: Axes, curve: PublishedCurve, style: tuple[str, Any]) -> None:
     colour, dashes = style
     estimate, low, high = bootstrap_curve(curve.scores, iqm)
     axes.fill_between(curve.steps, low, high, color=colour, alpha=0.12, linewidth=0, zorder=1)

@@ -31,7 +31,7 @@ SAME_REWARDS_IN_V5 = frozenset({"HalfCheetah", "Swimmer"})
 
 
 @dataclass(frozen=True)
-class Reference(Curve):
+class PublishedCurve(Curve):
     """A published curve; ``env_id`` is the version that was published, which may differ from the one asked for."""
 
     source: str = ""
@@ -71,7 +71,7 @@ _SOURCES = (
 _ALGORITHMS = frozenset(algorithm for algorithm, *_ in _SOURCES)
 
 
-def reference(env_id: str, agents: Iterable[str] = ("sac",)) -> list[Reference]:
+def reference(env_id: str, agents: Iterable[str] = ("sac",)) -> list[PublishedCurve]:
     """Return the published curves of these agents' algorithms comparable with ``env_id``, to 1 000 000 steps; empty
     where none is known.
 
@@ -99,7 +99,7 @@ def td3_normalised(env_id: str, score: ArrayLike) -> Array:
 
 
 @cache
-def _all() -> tuple[Reference, ...]:
+def _all() -> tuple[PublishedCurve, ...]:
     curves = []
     for algorithm, name, file, source in _SOURCES:
         lines = (files("rlopt.analysis") / "data" / file).read_text(encoding="utf-8").split()
@@ -107,7 +107,7 @@ def _all() -> tuple[Reference, ...]:
         for env_id in dict.fromkeys(row[0] for row in rows):
             block = np.array([row[1:] for row in rows if row[0] == env_id], dtype=np.float64)
             curves.append(
-                Reference(
+                PublishedCurve(
                     name=f"{name} ({env_id.rpartition('-')[2]}, {block.shape[1] - 1} seeds)",
                     env_id=env_id,
                     steps=block[:, 0].astype(np.int64),

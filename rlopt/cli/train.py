@@ -78,7 +78,15 @@ def run(arguments: argparse.Namespace) -> int:
     return _ended(result, config)
 
 
-_SHOWN = ("buffers.replay", "loops.base", "loops.replay", "loops.solver", "fast.sac", "envs.atari.env", "envs.warp")
+_SHOWN = (
+    "buffers.replay",
+    "loops.base",
+    "loops.replay",
+    "loops.solver",
+    "fast.fused_sac",
+    "envs.atari.env",
+    "envs.warp",
+)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from rlopt.envs.streams import RowStreams
 from rlopt.envs.torch_env import Outcome, TorchEnv
-from rlopt.envs.warp_tasks import TASKS, Task
+from rlopt.envs.warp_tasks import TASKS, WarpTask
 from rlopt.types import Obs, RloptError, State
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _ENTRY_POINT = re.compile(r"gymnasium\.envs\.mujoco\.(\w+)_v5:\w+")
 _PERSISTENT = ("qpos", "qvel", "qacc_warmstart")
 
 
-class Physics:
+class WarpPhysics:
     """N worlds of one model in mujoco-warp, and two captured graphs that step them.
 
     ``fields[name]`` are torch views of mujoco-warp's own arrays, (N, …) float32: writes are state writes.
@@ -140,7 +140,7 @@ class WarpEnv(TorchEnv):
 
     dtype = torch.float32
 
-    def __init__(self, env: Any, task: type[Task], num_envs: int, *, device: torch.device, **options: Any) -> None:
+    def __init__(self, env: Any, task: type[WarpTask], num_envs: int, *, device: torch.device, **options: Any) -> None:
         import mujoco
 
         env = env.unwrapped
@@ -156,7 +156,7 @@ class WarpEnv(TorchEnv):
             _log.warning("%s %s; compare scores with care", self.spec.id, task.caveat)
         self._task = task(env, self.device)
         try:
-            self._physics = Physics(model, num_envs, env.frame_skip, self.device, task.derived)
+            self._physics = WarpPhysics(model, num_envs, env.frame_skip, self.device, task.derived)
         except NotImplementedError as e:
             raise RloptError(f"env={self.spec.id} cannot run on env.backend=warp ({e}); use env.backend=native") from e
         self._lost = torch.zeros((), dtype=torch.int64, device=self.device)

@@ -20,7 +20,7 @@ Fields = Mapping[str, Tensor]
 """MuJoCo's data by field name, each (N, …); ``cfrc_ext`` is zero at the beginning of an episode."""
 
 
-class Task:
+class WarpTask:
     """What all tasks have in common.
 
     Args:
@@ -68,7 +68,7 @@ class Task:
         return qpos, self.init_qvel + streams.uniform(-self.noise, self.noise, nv)
 
 
-class Swimmer(Task):
+class WarpSwimmer(WarpTask):
     forward_weight: float
     ctrl_weight: float
 
@@ -81,7 +81,7 @@ class Swimmer(Task):
         return self.forward_weight * velocity - self.ctrl_weight * action.square().sum(1), None
 
 
-class HalfCheetah(Swimmer):
+class WarpHalfCheetah(WarpSwimmer):
     normal_velocities = True
 
     def __init__(self, env: Any, device: torch.device) -> None:
@@ -89,7 +89,7 @@ class HalfCheetah(Swimmer):
         self.skip = 1 if env._exclude_current_positions_from_observation else 0
 
 
-class Walker2d(HalfCheetah):
+class WarpWalker2d(WarpHalfCheetah):
     """Tasks that pay for staying healthy and end otherwise."""
 
     normal_velocities = False
@@ -119,7 +119,7 @@ class Walker2d(HalfCheetah):
         return reward, ~healthy if self.terminate else None
 
 
-class Hopper(Walker2d):
+class WarpHopper(WarpWalker2d):
     def __init__(self, env: Any, device: torch.device) -> None:
         super().__init__(env, device)
         self.state_range = env._healthy_state_range
@@ -129,7 +129,7 @@ class Hopper(Walker2d):
         return super().healthy(d) & _inside(rest, self.state_range).all(1)
 
 
-class Ant(Walker2d):
+class WarpAnt(WarpWalker2d):
     derived = ("xpos", "cfrc_ext")
     caveat = "parts from Gymnasium's at its first contacts, where mujoco-warp turns the friction pyramid otherwise"
     normal_velocities = True
@@ -178,7 +178,7 @@ class _Body:
         return torch.cat((d["qpos"][:, self.skip :], d["qvel"], *parts), 1)
 
 
-class Humanoid(Walker2d):
+class WarpHumanoid(WarpWalker2d):
     derived = ("xipos", "cinert", "cvel", "qfrc_actuator", "cfrc_ext")
     contact_weight: float
     contact_range: tuple[float, float]
@@ -204,7 +204,7 @@ class Humanoid(Walker2d):
         return super().costs(d, action) + contact.clamp(*self.contact_range)
 
 
-class HumanoidStandup(Task):
+class WarpHumanoidStandup(WarpTask):
     derived = ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
     ctrl_weight: float
     impact_weight: float
@@ -225,13 +225,13 @@ class HumanoidStandup(Task):
         return self.up_weight * d["qpos"][:, 2] - self.ctrl_weight * action.square().sum(1) - impact + 1.0, None
 
 
-class InvertedPendulum(Task):
+class WarpInvertedPendulum(WarpTask):
     def outcome(self, d: Fields, action: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
         fell = d["qpos"][:, 1].abs() > 0.2
         return 1.0 - fell.to(torch.float32), fell
 
 
-class InvertedDoublePendulum(Task):
+class WarpInvertedDoublePendulum(WarpTask):
     derived = ("site_xpos", "qfrc_constraint")
     normal_velocities = True
 
@@ -253,7 +253,7 @@ class InvertedDoublePendulum(Task):
         return alive - distance - (1e-3 * v1 + 5e-3 * v2), fell
 
 
-class _Arm(Task):
+class _Arm(WarpTask):
     """Reacher and Pusher: bodies whose distances are paid for."""
 
     derived = ("xpos",)
@@ -280,7 +280,7 @@ class _Arm(Task):
         return torch.cat((qvel[:, :-still], torch.zeros_like(qvel[:, -still:])), 1)
 
 
-class Reacher(_Arm):
+class WarpReacher(_Arm):
     bodies = ("fingertip", "target")
 
     def observe(self, d: Fields) -> Tensor:
@@ -298,7 +298,7 @@ class Reacher(_Arm):
         return torch.cat((qpos[:, :-2], goal), 1), self.slow(streams, 2)
 
 
-class Pusher(_Arm):
+class WarpPusher(_Arm):
     bodies = ("tips_arm", "object", "goal")
     TRIES = 32
     """Gymnasium draws until the object is not too near; one draw in 10**13 rows fails 32 times, and is kept."""
@@ -328,17 +328,17 @@ def _inside(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
     return (x > bounds[0]) & (x < bounds[1])
 
 
-TASKS: dict[str, type[Task]] = {
-    "ant": Ant,
-    "half_cheetah": HalfCheetah,
-    "hopper": Hopper,
-    "humanoid": Humanoid,
-    "humanoidstandup": HumanoidStandup,
-    "inverted_double_pendulum": InvertedDoublePendulum,
-    "inverted_pendulum": InvertedPendulum,
-    "pusher": Pusher,
-    "reacher": Reacher,
-    "swimmer": Swimmer,
-    "walker2d": Walker2d,
+TASKS: dict[str, type[WarpTask]] = {
+    "ant": WarpAnt,
+    "half_cheetah": WarpHalfCheetah,
+    "hopper": WarpHopper,
+    "humanoid": WarpHumanoid,
+    "humanoidstandup": WarpHumanoidStandup,
+    "inverted_double_pendulum": WarpInvertedDoublePendulum,
+    "inverted_pendulum": WarpInvertedPendulum,
+    "pusher": WarpPusher,
+    "reacher": WarpReacher,
+    "swimmer": WarpSwimmer,
+    "walker2d": WarpWalker2d,
 }
 """By the name of Gymnasium's module."""

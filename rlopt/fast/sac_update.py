@@ -1,4 +1,4 @@
-"""SAC's update as compiled functions; ``rlopt.fast.sac`` prepares what they work on.
+"""SAC's update as compiled functions; ``rlopt.fast.fused_sac`` prepares what they work on.
 
 Every formula is that of ``rlopt.agents.sac``. An update is a sequence of phases, each of independent tasks (a critic
 each, a policy each); every thread runs through all phases and takes the tasks that nobody has taken yet.

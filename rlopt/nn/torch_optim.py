@@ -44,7 +44,7 @@ def make_optimiser(
     return Optimiser(what.flat if isinstance(what, Net) else what, learning_rate, config, max_grad_norm)
 
 
-class Leaf(NamedTuple):
+class SteppedLeaf(NamedTuple):
     """One leaf of one run, as its optimiser steps over it."""
 
     parameter: nn.Parameter
@@ -117,11 +117,11 @@ class TorchOptimiser(Optimiser):
         return [[leaf.parameter for leaf in run] for run in self.leaves]
 
 
-def _leaves(what: Net | Tensor, flat: Tensor, grad: Tensor, run: int) -> list[Leaf]:
+def _leaves(what: Net | Tensor, flat: Tensor, grad: Tensor, run: int) -> list[SteppedLeaf]:
     """Return the leaves of one run, each critic's apart."""
     if not isinstance(what, Net):
         values = [(x if x.dim() == 1 else x[run]) for x in (flat, grad)]
-        return [Leaf(nn.Parameter(torch.empty_like(values[0])), values[0], values[1], False)]
+        return [SteppedLeaf(nn.Parameter(torch.empty_like(values[0])), values[0], values[1], False)]
     owners = {id(p): owner for owner in what.module.modules() for p in owner.parameters(recurse=False)}
     pairs: list[tuple[nn.Parameter, Tensor, Tensor]] = []
     for p, *both in zip(what.module.parameters(), what.cut(flat), what.cut(grad), strict=True):
@@ -135,7 +135,7 @@ def _leaves(what: Net | Tensor, flat: Tensor, grad: Tensor, run: int) -> list[Le
             pairs.append((p, value, gradient))
     output = next((p for p, value, _ in reversed(pairs) if value.dim() == 2), None)
     return [
-        Leaf(
+        SteppedLeaf(
             nn.Parameter(torch.empty_like(value, memory_format=torch.contiguous_format)), value, gradient,
             value.dim() == 2 and p is not output,
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from rlopt.envs.normalize import Normalizer
 from rlopt.envs.spaces import ActionCodec, Leaf, ObservationCodec
 from rlopt.nn.actors import Actor
-from rlopt.policy.statistics import frozen_statistics, load_statistics
+from rlopt.policy.frozen_statistics import frozen_statistics, load_statistics
 from rlopt.policy.team import TeamActor
 from rlopt.types import (
     Act,

@@ -22,8 +22,8 @@ from rlopt.files import digest_file, fresh_folder, remove, replace_folder, write
 from rlopt.nn.actors import Actor
 from rlopt.nn.module import Net, build_seeded
 from rlopt.policy.exported import EvaluationMode, Policy
+from rlopt.policy.frozen_statistics import check_tensors, frozen_statistics, load_statistics
 from rlopt.policy.specification import spec_from_json, spec_to_json
-from rlopt.policy.statistics import check_tensors, frozen_statistics, load_statistics
 from rlopt.policy.team import SharedActor, build_actor
 from rlopt.registry import load_extensions
 from rlopt.state import CorruptCheckpoint, checksum, load_state, read_json, save_state, tag_floats, untag_floats

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlopt.agents import Agent
-from rlopt.fast.sac import FusedUpdate
+from rlopt.fast.fused_sac import FusedUpdate
 from rlopt.nn import Net, Optimiser
 from rlopt.nn.guard import Guard
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlopt.agents.drpg import DRPG, PartialPolicyIteration
+from rlopt.agents.robust_solvers import DRPG, PartialPolicyIteration
 from rlopt.cli.compose import compose
 from rlopt.config import build
 from rlopt.envs import make_env

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.agents.drpg_deep import Adversary, DeepDRPGConfig, RobustOptions, SearchConfig, ascend
+from rlopt.agents.drpg_deep import Adversary, DeepDRPGConfig, RobustOptions, SearchConfig, ascend_box
 from rlopt.nn import NetworkConfig
 from rlopt.registry import get_agent
 from rlopt.types import EnvSpec, RloptError
@@ -42,7 +42,7 @@ class Recorded:
 
 def test_it_finds_the_peak_of_a_concave_cost() -> None:
     peak = point(0.8, 0.3)
-    found = ascend(lambda p: 5.0 - (p - peak).square().sum(1), point(0.1, 0.9), 1e-4, THOROUGH, generator())
+    found = ascend_box(lambda p: 5.0 - (p - peak).square().sum(1), point(0.1, 0.9), 1e-4, THOROUGH, generator())
     assert (found.point - peak).abs().max() < 0.02
     assert found.cost == pytest.approx(5.0, abs=1e-3)
     assert found.left <= 1e-4 * found.spread
@@ -51,7 +51,7 @@ def test_it_finds_the_peak_of_a_concave_cost() -> None:
 def test_it_ends_in_the_corner_that_all_slopes_lead_into_and_knows_it() -> None:
     """There the Frank-Wolfe gap is exactly nothing, whatever the tolerance."""
     cost = Recorded(lambda p: 3.0 * p[:, 0] - 2.0 * p[:, 1])
-    found = ascend(cost, point(0.5, 0.5), 0.0, THOROUGH, generator())
+    found = ascend_box(cost, point(0.5, 0.5), 0.0, THOROUGH, generator())
     assert found.point.tolist() == [1.0, 0.0] and found.cost == 3.0 and found.left == 0.0
     assert found.rounds == len(cost.asked) < 10
 
@@ -64,15 +64,15 @@ def test_exploration_leaves_a_local_maximum_for_a_point_it_was_told_of() -> None
         return torch.maximum(1.0 - low, 2.0 - 400.0 * high)
 
     start, hint = point(0.2, 0.2), point(0.91, 0.89)[None]
-    found = ascend(cost, start, 1e-3, SearchConfig(rounds=30), generator(), explore=hint)
+    found = ascend_box(cost, start, 1e-3, SearchConfig(rounds=30), generator(), explore=hint)
     assert (found.point - point(0.9, 0.9)).abs().max() < 0.02
-    alone = ascend(cost, start, 1e-3, SearchConfig(candidates=5, rounds=30), generator())
+    alone = ascend_box(cost, start, 1e-3, SearchConfig(candidates=5, rounds=30), generator())
     assert torch.equal(alone.point, start)
 
 
 def test_every_round_tries_the_incumbent_its_neighbours_and_elsewhere_inside_the_box() -> None:
     cost = Recorded(lambda p: -(p - point(0.4, 0.6)).square().sum(1))
-    ascend(cost, point(0.9, 0.5), 0.0, SearchConfig(candidates=8, rounds=2, step=0.25), generator())
+    ascend_box(cost, point(0.9, 0.5), 0.0, SearchConfig(candidates=8, rounds=2, step=0.25), generator())
     first = cost.asked[0]
     neighbours = [[0.9, 0.5], [1.0, 0.5], [0.9, 0.75], [0.65, 0.5], [0.9, 0.25]]
     torch.testing.assert_close(first[:5], torch.tensor(neighbours, dtype=torch.float64))
@@ -83,7 +83,7 @@ def test_every_round_tries_the_incumbent_its_neighbours_and_elsewhere_inside_the
 def test_what_is_left_is_the_frank_wolfe_gap_of_a_linear_cost() -> None:
     """Gradient (2, -3) at (0.5, 0.25): the gap is 2 · (1 - 0.5) + 3 · 0.25 = 1.75."""
     options = SearchConfig(candidates=5, rounds=1)
-    found = ascend(lambda p: 2.0 * p[:, 0] - 3.0 * p[:, 1], point(0.5, 0.25), 0.0, options, generator())
+    found = ascend_box(lambda p: 2.0 * p[:, 0] - 3.0 * p[:, 1], point(0.5, 0.25), 0.0, options, generator())
     assert found.left == pytest.approx(1.75)
 
 
@@ -91,7 +91,7 @@ def test_a_smaller_tolerance_takes_more_rounds_and_comes_nearer() -> None:
     peak = point(0.63, 0.21)
     rounds, errors = [], []
     for tolerance in (0.5, 0.05, 0.0005):
-        found = ascend(lambda p: -(p - peak).square().sum(1), point(0.0, 1.0), tolerance, THOROUGH, generator(3))
+        found = ascend_box(lambda p: -(p - peak).square().sum(1), point(0.0, 1.0), tolerance, THOROUGH, generator(3))
         rounds.append(found.rounds)
         errors.append(float((found.point - peak).abs().max()))
     assert rounds[0] < rounds[1] < rounds[2]
@@ -99,7 +99,7 @@ def test_a_smaller_tolerance_takes_more_rounds_and_comes_nearer() -> None:
 
 
 def test_a_flat_cost_ends_at_once_and_a_start_outside_is_put_into_the_box() -> None:
-    found = ascend(lambda p: torch.zeros(len(p)), point(1.6, -0.2), 0.1, SearchConfig(), generator())
+    found = ascend_box(lambda p: torch.zeros(len(p)), point(1.6, -0.2), 0.1, SearchConfig(), generator())
     assert found.rounds == 1 and found.point.tolist() == [1.0, 0.0] and found.spread == 0.0
 
 

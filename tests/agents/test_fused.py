@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import nn
 
 from rlopt.agents import SAC, Temperature
-from rlopt.fast import sac as fast_sac
+from rlopt.fast import fused_sac
 from rlopt.nn import RULES, NetworkConfig, OptimiserConfig, register_encoder
 from rlopt.nn.encoders import ENCODERS
 from rlopt.nn.networks import MLP
@@ -224,7 +224,7 @@ def test_what_is_not_written_out_takes_the_readable_path_and_is_honoured(cls, ma
 def test_a_temperature_of_ones_own_takes_the_readable_path(make_agent, monkeypatch) -> None:
     monkeypatch.setattr("rlopt.agents.sac.Temperature", OwnTemperature)
     agent = make_agent("sac")
-    assert not fast_sac.applies(agent, SAC, Temperature)
+    assert not fused_sac.applies(agent, SAC, Temperature)
 
 
 def test_an_encoder_of_ones_own_takes_the_readable_path(make_agent, make_batch) -> None:
@@ -280,7 +280,7 @@ def test_acting_row_by_row_equals_the_policy(runs: int, deterministic: bool, mak
 
 
 def test_one_version_is_compiled_for_every_kind_of_minibatch(make_agent, make_batch) -> None:
-    from rlopt.fast.sac import update_phases
+    from rlopt.fast.fused_sac import update_phases
 
     agent, batch = make_agent("sac"), make_batch(make_agent("sac"), 0)
     agent.update(batch)

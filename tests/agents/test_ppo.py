@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlopt.agents import ppo
 from rlopt.agents.ppo import PPO, PPOConfig, diagnostics, normalised, policy_loss, value_loss
-from rlopt.agents.rollout_agent import advantages
+from rlopt.agents.rollout_agent import generalised_advantages
 from rlopt.buffers import Rollout
 from rlopt.envs import Normalizer
 from rlopt.envs.classic import CartPole
@@ -63,7 +63,7 @@ def gae(next_value: Tensor, terminated: int = -1, truncated: int = -1) -> list[f
     flags = [torch.arange(3)[:, None] == which for which in (terminated, truncated)]
     yes, column = torch.ones(3, 1, dtype=torch.bool), REWARD[:, None]
     data = Rollout(column, column, column, column, *flags, flags[0] | flags[1], yes)
-    found: list[float] = advantages(data, VALUE[:, None], next_value[:, None], 0.9, 0.8).flatten().tolist()
+    found: list[float] = generalised_advantages(data, VALUE[:, None], next_value[:, None], 0.9, 0.8).flatten().tolist()
     return found
 
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from rlopt.agents.ppo import PPO, PPOConfig, Samples, ppo_loss
-from rlopt.agents.rollout_agent import advantages
+from rlopt.agents.rollout_agent import generalised_advantages
 from rlopt.buffers import Rollout
 from rlopt.nn import NetworkConfig, OptimiserConfig
 
@@ -146,6 +146,6 @@ def test_advantages_are_theirs_with_time_limits() -> None:
     buffer.compute_returns_and_advantage(next_value[-1], ended[-1].numpy())
     no = torch.zeros(steps, envs)
     rollout = Rollout(no, no, reward, no, ended & ~truncated, truncated, ended, torch.ones_like(ended))
-    found = advantages(rollout, value, next_value, 0.95, 0.9)
+    found = generalised_advantages(rollout, value, next_value, 0.95, 0.9)
     torch.testing.assert_close(found, torch.from_numpy(buffer.advantages), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found + value, torch.from_numpy(buffer.returns), rtol=1e-5, atol=1e-5)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rlopt.analysis.curves import Curve, merge
-from rlopt.analysis.reference import TD3_NORMALISATION, Reference, reference, td3_normalised
+from rlopt.analysis.reference import TD3_NORMALISATION, PublishedCurve, reference, td3_normalised
 from rlopt.analysis.statistics import bootstrap_interval
 from rlopt.types import RloptError
 
@@ -57,7 +57,7 @@ def test_versions_that_are_comparable() -> None:
 
 def test_every_reference_names_its_source() -> None:
     assert all("@" in curve.source for task in TASKS for curve in reference(f"{task}-v4"))
-    assert all(isinstance(curve, Reference) for curve in reference("Ant-v4"))
+    assert all(isinstance(curve, PublishedCurve) for curve in reference("Ant-v4"))
 
 
 def test_td3_normalisation() -> None:

@@ -320,7 +320,7 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytes
 def test_what_is_compiled_is_told_while_it_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlopt.fast.sac.compiles", lambda function: True)
+    monkeypatch.setattr("rlopt.fast.fused_sac.compiles", lambda function: True)
     assert main(["train", *SHORT, "total_steps=31", "eval.episodes=1", f"run_dir={tmp_path / 'run'}"]) == 0
     said = capsys.readouterr()
     lines = [line for line in said.out.splitlines() if line.startswith("compiling the update")]

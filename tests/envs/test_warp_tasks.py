@@ -14,7 +14,7 @@ pytest.importorskip("mujoco")
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlopt.envs.streams import RowStreams
-from rlopt.envs.warp_tasks import TASKS, Pusher, Task
+from rlopt.envs.warp_tasks import TASKS, WarpPusher, WarpTask
 
 IDS = {
     "ant": "Ant-v5", "half_cheetah": "HalfCheetah-v5", "hopper": "Hopper-v5", "humanoid": "Humanoid-v5",
@@ -40,7 +40,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
 }
 
 
-def _fields(env: Any, task: Task, begin: bool = False) -> dict[str, torch.Tensor]:
+def _fields(env: Any, task: WarpTask, begin: bool = False) -> dict[str, torch.Tensor]:
     fields = {}
     for name in ("qpos", "qvel", *task.derived):
         value = np.array(getattr(env.data, name), np.float32)[None]
@@ -97,7 +97,7 @@ def test_episodes_begin_with_gymnasiums_law(name: str) -> None:
             np.testing.assert_allclose(ours[:, column], theirs[:, column], rtol=1e-6, atol=1e-7)
         else:
             assert _gap(ours[:, column], theirs[:, column]) < 2.23 * (2 / n) ** 0.5  # 0.01 %, for many columns
-    if isinstance(task, Pusher):
+    if isinstance(task, WarpPusher):
         place = ours[:, len(task.init_qpos) - 4 : len(task.init_qpos) - 2]
         assert np.linalg.norm(place, axis=1).min() > 0.17
     if name == "reacher":

@@ -13,7 +13,7 @@ from rlopt.agents.group import GroupAgentConfig, leave_one_out, returns_to_go
 from rlopt.agents.reinforce import (
     Reinforce,
     ReinforceConfig,
-    advantages,
+    baseline_advantages,
     categorical_terms,
     normalise,
     policy_loss,
@@ -121,7 +121,7 @@ def hand_made() -> Rollout:
 
 
 def test_advantages_of_return_to_go_by_hand():
-    advantage, used = advantages(hand_made(), 0.5, "return_to_go", 1)
+    advantage, used = baseline_advantages(hand_made(), 0.5, "return_to_go", 1)
     assert used.tolist() == [[True, True, False], [True, False, False], [True, False, False]]
     # G = 1.75, 1.5, 1 and 4. At step 0 both run, each is the other's baseline; later the first is alone.
     assert advantage[:, 0].tolist() == [1.75 - 4.0, 1.5, 1.0]
@@ -129,7 +129,7 @@ def test_advantages_of_return_to_go_by_hand():
 
 
 def test_advantages_of_whole_episodes_by_hand():
-    advantage, used = advantages(hand_made(), 0.5, "episode", 1)
+    advantage, used = baseline_advantages(hand_made(), 0.5, "episode", 1)
     assert used.sum() == 4
     assert advantage[:, 0].tolist() == [1.75 - 4.0] * 3
     assert float(advantage[0, 1]) == 4.0 - 1.75

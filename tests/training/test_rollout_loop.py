@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rlopt import registry
 from rlopt.agents import Agent
-from rlopt.agents.rollout_agent import RolloutAgentConfig, advantages
+from rlopt.agents.rollout_agent import RolloutAgentConfig, generalised_advantages
 from rlopt.buffers import Rollout, minibatches
 from rlopt.envs import Normalizer, make_env
 from rlopt.envs.adapter import VectorAdapter
@@ -133,7 +133,7 @@ class Probe(Agent):
         self.open_update(observation=batch.obs, reward=batch.reward)
         with torch.no_grad():
             value, following = (self.value(self.value.params, x).squeeze(-1) for x in (batch.obs, batch.next_obs))
-        advantage = advantages(batch, value, following, self.config.gamma, 0.9)
+        advantage = generalised_advantages(batch, value, following, self.config.gamma, 0.9)
         batch = batch.with_extras(advantage=advantage, target=advantage + value)
         positions = batch.positions()
         generator = self.update_generator
@@ -185,7 +185,7 @@ def rollout(reward: list[float], **flags: list[int]) -> Rollout:
 
 def by_hand(made: Rollout, value: list[float], following: list[float], gamma: float = 0.9, decay: float = 0.8) -> Any:
     values = (torch.tensor(x)[:, None] for x in (value, following))
-    return advantages(made, *values, gamma, decay).flatten().tolist()
+    return generalised_advantages(made, *values, gamma, decay).flatten().tolist()
 
 
 def test_an_end_for_good_and_a_lost_life_cut_the_bootstrap() -> None:
@@ -220,8 +220,8 @@ def test_advantages_are_the_recursion(steps: int) -> None:
         here = delta + 0.9 * 0.8 * torch.where(cut, 0.0, behind)
         behind = torch.where(valid[t], here, torch.where(cut, 0.0, behind))
         expected[t] = torch.where(valid[t], here, 0.0)
-    torch.testing.assert_close(advantages(made, value, following, 0.9, 0.8), expected)
-    apart = advantages(
+    torch.testing.assert_close(generalised_advantages(made, value, following, 0.9, 0.8), expected)
+    apart = generalised_advantages(
         made._replace(reward=torch.stack((reward, 2 * reward), -1)), torch.stack((value, 2 * value), -1),
         torch.stack((following, 2 * following), -1), 0.9, 0.8,
     )  # fmt: skip
