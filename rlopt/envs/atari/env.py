@@ -34,7 +34,7 @@ from rlopt.types import EnvSpec, Obs, RloptError, State, Step
 
 log = logging.getLogger(__name__)
 
-NOOP, FIRE, AFTER_FIRE = 0, 1, 2
+NOOP, FIRE, AFTER_FIRE, RESET = 0, 1, 2, 128
 FACT = "human_normalised"
 
 
@@ -102,14 +102,14 @@ class AtariGames(BaseVectorEnv):
         )
         frames = max_num_frames_per_episode if max_episode_steps is None else max_episode_steps * frameskip
         self.game, self.protocol, self._evaluation = game, protocol, evaluation
-        # The emulator's options for lives, FIRE, clipping and stacks are other ones than the protocols': its
+        # The emulator's options for lives, FIRE, clipping, stacks and limits are other ones than the protocols': its
         # ``episodic_life`` begins a whole new game, ``life_loss_info`` never presses FIRE, ``reward_clipping`` hides
         # scores, and its stacks go on over a lost life. All of it is done here, from the lives that it reports.
         self._env = AtariVectorEnv(
             game,
             num_envs,
             num_threads=pool_size(num_envs, threads),
-            max_num_frames_per_episode=frames,
+            max_num_frames_per_episode=2**31 - 1,  # there it would show a mixture of two frames, and learning reads it
             repeat_action_probability=sticky,
             full_action_space=full_action_space,
             autoreset_mode="SameStep",
@@ -126,30 +126,36 @@ class AtariGames(BaseVectorEnv):
         names = [action.name for action in self._env.ale.get_action_set()]
         opening = protocol.lives and len(names) > AFTER_FIRE and names[FIRE] == "FIRE"
         self._opening = [FIRE, AFTER_FIRE] if opening else []
-        self._count = len(names)
+        self._count, self._limit = len(names), max(1, frames // frameskip)
         self._actions = ActionCodec(spaces.Discrete(self._count))
         self.spec = EnvSpec(
             self._env_id or game,
             spaces.Box(0, 255, (stack_num, img_height, img_width), np.uint8),
             self._actions.space,
-            episode_limit=max(1, frames // frameskip),
+            episode_limit=self._limit,
             frame_stack=stack_num,
             facts=(FACT,) if human_normalised(game, 0.0) is not None else (),
         )
         n = num_envs
         self._stack = np.zeros((n, stack_num, img_height, img_width), np.uint8)
         self._frame = np.zeros((n, img_height, img_width), np.uint8)
-        self._lives = np.zeros(n, np.int32)
+        self.lives = np.zeros(n, np.int32)
+        """Of each row, in the game that it shows next."""
+        self.noops = np.zeros(n, np.int32)
+        """Frames without action that began each row's game."""
         self._score = np.zeros(n)
         self._owed = np.zeros(n, np.float32)
         """Rewards of hidden steps, which the next transition brings."""
+        self._owing = False
         self._idle = np.zeros(n, np.bool_)
         """Rows that wait for their reset."""
-        self._hidden: list[list[int]] = [[] for _ in range(n)]
-        """Actions that are the protocol's, next first."""
+        self.hidden: list[list[int]] = [[] for _ in range(n)]
+        """Actions of each row that are the protocol's, next first."""
         self._seeds = [0] * n
         self._played = [bytearray() for _ in range(n)]
-        """Actions since the seed."""
+        """Actions since the seed, plus ``RESET`` where a new game was begun after one."""
+        self._elapsed = np.zeros(n, np.int64)
+        """Steps of the open game, hidden ones included."""
         self._reseed_after = min(20_000, max(5_000, 160_000 // n)) if reseed_after is None else reseed_after
         self._behind = False
         """Whether the emulators are still to be brought to where the rest stands."""
@@ -182,19 +188,23 @@ class AtariGames(BaseVectorEnv):
 
     def _seed(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """Begin games in ``rows`` from seeds; nothing of what was played before remains."""
+        self._reset_underneath(rows, np.array(seeds))
+        for row, seed in zip(rows, seeds, strict=True):
+            self._seeds[row], self._played[row] = seed, bytearray()
+
+    def _reset_underneath(self, rows: Sequence[int], seeds: Array | None) -> None:
+        """Begin games in ``rows``, without seeds by the emulators' own random numbers."""
         chosen = np.zeros(self.num_envs, np.bool_)
         chosen[rows] = True
         every = bool(chosen.all())  # the first reset must be of all rows
-        frames, info = self._env.reset(seed=np.array(seeds), options=None if every else {"reset_mask": chosen})
-        self._frame = frames[:, 0]
-        self._lives = info["lives"]
-        for row, seed in zip(rows, seeds, strict=True):
-            self._seeds[row], self._played[row] = seed, bytearray()
+        frames, info = self._env.reset(seed=seeds, options=None if every else {"reset_mask": chosen})
+        self._frame, self.lives = frames[:, 0], info["lives"]
+        self.noops[rows] = info["episode_frame_number"][rows]
 
     def _open(self, row: int, hidden: list[int]) -> None:
         """Stand at the first frame of a game, with hidden steps to come."""
         self._refill(row, self.protocol.padding)
-        self._hidden[row], self._score[row], self._owed[row] = hidden, 0.0, 0.0
+        self.hidden[row], self._score[row], self._owed[row], self._elapsed[row] = hidden, 0.0, 0.0, 0
 
     def _refill(self, row: int, padding: str) -> None:
         self._stack[row, :-1] = self._frame[row] if padding == "repeat" else 0
@@ -217,43 +227,47 @@ class AtariGames(BaseVectorEnv):
         acts = self._actions.batch(action, self.num_envs)
         if acts.min() < 0 or acts.max() >= self._count:  # the emulator's threads would wait for ever
             raise RloptError(f"{self.spec.id} has the actions 0 to {self._count - 1}, not {acts.tolist()}")
-        hidden = np.array([bool(queue) for queue in self._hidden])
+        hidden = np.array([bool(queue) for queue in self.hidden])
         live = ~(hidden | self._idle)
         ordinary = bool(live.all())
         if not ordinary:
             acts[self._idle] = NOOP
             for i in np.flatnonzero(hidden & ~self._idle):
-                acts[i] = self._hidden[i].pop(0)
+                acts[i] = self.hidden[i].pop(0)
         before = self._stack[self._idle]
-        frames, paid, over, cut, info = self._env.step(acts)
+        frames, paid, over, _, info = self._env.step(acts)
         for played, act in zip(self._played, acts.tolist(), strict=True):
             played.append(act)
-        done = over | cut
-        lives, was = info["lives"], self._lives
-        self._lives, self._frame = lives, frames[:, 0]
+        self._elapsed += 1
+        cut = (self._elapsed >= self._limit) & ~over
+        lives, was = info["lives"], self.lives
+        self.lives, self._frame = lives, frames[:, 0]
         reward = paid.astype(np.float32)
         self._score += reward
+        if self._owing:
+            reward[live] += self._owed[live]
+            self._owed[live] = 0.0
+            self._owing = bool(self._owed.any())
         stack = self._stack
         stack[:, :-1] = stack[:, 1:]
         stack[:, -1] = self._frame
-        ended = bool(done.any())
-        if ended:  # the row already shows the next game
-            stack[done, -1] = info["final_obs"][done, 0]
-        lost = (lives < was) & (lives > 0) & ~done if self.protocol.lives else None
-        if ordinary and not ended and (lost is None or not lost.any()):
+        if over.any():  # these rows already show the next game
+            stack[over, -1] = info["final_obs"][over, 0]
+            self.noops[over] = info["episode_frame_number"][over]
+        lost = (lives < was) & (lives > 0) & ~(over | cut) if self.protocol.lives else _never(over)
+        if ordinary and not (over | cut | lost).any():
             seen = self._tensor()
             return self._steps.build(seen, seen, reward, None)
         stack[self._idle] = before
-        return self._eventful(reward, over, cut, np.zeros_like(done) if lost is None else lost, live, hidden)
+        return self._eventful(reward, over, cut, lost, live, hidden)
 
     def _eventful(self, reward: Array, over: Array, cut: Array, lost: Array, live: Array, hidden: Array) -> Step:
         """Return the step in which something else happens than transitions, and let rows begin anew."""
         done, idle = over | cut, self._idle
         hidden = hidden & ~idle
         self._owed[hidden] += reward[hidden]
+        self._owing |= bool(self._owed.any())
         reward[~live] = 0.0
-        reward[live] += self._owed[live]
-        self._owed[live] = 0.0
         flags = ordinary_flags(self.num_envs)
         flags[TERMINATED] = over & live if self._evaluation else (over | lost) & live
         flags[TRUNCATED] = cut & live
@@ -264,15 +278,18 @@ class AtariGames(BaseVectorEnv):
             facts = np.array([[human_normalised(self.game, s)] for s in self._score], np.float32)
         next_obs = self._tensor()
         begins = flags[ENDED] if self.autoreset else flags[ENDED] & hidden  # a lost episode begins anew at once
-        old = [i for i in np.flatnonzero(begins).tolist() if len(self._played[i]) >= self._reseed_after]
-        if old:
+        if old := [i for i in np.flatnonzero(begins).tolist() if len(self._played[i]) >= self._reseed_after]:
             self._seed(old, [self._next_seed(i) for i in old])
+        if stopped := [i for i in np.flatnonzero(begins & cut).tolist() if i not in old]:
+            self._reset_underneath(stopped, None)
+            for i in stopped:
+                self._played[i][-1] += RESET
         for i in np.flatnonzero(begins).tolist():
-            self._open(i, self._hidden[i] if hidden[i] else list(self._opening))
+            self._open(i, self.hidden[i] if hidden[i] else list(self._opening))
         for i in np.flatnonzero((lost | hidden) & ~done & ~idle).tolist():
             self._refill(i, self.protocol.padding)
             if lost[i]:
-                self._hidden[i] = [NOOP, *(self._hidden[i] if hidden[i] else self._opening)]
+                self.hidden[i] = [NOOP, *(self.hidden[i] if hidden[i] else self._opening)]
         self._idle = idle | (flags[ENDED] & ~begins)
         return self._steps.build(self._tensor(), next_obs, reward, flags, facts)
 
@@ -284,8 +301,8 @@ class AtariGames(BaseVectorEnv):
             "game": self.game,
             "seeds": list(self._seeds),
             "played": [torch.tensor(list(played), dtype=torch.uint8) for played in self._played],
-            "hidden": [list(queue) for queue in self._hidden],
-            **{name: torch.from_numpy(getattr(self, f"_{name}").copy()) for name in _ARRAYS},
+            "hidden": [list(queue) for queue in self.hidden],
+            **{name.strip("_"): torch.from_numpy(getattr(self, name).copy()) for name in _ARRAYS},
         }
 
     def load_state_dict(self, state: State) -> Obs:
@@ -305,10 +322,10 @@ class AtariGames(BaseVectorEnv):
             raise RloptError(f"the saved frames are {tuple(state['stack'].shape)}, not {self._stack.shape}")
         self._seeds = [int(seed) for seed in state["seeds"]]
         self._played = [bytearray(played.tolist()) for played in state["played"]]
-        self._hidden = [[int(a) for a in queue] for queue in state["hidden"]]
+        self.hidden = [[int(a) for a in queue] for queue in state["hidden"]]
         for name in _ARRAYS:
-            setattr(self, f"_{name}", state[name].cpu().numpy().copy())
-        self._started = self._behind = True
+            setattr(self, name, state[name.strip("_")].cpu().numpy().copy())
+        self._started = self._behind = self._owing = True
         return self._tensor()
 
     def _catch_up(self) -> None:
@@ -320,7 +337,8 @@ class AtariGames(BaseVectorEnv):
         if not self._behind:
             return
         self._behind = False
-        frame, lives, seeds, played = self._frame, self._lives, list(self._seeds), list(self._played)
+        frame, lives, noops, seeds, played = self._frame, self.lives, self.noops, list(self._seeds), list(self._played)
+        self.noops = noops.copy()
         longest = max(map(len, played))
         if longest > 1_000:
             log.info("%s: the open games are played again from their seeds, %d steps", self.spec.id, longest)
@@ -331,10 +349,12 @@ class AtariGames(BaseVectorEnv):
                 self._seed(rows, [seeds[i] for i in rows])
             if t < longest:
                 acts = [a[t - begin] if t >= begin else NOOP for a, begin in zip(played, begins, strict=True)]
-                frames, _, _, _, info = self._env.step(np.array(acts))
-                self._frame, self._lives = frames[:, 0], info["lives"]
-        self._played = played
-        if not (np.array_equal(self._frame, frame) and np.array_equal(self._lives, lives)):
+                frames, _, _, _, info = self._env.step(np.array(acts) % RESET)
+                self._frame, self.lives = frames[:, 0], info["lives"]
+                if rows := [i for i, act in enumerate(acts) if act >= RESET]:
+                    self._reset_underneath(rows, None)
+        self._played, self.noops = played, noops
+        if not (np.array_equal(self._frame, frame) and np.array_equal(self.lives, lives)):
             raise RloptError(
                 f"{self.spec.id}: played again, the game is another; resume with the ale-py that the run began with"
             )
@@ -344,7 +364,11 @@ class AtariGames(BaseVectorEnv):
         del self._env  # ends its threads
 
 
-_ARRAYS = ("stack", "frame", "lives", "score", "owed", "idle")
+_ARRAYS = ("_stack", "_frame", "lives", "noops", "_score", "_owed", "_idle", "_elapsed")
+
+
+def _never(flags: Array) -> Array:
+    return np.zeros_like(flags)
 
 
 def _check(**numbers: Any) -> None:
