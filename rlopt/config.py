@@ -142,7 +142,7 @@ def to_dict(obj: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses to dicts, tuples to lists, paths to text; everything else as it is."""
+    """Turn dataclasses to dicts, tuples to lists, paths to text; everything else as it is."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     if isinstance(value, Mapping):
@@ -153,7 +153,7 @@ def plain(value: Any) -> Any:
 
 
 def option_names(cls: type[Any], where: str = "") -> list[str]:
-    """Dotted names of every option of a dataclass, nested ones included."""
+    """Return dotted names of every option of a dataclass, nested ones included."""
     names = []
     for name, kind in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(kind):

@@ -19,7 +19,7 @@ except ImportError:  # Windows
 
 
 def jit(function: Any, signature: Any = None, **options: Any) -> Any:
-    """``numba.njit`` with a cache that is as old as all the source that went into it.
+    """Compile by ``numba.njit`` with a cache that is as old as all the source that went into it.
 
     With a ``signature`` the function is compiled at once, for it alone; without one there is a version for every
     combination of argument types that it meets.

@@ -137,7 +137,7 @@ def load_extensions() -> None:
 
 
 def config_packages() -> dict[str, str]:
-    """Packages that bring config groups, as {entry point name: importable package}."""
+    """Return packages that bring config groups, as {entry point name: importable package}."""
     return {name: point.value for name, point in _entry_points("rlopt.configs").items()}
 
 

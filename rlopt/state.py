@@ -125,8 +125,8 @@ def load_state(folder: Path, device: torch.device | str = "cpu") -> State:
 
 
 def states_equal(a: Any, b: Any) -> str | None:
-    """None if two states are bitwise equal, NaN payloads and signed zeros included, else ``path: what differs`` of the
-    first difference. The order of a dictionary's keys, the device and ``requires_grad`` do not count."""
+    """Return None if two states are bitwise equal, NaN payloads and signed zeros included, else ``path: what differs``
+    of the first difference. The order of a dictionary's keys, the device and ``requires_grad`` do not count."""
     return _difference(a, b, ())
 
 
@@ -221,8 +221,8 @@ def _refuse_constant(word: str) -> Any:
 
 
 def tag_floats(tree: Any) -> Any:
-    """Plain values as JSON has them: a float that is not finite becomes ``{"$float": hex}``, a tuple a list, and a key
-    that begins with ``$`` has one more."""
+    """Return plain values as JSON has them: a float that is not finite becomes ``{"$float": hex}``, a tuple a list, and
+    a key that begins with ``$`` has one more."""
     if isinstance(tree, float) and not math.isfinite(tree):
         return {"$float": struct.pack(">d", tree).hex()}
     if isinstance(tree, Mapping):

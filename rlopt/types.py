@@ -231,7 +231,8 @@ def next_carry(before: Carry, after: Carry, initial: Carry, ended: Tensor, valid
 
 
 def on_device(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` on ``device``, without waiting for it where ``x`` comes from the CPU. (The way back must be waited for.)"""
+    """Return ``x`` on ``device``, without waiting for it where ``x`` comes from the CPU. (The way back must be waited
+    for.)"""
     return x.to(device, non_blocking=device.type != "cpu")
 
 
@@ -441,7 +442,7 @@ def option(
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
+    """Return ``auto`` is CUDA where there is one, else the CPU."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

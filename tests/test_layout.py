@@ -102,6 +102,29 @@ def test_no_two_modules_or_classes_of_one_name_mean_different_things() -> None:
     assert not shared, "give one of them a name that says what it is (or add a line to SHARED_NAMES)"
 
 
+NO_VERB = re.compile(
+    r"""(?x) [^A-Z]  # a shape, a symbol, a word in backticks
+    | (?: The|A|An|This|That|What|Whether|Which|Who|Why|How|When|Where|If|One|Two|All|Every|Each|Any|No|None|Of|From|For
+    |   As|At|By|In|On|To|With|After|Before|Until|Always|Never|Called|Raises|Returns|Makes|Whose|Soft|Same|Other )\b"""
+)
+"""How docstrings begin that begin with no verb."""
+
+
+def test_docstrings_of_public_functions_begin_with_a_verb() -> None:
+    """Return …, Draw …, Refuse …: what the function does, before what it does it to."""
+    found = []
+    for path in sorted((ROOT / "rlopt").rglob("*.py")):
+        body = ast.parse(path.read_text()).body
+        inner = [node for part in body if isinstance(part, ast.ClassDef) for node in part.body]
+        for node in (*body, *inner):
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_") or node.decorator_list:
+                continue  # properties are what they are called
+            text = ast.get_docstring(node)
+            if text and NO_VERB.match(text):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {text.splitlines()[0]}")
+    assert not found
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built by the hatchling that is installed here, so that no package registry is asked."""

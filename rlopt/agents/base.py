@@ -216,7 +216,7 @@ class Agent:
         return self.policy.initial_carry(rows)
 
     def update(self, batch: Any) -> Update:
-        """One update; never waits for the device."""
+        """Do one update; never waits for the device."""
         raise NotImplementedError
 
     @property

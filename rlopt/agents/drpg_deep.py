@@ -147,7 +147,7 @@ class Adversary:
         self.generator = torch_generator(seed, "adversary")
 
     def begin(self, nominal: Tensor) -> None:
-        """Where everything starts: the simulator's own parameters (d,), put into the box."""
+        """Start from the simulator's own parameters (d,), put into the box."""
         self.nominal.copy_(nominal)
         if self.ascents == 0:
             self.worst.copy_(nominal.clamp(0.0, 1.0))
@@ -169,7 +169,7 @@ class Adversary:
         return self.options.search.tolerance * self.options.search.tolerance_decay**self.ascents
 
     def draw(self, n: int) -> Tensor:
-        """(n, d) points at which the next episodes are simulated."""
+        """Return (n, d) points at which the next episodes are simulated."""
         d = len(self.nominal)
         if self.options.adversary == "nominal":
             return self.nominal.expand(n, d).clone()
@@ -180,7 +180,7 @@ class Adversary:
         return torch.where(earlier[:, None], self.members[member], self.worst)
 
     def attack(self, cost: Callable[[Tensor], Tensor]) -> Ascent:
-        """One inner ascent from the worst point known, with the bag's newest members to look at first."""
+        """Do one inner ascent from the worst point known, with the bag's newest members to look at first."""
         found = ascend_box(
             cost, self.worst, self.tolerance, self.options.search, self.generator, self.members.flip(0)[1:]
         )

@@ -38,8 +38,8 @@ class GroupAgentConfig(LearnerConfig):
 
 
 def returns_to_go(reward: Tensor, gamma: float, terminated: Tensor | None = None) -> Tensor:
-    """G_t = r_t + γ G_{t+1}, with 0 beyond the end and, given ``terminated`` (T, N), beyond each lost life: (T, N) from
-    rewards (T, N) that are 0 where nothing is valid."""
+    """Return G_t = r_t + γ G_{t+1}, with 0 beyond the end and, given ``terminated`` (T, N), beyond each lost life: (T,
+    N) from rewards (T, N) that are 0 where nothing is valid."""
     out = reward.clone()
     for t in range(len(out) - 2, -1, -1):
         later = out[t + 1] if terminated is None else out[t + 1] * ~terminated[t]

@@ -178,7 +178,7 @@ def normalised(advantage: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, valid: Tensor | None = None) -> Tensor:
-    """Clipped surrogate (eq. 7) [8]: -mean min(ρ Â, clip(ρ, 1-ε, 1+ε) Â) with ρ = π(a|s) / π_old(a|s)."""
+    """Return the clipped surrogate (eq. 7) [8]: -mean min(ρ Â, clip(ρ, 1-ε, 1+ε) Â) with ρ = π(a|s) / π_old(a|s)."""
     ratio = log_ratio.exp()
     return -mean(torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage), valid)
 
@@ -186,8 +186,8 @@ def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, valid: Tensor
 def value_loss(
     value: Tensor, target: Tensor, old: Tensor, clip: float | None = None, valid: Tensor | None = None
 ) -> Tensor:
-    """Value function loss: ½ mean (V(s) - R)², of which [9] ``clip`` takes the larger of this and of V held within ε of
-    V_old."""
+    """Return the value function's loss: ½ mean (V(s) - R)², of which [9] ``clip`` takes the larger of this and of V
+    held within ε of V_old."""
     square = (value - target).square()
     if clip is not None:
         held = old + (value - old).clamp(-clip, clip)

@@ -74,15 +74,16 @@ def policy_outputs(actor: Net, params: Params, obs: Obs) -> Any:
 
 
 def categorical_terms(logits: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
-    """log π(a|s) (B,) of the action indices ``sample`` (B,), and the entropy (B,) of π(·|s) of ``logits`` (B, K)."""
+    """Return log π(a|s) (B,) of the action indices ``sample`` (B,), and the entropy (B,) of π(·|s) of ``logits`` (B,
+    K)."""
     log_probs = logits.log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     return log_probs.gather(-1, sample.unsqueeze(-1)).squeeze(-1), entropy
 
 
 def squashed_terms(outputs: tuple[Tensor, Tensor], sample: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """log π(a|s) (B,) of a = tanh(``sample``), and one-sample estimates (B,) of the entropy from ``noise`` (B, A);
-    ``outputs`` are mean and log standard deviation, (B, A) each."""
+    """Return log π(a|s) (B,) of a = tanh(``sample``), and one-sample estimates (B,) of the entropy from ``noise`` (B,
+    A); ``outputs`` are mean and log standard deviation, (B, A) each."""
     mean, log_std = outputs
     log_prob = squashed_gaussian(mean, log_std, (sample - mean) * (-log_std).exp())[1]
     return log_prob, -squashed_gaussian(mean, log_std, noise)[1]
@@ -108,7 +109,8 @@ def baseline_advantages(rollout: Rollout, gamma: float, credit: str, groups: int
 def policy_loss(
     log_prob: Tensor, entropy: Tensor, advantage: Tensor, used: Tensor, entropy_coefficient: float
 ) -> tuple[Tensor, Metrics]:
-    """Score-function surrogate (Williams 1992): J = -(1/M) Σ (A log π(a|s) + β H) over the M actions that count.
+    """Return the score-function surrogate (Williams 1992): J = -(1/M) Σ (A log π(a|s) + β H) over the M actions that
+    count.
 
     All tensors (B,); ``used`` is bool. Its gradient is REINFORCE's estimate, per action rather than per episode.
     """
@@ -120,7 +122,7 @@ def policy_loss(
 
 
 def normalise(advantage: Tensor, used: Tensor) -> Tensor:
-    """Divided by the root mean square of those that count, so that the scale of rewards does not matter."""
+    """Divide by the root mean square of those that count, so that the scale of rewards does not matter."""
     weight = used.to(advantage.dtype)
     square = (advantage.square() * weight).sum() / weight.sum().clamp(min=1.0)
     return advantage / (square.sqrt() + 1e-8)
@@ -171,7 +173,7 @@ class Reinforce(Agent):
         return Act(module.to_env(sample.tanh()), carry, {"before_tanh": sample})
 
     def update(self, batch: Rollout) -> Update:
-        """One gradient step on one rollout."""
+        """Do one gradient step on one rollout."""
         c = self.config
         self.open_update(observation=batch.obs, reward=batch.reward)
         advantage, used = baseline_advantages(batch, c.gamma, c.credit, c.groups)

@@ -115,7 +115,7 @@ class RobustAgent(SolverAgent):
 
     @torch.no_grad()
     def update(self, batch: None = None) -> Update:
-        """One iteration of every instance.
+        """Do one iteration of every instance.
 
         Metrics, in the model's own sign: ``value`` J(π_t, p_t), the certified ``lower`` and ``upper`` bounds, and
         ``inner``, the adversary's steps, as means over instances; of the certified ``gap`` the mean, the 5th and 95th

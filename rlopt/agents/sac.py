@@ -47,7 +47,7 @@ def critic_loss(
     noise: Tensor,
     td: TDLoss = squared,
 ) -> tuple[Tensor, Metrics]:
-    """Soft Bellman residual of both critics (eq. 5), with the target of eq. 3 and 6.
+    """Return the soft Bellman residual of both critics (eq. 5), with the target of eq. 3 and 6.
 
     y = r + γᵏ (1 - terminated) (minᵢ Q̄ᵢ(s', a') - α log π(a'|s')),  a' = f(noise; s');  J = Σᵢ ½ mean (Qᵢ(s, a) - y)²,
     or what ``td`` makes of the residuals.
@@ -69,7 +69,7 @@ def critic_loss(
 def actor_loss(
     nets: Nets, params: Params, critic: Params, temperature: Tensor, obs: Obs, noise: Tensor
 ) -> tuple[Tensor, Metrics]:
-    """Reparameterised policy objective (eq. 9): J = mean (α log π(a|s) - minᵢ Qᵢ(s, a)),  a = f(noise; s).
+    """Return the reparameterised policy objective (eq. 9): J = mean (α log π(a|s) - minᵢ Qᵢ(s, a)),  a = f(noise; s).
 
     Metrics include ``log_prob`` (B,), which the temperature's loss uses.
     """

@@ -52,7 +52,7 @@ class ValueNets(Nets):
 def value_loss(
     nets: ValueNets, params: Params, actor: Params, critic: Params, obs: Obs, noise: Tensor
 ) -> tuple[Tensor, Metrics]:
-    """Squared residual of the state value (eq. 5), with a = f(noise; s):
+    """Return the squared residual of the state value (eq. 5), with a = f(noise; s):
 
     J = ½ mean (V(s) - (minᵢ Qᵢ(s, a) - log π(a|s)))².
     """
@@ -67,7 +67,7 @@ def value_loss(
 def critic_loss(
     nets: ValueNets, params: Params, target: Params, batch: Batch, reward_scale: float, td: TDLoss = squared
 ) -> tuple[Tensor, Metrics]:
-    """Soft Bellman residual of both critics (eq. 7), with the target of eq. 8.
+    """Return the soft Bellman residual of both critics (eq. 7), with the target of eq. 8.
 
     y = scale·r + γᵏ (1 - terminated) V̄(s');  J = Σᵢ ½ mean (Qᵢ(s, a) - y)².
 
@@ -84,7 +84,7 @@ def critic_loss(
 def actor_loss(
     nets: ValueNets, params: Params, critic: Params, obs: Obs, noise: Tensor, regulariser: float
 ) -> tuple[Tensor, Metrics]:
-    """Reparameterised policy objective (eq. 12): J = mean (log π(a|s) - minᵢ Qᵢ(s, a)),  a = f(noise; s).
+    """Return the reparameterised policy objective (eq. 12): J = mean (log π(a|s) - minᵢ Qᵢ(s, a)),  a = f(noise; s).
 
     The released code adds ``regulariser`` · ½ (mean μ² + mean (log σ)²). Metrics include ``log_prob`` (B,).
     """

@@ -50,7 +50,7 @@ def critic_loss(
     entropy: bool = True,
     td: TDLoss = squared,
 ) -> tuple[Tensor, Metrics]:
-    """Soft Bellman residual of both critics (eq. 4), with the exact soft value of eq. 10.
+    """Return the soft Bellman residual of both critics (eq. 4), with the exact soft value of eq. 10.
 
     y = r + γᵏ (1 - terminated) Σ_a π(a|s') (minᵢ Q̄ᵢ(s', a) - α log π(a|s'));  J = Σᵢ ½ mean (Qᵢ(s, a) - y)².
 
@@ -72,7 +72,7 @@ def critic_loss(
 def actor_loss(
     nets: Nets, params: Params, critic: Params, temperature: Tensor, obs: Obs, average: bool = False
 ) -> tuple[Tensor, Metrics]:
-    """Policy objective (eq. 12): J = mean Σ_a π(a|s) (α log π(a|s) - minᵢ Qᵢ(s, a)).
+    """Return the policy objective (eq. 12): J = mean Σ_a π(a|s) (α log π(a|s) - minᵢ Qᵢ(s, a)).
 
     Metrics include ``log_prob`` (B,), the expected log π(a|s), which is minus the entropy.
     """

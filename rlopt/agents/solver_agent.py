@@ -46,7 +46,7 @@ class SolverAgent(Agent):
         return from_toy_text(env_id, kwargs)
 
     def update(self, batch: None = None) -> Update:
-        """One iteration; there is no batch."""
+        """Do one iteration; there is no batch."""
         raise NotImplementedError
 
     def results(self) -> dict[str, Tensor]:

@@ -15,19 +15,20 @@ TDLoss = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def squared(residual: Tensor, weight: Tensor | None) -> Tensor:
-    """Σ over critics of mean ½ w δ²."""
+    """Return Σ over critics of mean ½ w δ²."""
     return _total(0.5 * residual.square(), weight)
 
 
 def huber(residual: Tensor, weight: Tensor | None, threshold: float) -> Tensor:
-    """½ δ² up to ``threshold``, linear beyond it. With LAP's priorities it has, in expectation, the gradient of PAL
-    under uniform sampling (Fujimoto et al. 2020, arXiv 2007.06049, theorem 2)."""
+    """Return the Huber loss: ½ δ² up to ``threshold``, linear beyond it. With LAP's priorities it has, in expectation,
+    the gradient of PAL under uniform sampling (Fujimoto et al. 2020, arXiv 2007.06049, theorem 2)."""
     clipped = residual.clamp(-threshold, threshold)
     return _total(clipped * (residual - 0.5 * clipped), weight)
 
 
 def pal(residual: Tensor, weight: Tensor | None, threshold: float, alpha: float) -> Tensor:
-    """Prioritised approximation loss, LAP's twin for uniform sampling (arXiv 2007.06049, eq. 12 and released code):
+    """Return the prioritised approximation loss, LAP's twin for uniform sampling (arXiv 2007.06049, eq. 12 and released
+    code):
 
     m^α ½ δ² below the threshold m, m |δ|^(1+α) / (1+α) beyond, divided by the mean of max(|δ|, m)^α over the minibatch,
     where |δ| is that of the worst critic.

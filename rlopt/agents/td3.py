@@ -46,7 +46,7 @@ def critic_loss(
     clip: float,
     td: TDLoss = squared,
 ) -> tuple[Tensor, Metrics]:
-    """Clipped double Q-learning (eq. 10) with target policy smoothing (eq. 14 and 15).
+    """Return the loss of clipped double Q-learning (eq. 10) with target policy smoothing (eq. 14 and 15).
 
     a' = clip(μ̄(s') + clip(σ ε, ±c), ±1);  y = r + γᵏ (1 - terminated) minᵢ Q̄ᵢ(s', a');  J = Σᵢ ½ mean (Qᵢ(s, a) - y)²,
     or what ``td`` makes of the residuals.
@@ -67,7 +67,8 @@ def critic_loss(
 
 
 def actor_loss(nets: Nets, params: Params, critic: Params, obs: Obs) -> tuple[Tensor, Metrics]:
-    """Deterministic policy gradient (section 4.3, algorithm 1): J = -mean Q₁(s, μ(s)), by the first critic alone.
+    """Return the loss of the deterministic policy gradient (section 4.3, algorithm 1): J = -mean Q₁(s, μ(s)), by the
+    first critic alone.
 
     Only the actor learns from it: the caller differentiates by ``params``, not by ``critic``.
     """

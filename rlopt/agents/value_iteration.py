@@ -63,7 +63,7 @@ class ValueIteration(SolverAgent):
 
     @torch.no_grad()
     def update(self, batch: None = None) -> Update:
-        """One Bellman backup of every state.
+        """Do one Bellman backup of every state.
 
         Metrics: ``residual`` max |TV - V|; ``lower`` and ``upper`` enclose the optimal discounted return
         Σ initial(s) V*(s); ``gap`` is the widest interval of any state.

@@ -28,7 +28,7 @@ class Curve:
     """Whose published curves it is seen beside."""
 
     def at(self, step: int) -> Array | None:
-        """(seeds',) scores of the evaluation nearest to ``step``, of those seeds that have it.
+        """Return (seeds',) scores of the evaluation nearest to ``step``, of those seeds that have it.
 
         None where the curve does not reach: the nearest one is further off than half the curve's widest spacing.
         """
@@ -43,7 +43,7 @@ class Curve:
         return row if len(row) else None
 
     def window(self, step: int, width: int = WINDOW) -> Array | None:
-        """(seeds',) each seed's mean over its evaluations in (step - width, step], which evens out their noise.
+        """Return (seeds',) each seed's mean over its evaluations in (step - width, step], which evens out their noise.
 
         None where the curve does not reach ``step``, and without seeds that have not got there.
         """
@@ -57,7 +57,7 @@ class Curve:
         return np.asarray(np.nanmean(block, axis=0)) if block.shape[1] and not np.isnan(block).all(0).any() else None
 
     def common(self) -> NDArray[np.bool_]:
-        """(T,) where every seed was evaluated."""
+        """Return (T,) where every seed was evaluated."""
         return np.asarray(~np.isnan(self.scores).any(axis=1))
 
 

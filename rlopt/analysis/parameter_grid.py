@@ -21,7 +21,8 @@ def draw_parameter_grid(
     nominal: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> None:
-    """Mean returns (k₁, …, k_d) against the parameters {name: (k_i,)}, in their order, for each method in ``panels``.
+    """Draw mean returns (k₁, …, k_d) against the parameters {name: (k_i,)}, in their order, for each method in
+    ``panels``.
 
     One parameter gives a line per method. Two give a map per method, in one colour scale, with a cross at the worst
     point and a ring at ``nominal`` if it is on the map. Of more the first two are shown, each cell the worst over the

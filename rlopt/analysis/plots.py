@@ -230,7 +230,7 @@ def _fit_height(axes: Axes, end: int) -> None:
 
 
 def format_steps(value: float) -> str:
-    """250000 as ``250k``, 1500000 as ``1.5M``."""
+    """Return 250000 as ``250k``, 1500000 as ``1.5M``."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"

@@ -87,7 +87,7 @@ def reference(env_id: str, agents: Iterable[str] = ("sac",)) -> list[PublishedCu
 
 
 def td3_normalised(env_id: str, score: ArrayLike) -> Array:
-    """Returns on a scale where a random policy is 0 and TD3 is 1.
+    """Return returns on a scale where a random policy is 0 and TD3 is 1.
 
     Raises:
         RloptError: the task has no published anchors.

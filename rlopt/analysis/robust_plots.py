@@ -28,8 +28,9 @@ def draw_convergence(
     title: str | None = None,
     floor: float = 1e-6,
 ) -> None:
-    """Iterations against values (T, K) over instances, a panel per key and a line per entry: the mean, and a band from
-    the 5th to the 95th percentile (the bands of the DRPG paper's figures). On a log scale values end at ``floor``."""
+    """Draw iterations against values (T, K) over instances, a panel per key and a line per entry: the mean, and a
+    band from the 5th to the 95th percentile (the bands of the DRPG paper's figures). On a log scale values end at
+    ``floor``."""
     figure, axes = _grid(len(panels), title)
     for place, (name, lines) in zip(axes, panels.items(), strict=True):
         for colour, (label, given) in zip(COLOURS, lines.items(), strict=False):
@@ -63,8 +64,8 @@ def certified(run_folder: Path) -> dict[str, Array] | None:
 
 
 def draw_bounds(bounds: Mapping[str, Array], out: str | Path, title: str | None = None) -> None:
-    """Certified bounds over iterations and, on a log scale, their gap: the mean over instances, and its 5 to 95 % band
-    where ``gap_5`` and ``gap_95`` are given. ``bounds`` are the columns that ``certified`` reads."""
+    """Draw certified bounds over iterations and, on a log scale, their gap: the mean over instances, and its 5 to 95 %
+    band where ``gap_5`` and ``gap_95`` are given. ``bounds`` are the columns that ``certified`` reads."""
     figure, (left, right) = _grid(2, title)
     step = bounds["step"]
     lower, upper = bounds["lower"], bounds["upper"]
@@ -96,7 +97,7 @@ def draw_radius(
     ylabel: str = "robust cost",
     title: str | None = None,
 ) -> None:
-    """Values (R,), or (R, K) as mean and 5 to 95 % band, against the radius of the ambiguity set (R,)."""
+    """Draw values (R,), or (R, K) as mean and 5 to 95 % band, against the radius of the ambiguity set (R,)."""
     figure, (place,) = _grid(1, title)
     x = np.asarray(radii, dtype=np.float64)
     for colour, (label, given) in zip(COLOURS, lines.items(), strict=False):
@@ -115,8 +116,8 @@ def draw_radius(
 def draw_worst_kernel(
     nominal: ArrayLike, worst: ArrayLike, policy: ArrayLike, out: str | Path, title: str | None = None
 ) -> None:
-    """What the adversary did to the chain of a policy (S, A): P_π under the nominal kernel (S, A, S), under the worst
-    one, and their difference."""
+    """Draw what the adversary did to the chain of a policy (S, A): P_π under the nominal kernel (S, A, S), under the
+    worst one, and their difference."""
     p, q, pi = (np.asarray(x, dtype=np.float64) for x in (nominal, worst, policy))
     before, after = (np.einsum("sa,sat->st", pi, x) for x in (p, q))
     figure, axes = _grid(3, title, size=3.1)
@@ -141,8 +142,8 @@ def draw_grid_policy(
     out: str | Path,
     title: str | None = None,
 ) -> None:
-    """Policies (S, 4) and costs (S,) on the map ``rows`` of a grid world, a panel per key: cells coloured by cost, with
-    an arrow for every action as long as its probability."""
+    """Draw policies (S, 4) and costs (S,) on the map ``rows`` of a grid world, a panel per key: cells coloured by cost,
+    with an arrow for every action as long as its probability."""
     if policies.keys() != values.keys():
         raise RloptError("every policy map needs its values: give both under the same names")
     height, width = len(rows), len(rows[0])

@@ -38,7 +38,7 @@ class ConfidenceInterval(NamedTuple):
 
 
 def normalise(score: ArrayLike, low: float, high: float) -> Array:
-    """Scores on a scale where ``low`` (a random policy, say) is 0 and ``high`` (a reference agent) is 1."""
+    """Return scores on a scale where ``low`` (a random policy, say) is 0 and ``high`` (a reference agent) is 1."""
     if high == low:
         raise ValueError(f"normalise needs two different anchors, not {low} twice")
     return (np.asarray(score, dtype=np.float64) - low) / (high - low)
@@ -88,7 +88,7 @@ def bootstrap_interval(
 
 
 def bootstrap_curve(scores: ArrayLike, statistic: Statistic = iqm, level: float = 0.95, resamples: int = 2000) -> Array:
-    """(3, T): estimate, low and high of ``bootstrap_interval`` at each row of ``scores`` (T, seeds).
+    """Return (3, T): estimate, low and high of ``bootstrap_interval`` at each row of ``scores`` (T, seeds).
 
     Each row draws the same seeds, so the band is as smooth as the curves are.
     """

@@ -139,7 +139,7 @@ class FrameRing:
         return self.frames.numel() + 8 * self.links.numel() + self.side.nbytes
 
     def check(self, obs: Tensor, next_obs: Tensor, valid: Tensor | None) -> None:
-        """Raises RloptError where ``next_obs`` is not ``obs`` moved on by one frame."""
+        """Raise RloptError where ``next_obs`` is not ``obs`` moved on by one frame."""
         before, after = self._split(obs)[:, 1:], self._split(next_obs)[:, :-1]
         if not _equal(before, after):
             wrong = (before != after).flatten(1).any(1)
@@ -193,11 +193,11 @@ class FrameRing:
         return min([pushed, *(int(numbers.min()) for numbers in (used, young) if len(numbers))])
 
     def cut(self) -> None:
-        """The newest row holds no transitions; its frames stay what followed the row before."""
+        """Let the newest row hold no transitions; its frames stay what followed the row before."""
         self._open = np.zeros(self.num_envs, bool)
 
     def forget(self, t: int) -> None:
-        """Row ``t`` holds no transitions."""
+        """Let row ``t`` hold no transitions."""
         self.links[t % self.capacity_rows].copy_(torch.tensor([0, REPEAT, NONE]))
 
     def read(self, index: Tensor, written: int, first: int, stop: int) -> Tensor:

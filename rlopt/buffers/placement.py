@@ -77,7 +77,7 @@ class Placement:
         return nbytes * planned // slots
 
     def check(self, nbytes: int, slots: int) -> None:
-        """Raises RloptError where a buffer of ``nbytes`` for ``slots`` transitions does not fit."""
+        """Raise RloptError where a buffer of ``nbytes`` for ``slots`` transitions does not fit."""
         free = self.free()
         if free is not None and nbytes > free:
             size = f"{nbytes / 2**30:.1f} GiB, but {self} has {free / 2**30:.1f} GiB free"

@@ -68,12 +68,12 @@ class Storage:
         return own + sum(ring.nbytes for ring in self.frames.values())
 
     def check(self, values: Mapping[str, Tensor], valid: Tensor | None) -> None:
-        """Raises RloptError where stacked images do not follow from one another."""
+        """Raise RloptError where stacked images do not follow from one another."""
         for key, ring in self.frames.items():
             ring.check(*self._pair(values, key), valid)
 
     def check_derived(self, obs: Obs, next_obs: Obs) -> None:
-        """Raises RloptError where a derived leaf is not what will be gathered in its place."""
+        """Raise RloptError where a derived leaf is not what will be gathered in its place."""
         for name, tree in (("obs", obs), ("next_obs", next_obs)):
             for key, gather in self.layout.derived.items():
                 if isinstance(tree, Mapping) and key in tree:

@@ -162,12 +162,12 @@ class VectorAdapter(BaseVectorEnv):
         return self._steps.build(observed, next_obs, rewards, None if ordinary else flags, facts)
 
     def state_dict(self) -> State | None:
-        """None: a Gymnasium vector environment cannot be saved. The documented rule for that is in
+        """Return None: a Gymnasium vector environment cannot be saved. The documented rule for that is in
         ``rlopt.envs.snapshot``."""
         return None
 
     def load_state_dict(self, state: State) -> Obs:
-        """Always refused, since ``state_dict`` never gives a state."""
+        """Refuse, since ``state_dict`` never gives a state."""
         raise RloptError(
             "a Gymnasium vector environment (backend=vector) cannot be restored; use backend=sync or async"
         )

@@ -135,7 +135,7 @@ def _version(env_id: str) -> int:
 
 
 def find_wrapper(name: str) -> Callable[..., Env]:
-    """``module:Class``, or the bare name of a class in ``gymnasium.wrappers``."""
+    """Return the class of ``module:Class``, or the bare name of a class in ``gymnasium.wrappers``."""
     module, _, attribute = name.rpartition(":")
     try:
         home = _import(module or "gymnasium.wrappers", f"env.wrappers: {name}")

@@ -171,7 +171,7 @@ def make_env(
     evaluation: bool = False,
     protocol: str | None = None,
 ) -> VectorEnv:
-    """N copies of the environment ``id`` behind the one contract (``rlopt.envs.vector.VectorEnv``).
+    """Return N copies of the environment ``id`` behind the one contract (``rlopt.envs.vector.VectorEnv``).
 
     Args:
         id: a registered Gymnasium id, ``ALE/Name-v5``, ``module:Name-v0`` (the module is imported and registers it),

@@ -212,7 +212,7 @@ class Normalizer:
             self._running = torch.where(ended, 0.0, self._running)
 
     def normalize_obs(self, obs: Obs) -> Obs:
-        """(…, *leaf shape) raw to normalised, float32."""
+        """Return (…, *leaf shape) raw to normalised, float32."""
         if isinstance(obs, dict):
             return {key: self._leaf(key, value) for key, value in obs.items()}
         return self._leaf("", obs)
@@ -227,7 +227,7 @@ class Normalizer:
         return scaled.clamp(-self.clip, self.clip).to(torch.float32).view(value.shape)
 
     def normalize_reward(self, reward: Tensor) -> Tensor:
-        """(…) raw to scaled, float32."""
+        """Return (…) raw to scaled, float32."""
         if self.returns is None:
             return reward
         by_run, scale = self.returns.beside(reward, (self.returns.variance + self.epsilon).sqrt())
@@ -246,7 +246,7 @@ class Normalizer:
         )
 
     def state_dict(self) -> State:
-        """Statistics, running returns and settings."""
+        """Return statistics, running returns and settings."""
         return {
             "moments": {key: m.state_dict() for key, m in self.moments.items()},
             "returns": None if self.returns is None else self.returns.state_dict(),

@@ -145,11 +145,11 @@ class ObservationCodec:
         self.shapes: list[tuple[int, ...]] = [tuple(leaf.space.shape or ()) for leaf in self.leaves]
 
     def arrays(self, n: int) -> list[Array]:
-        """Zeroed arrays (n, …), one per leaf."""
+        """Return zeroed arrays (n, …), one per leaf."""
         return [np.zeros((n, *shape), dtype) for shape, dtype in zip(self.shapes, self.dtypes, strict=True)]
 
     def row(self, obs: Any, i: int) -> Any:
-        """Environment i's observation out of a batched nested one, as that environment would give it."""
+        """Return environment i's observation out of a batched nested one, as that environment would give it."""
         if self.single:
             return obs[i]
         nested: Any = {}
@@ -202,7 +202,7 @@ class ActionCodec:
         self.dtype = np.dtype(np.int64 if self.discrete else space.dtype)
 
     def batch(self, action: Tensor, n: int) -> Array:
-        """(n, …) in the environment's own dtype; always a copy.
+        """Return (n, …) in the environment's own dtype; always a copy.
 
         Raises:
             RloptError: the tensor does not hold one action for each of the n environments.
@@ -219,7 +219,8 @@ class ActionCodec:
         return actions
 
     def rows(self, action: Tensor, n: int) -> Any:
-        """n actions, each as one environment wants it: Python integers where the space is Discrete, else arrays."""
+        """Return n actions, each as one environment wants it: Python integers where the space is Discrete, else
+        arrays."""
         array = self.batch(action, n)
         return array.tolist() if self.discrete else array
 

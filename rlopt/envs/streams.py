@@ -55,7 +55,7 @@ class RowStreams:
         self._count.copy_(torch.zeros_like(key) if mask is None else torch.where(mask, 0, self._count))
 
     def uniform(self, low: float | Tensor = 0.0, high: float | Tensor = 1.0, size: int | None = None) -> Tensor:
-        """Uniform on [low, high): (N,), or (N, size). Bounds broadcast."""
+        """Draw uniformly from [low, high): (N,), or (N, size). Bounds broadcast."""
         count = 1 if size is None else size
         places = torch.arange(self._drawn + 1, self._drawn + 1 + count, device=self._key.device)
         self._drawn += count

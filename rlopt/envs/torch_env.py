@@ -159,7 +159,7 @@ class TorchEnv(BaseVectorEnv):
     # What a subclass defines
 
     def initial(self, streams: RowStreams) -> Any:
-        """States in which episodes begin, drawn for all N rows: a tensor (N, …), or a flat dict of them."""
+        """Return states in which episodes begin, drawn for all N rows: a tensor (N, …), or a flat dict of them."""
         raise NotImplementedError
 
     def dynamics(self, state: Any, action: Tensor) -> tuple[Any, ...]:
@@ -266,7 +266,7 @@ class TorchEnv(BaseVectorEnv):
             self.parameters[name].copy_(value) if isinstance(value, Tensor) else self.parameters[name].fill_(value)
 
     def state_dict(self) -> State | None:
-        """State, clocks, random streams and parameters; None before the first ``reset``."""
+        """Return state, clocks, random streams and parameters; None before the first ``reset``."""
         if not self._started:
             return None
         return {
@@ -364,7 +364,7 @@ def own_class(spec: GymSpec) -> type[TorchEnv] | None:
 
 
 def class_spec(env_id: str) -> GymSpec | None:
-    """For ``module:Class`` that names a ``TorchEnv`` of an imported module, what registering it would say."""
+    """Return what registering ``module:Class`` would say, where it names a ``TorchEnv`` of an imported module."""
     module, _, name = env_id.rpartition(":")
     cls = getattr(sys.modules.get(module), name, None)
     if not (isinstance(cls, type) and issubclass(cls, TorchEnv)):

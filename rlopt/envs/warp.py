@@ -114,7 +114,7 @@ class WarpPhysics:
         self._wp.capture_launch(graph, stream=self._wp.stream_from_torch(self._torch_device) if cuda else None)
 
     def advance(self) -> Tensor:
-        """``frame_skip`` steps of all worlds; the worlds (N,) bool whose buffers overflowed."""
+        """Do ``frame_skip`` steps of all worlds; return the worlds (N,) bool whose buffers overflowed."""
         self._launch(self._advance)
         return (self._overflow & self._fatal).bool()
 

@@ -53,14 +53,14 @@ class WarpTask:
         return d["qpos"][:, 0]
 
     def outcome(self, d: Fields, action: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Rewards (N,) and terminations (N,), None where the task never ends.
+        """Return rewards (N,) and terminations (N,), None where the task never ends.
 
         ``action`` is (N, A); ``velocity`` (N,) the change of ``measure`` per second.
         """
         raise NotImplementedError
 
     def initial(self, streams: RowStreams) -> tuple[Tensor, Tensor]:
-        """Positions (N, nq) and velocities (N, nv) in which episodes begin."""
+        """Return positions (N, nq) and velocities (N, nv) in which episodes begin."""
         qpos = self.init_qpos + streams.uniform(-self.noise, self.noise, len(self.init_qpos))
         nv = len(self.init_qvel)
         if self.normal_velocities:
@@ -106,11 +106,11 @@ class WarpWalker2d(WarpHalfCheetah):
         return torch.cat((d["qpos"][:, self.skip :], d["qvel"].clamp(-10.0, 10.0)), 1)
 
     def healthy(self, d: Fields) -> Tensor:
-        """(N,) bool."""
+        """Return (N,) bool."""
         return _inside(d["qpos"][:, 1], self.z_range) & _inside(d["qpos"][:, 2], self.angle_range)
 
     def costs(self, d: Fields, action: Tensor) -> Tensor:
-        """(N,)."""
+        """Return (N,)."""
         return self.ctrl_weight * action.square().sum(1)
 
     def outcome(self, d: Fields, action: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -53,7 +53,7 @@ def part(x: Array, chunk: int) -> Array:
 
 @compiled
 def measure(d: Descent, chunk: int) -> None:
-    """The first half of ``norm``, over one chunk."""
+    """Do the first half of ``norm``, over one chunk."""
     total, grad = np.float32(0), part(d.grad, chunk)
     for i in range(grad.shape[0]):
         total += grad[i] * grad[i]
@@ -62,7 +62,7 @@ def measure(d: Descent, chunk: int) -> None:
 
 @compiled
 def norm(d: Descent) -> float:
-    """Euclidean norm of the gradient, once every chunk is measured."""
+    """Return the Euclidean norm of the gradient, once every chunk is measured."""
     total = 0.0
     for chunk in range(CHUNKS):
         total += d.squares[chunk]
@@ -72,7 +72,7 @@ def norm(d: Descent) -> float:
 
 @compiled
 def step(d: Descent, chunk: int, size: float, factor: float) -> None:
-    """One step of one chunk with a gradient of norm ``size``; the caller counts it. ``factor`` scales the rate."""
+    """Do one step of one chunk with a gradient of norm ``size``; the caller counts it. ``factor`` scales the rate."""
     rate, beta1, beta2, epsilon, decay, decoupled, limit = d.constants
     rate *= factor
     t = d.steps[0] + 1.0
@@ -93,7 +93,7 @@ def step(d: Descent, chunk: int, size: float, factor: float) -> None:
 
 @compiled
 def follow(target: Array, source: Array, chunk: int, tau: float) -> None:
-    """Polyak averaging of one chunk."""
+    """Average (Polyak) one chunk."""
     moved, goal, share = part(target, chunk), part(source, chunk), np.float32(tau)
     for i in range(moved.shape[0]):
         moved[i] += share * (goal[i] - moved[i])

@@ -15,7 +15,7 @@ from rlopt.jit import numba
 
 
 def wide(x: Any) -> Any:
-    """float32 of a float32 or of bfloat16 bits."""
+    """Return float32 of a float32 or of bfloat16 bits."""
     raise NotImplementedError
 
 
@@ -31,7 +31,7 @@ def _wide(x: Any) -> Any:
 
 
 def put(a: Any, i: Any, j: Any, v: Any) -> None:
-    """a[i, j] = v, rounded to nearest even where ``a`` holds bfloat16 bits."""
+    """Compute a[i, j] = v, rounded to nearest even where ``a`` holds bfloat16 bits."""
     raise NotImplementedError
 
 
@@ -55,7 +55,7 @@ def _put(a: Any, i: Any, j: Any, v: Any) -> Any:
 
 @compiled
 def bias_relu_(z: Array, bias: Array) -> None:
-    """z = relu(z + bias), (B, W)."""
+    """Compute z = relu(z + bias), (B, W)."""
     for i in range(z.shape[0]):
         for j in range(z.shape[1]):
             v = np.float32(wide(z[i, j]) + bias[j])
@@ -65,7 +65,7 @@ def bias_relu_(z: Array, bias: Array) -> None:
 
 @compiled
 def bias_relu(z: Array, bias: Array, a: Array) -> None:
-    """a = relu(z + bias), (B, W)."""
+    """Compute a = relu(z + bias), (B, W)."""
     for i in range(z.shape[0]):
         for j in range(z.shape[1]):
             v = np.float32(wide(z[i, j]) + bias[j])
@@ -75,7 +75,7 @@ def bias_relu(z: Array, bias: Array, a: Array) -> None:
 
 @compiled
 def relu_backward_(y: Array, a: Array, bias_grad: Array) -> None:
-    """y where the activation ``a`` is not zero, else 0, (B, W), and its sum over the rows (W,)."""
+    """Return y where the activation ``a`` is not zero, else 0, (B, W), and its sum over the rows (W,)."""
     bias_grad[:] = np.float32(0)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
@@ -86,7 +86,7 @@ def relu_backward_(y: Array, a: Array, bias_grad: Array) -> None:
 
 @compiled
 def relu_backward(y: Array, a: Array, delta: Array, bias_grad: Array) -> None:
-    """As ``relu_backward_``, into ``delta``."""
+    """Do as ``relu_backward_``, into ``delta``."""
     bias_grad[:] = np.float32(0)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
@@ -97,7 +97,7 @@ def relu_backward(y: Array, a: Array, delta: Array, bias_grad: Array) -> None:
 
 @compiled
 def value_forward(a: Array, weight: Array, bias: Array, q: Array) -> None:
-    """q = a weight + bias: a layer of one output, (B, W) to (B,)."""
+    """Compute q = a weight + bias: a layer of one output, (B, W) to (B,)."""
     for i in range(a.shape[0]):
         total = np.float32(0)
         for j in range(a.shape[1]):
@@ -109,8 +109,8 @@ def value_forward(a: Array, weight: Array, bias: Array, q: Array) -> None:
 def value_backward(
     dq: Array, weight: Array, a: Array, delta: Array, weight_grad: Array, bias_grad: Array, below: Array
 ) -> None:
-    """From dL/dq (B,): the gradients of ``value_forward``'s parameters, delta (B, W) before the ReLU that made ``a``,
-    and its sum over the rows, which is the gradient ``below`` (W,) of that layer's bias."""
+    """Return from dL/dq (B,) the gradients of ``value_forward``'s parameters, delta (B, W) before the ReLU that made
+    ``a``, and its sum over the rows, which is the gradient ``below`` (W,) of that layer's bias."""
     weight_grad[:] = np.float32(0)
     below[:] = np.float32(0)
     total = np.float32(0)
@@ -127,7 +127,7 @@ def value_backward(
 
 @compiled
 def narrow(x: Array, low: Array) -> None:
-    """low = x (B, W) in bfloat16."""
+    """Compute low = x (B, W) in bfloat16."""
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
             put(low, i, j, x[i, j])
@@ -135,7 +135,7 @@ def narrow(x: Array, low: Array) -> None:
 
 @compiled
 def widen(low: Array, x: Array) -> None:
-    """x = low (B, W) in float32."""
+    """Compute x = low (B, W) in float32."""
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
             x[i, j] = wide(low[i, j])

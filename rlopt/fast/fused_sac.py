@@ -112,7 +112,7 @@ _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
 def plain(x: Tensor) -> Array:
-    """Contiguous float32, the one kind of array that the functions above are compiled for."""
+    """Return contiguous float32, the one kind of array that the functions above are compiled for."""
     return array(x.to(torch.float32).contiguous())
 
 
@@ -209,7 +209,7 @@ class FusedUpdate:
     def report(
         self, batch: Batch, next_noise: Tensor, noise: Tensor, factor: float, act: bool
     ) -> tuple[Tensor, Tensor]:
-        """The same, with everything that is reported in one tensor (12,)."""
+        """Do the same, with everything that is reported in one tensor (12,)."""
         obs, next_obs = batch.obs, batch.next_obs
         assert isinstance(obs, Tensor) and isinstance(next_obs, Tensor)
         m, td, agent = self.memory, torch.empty(len(batch.reward)), self.agent

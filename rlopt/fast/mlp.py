@@ -116,7 +116,7 @@ class FusedMLP:
 
 @compiled
 def forward(products: Array, net: Array, rows: int) -> None:
-    """From the input to the last layer's product; every hidden activation lies in its buffer."""
+    """Go from the input to the last layer's product; every hidden activation lies in its buffer."""
     last = net.shape[0] - 1
     for i in range(last + 1):
         layer = net[i]
@@ -142,7 +142,7 @@ def value(products: Array, net: Array, q: Array) -> None:
 
 @compiled
 def value_delta(net: Array, dq: Array) -> None:
-    """The last layer's gradients and the delta below it, from dL/dq (rows,)."""
+    """Return the last layer's gradients and the delta below it, from dL/dq (rows,)."""
     rows, last = dq.shape[0], net.shape[0] - 1
     layer, under = net[last], net[last - 1]
     width = layer.inputs
@@ -160,7 +160,7 @@ def value_delta(net: Array, dq: Array) -> None:
 
 @compiled
 def descend(products: Array, net: Array, i: int, rows: int) -> None:
-    """The delta of layer i - 1 and the gradient of its bias, from the delta of layer i."""
+    """Return the delta of layer i - 1 and the gradient of its bias, from the delta of layer i."""
     layer, under = net[i], net[i - 1]
     product(products, layer.back, layer.delta, layer.turned_weight)
     _deactivate(under, rows)
@@ -168,7 +168,7 @@ def descend(products: Array, net: Array, i: int, rows: int) -> None:
 
 @compiled
 def weight_gradient(products: Array, net: Array, i: int) -> None:
-    """The gradient of layer i's weight from its delta."""
+    """Return the gradient of layer i's weight from its delta."""
     layer = net[i]
     product(products, layer.grad, layer.grad_left, layer.grad_right)
     if layer.low_grad_at != 0:

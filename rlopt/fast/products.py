@@ -40,14 +40,14 @@ FLAGS = {"reassoc", "contract", "nsz"}
 
 
 def compiled(function: F) -> F:
-    """Machine code that lets other threads run. Sums may be reordered into vector lanes; nothing is assumed about NaN
-    or infinity."""
+    """Return machine code that lets other threads run. Sums may be reordered into vector lanes; nothing is assumed
+    about NaN or infinity."""
     made: F = jit(function, nogil=True, fastmath=FLAGS)
     return made
 
 
 def compiled_for(*arguments: Any) -> Callable[[F], F]:
-    """``compiled``, for arguments of these types alone."""
+    """Return ``compiled``, for arguments of these types alone."""
     return lambda function: jit(function, arguments, nogil=True, fastmath=FLAGS)
 
 
@@ -69,14 +69,14 @@ def _pointer(context: Any, address: Any) -> Any:
 
 @compiled_for(int64, int64)
 def floats(address: int, size: int) -> Array:
-    """float32 (size,) at an address."""
+    """Return float32 (size,) at an address."""
     found: Array = numba.carray(_pointer(address), (size,), np.float32)
     return found
 
 
 @compiled_for(int64, int64, int64)
 def matrix(address: int, rows: int, columns: int) -> Array:
-    """float32 (rows, columns), contiguous, at an address."""
+    """Return float32 (rows, columns), contiguous, at an address."""
     found: Array = numba.carray(_pointer(address), (rows, columns), np.float32)
     return found
 
@@ -153,7 +153,7 @@ def _call(context: Any, function: Any, out: Any, left: Any, right: Any) -> Any:
 
 @compiled_for(int64[::1], int64, int64, int64)
 def product(state: Array, out: int, left: int, right: int) -> None:
-    """out = left @ right, of operands by number."""
+    """Compute out = left @ right, of operands by number."""
     if _call(state[0], out, left, right) != 0:
         state[1] = 1
 
@@ -202,8 +202,8 @@ def _sleep(context: Any, microseconds: Any) -> Any:
 
 
 def counters(phases: int) -> Array:
-    """Progress of a piece of shared work that is done again and again: for each phase how many of its tasks have been
-    taken and how many are done, ever, each on a cache line of its own."""
+    """Return progress of a piece of shared work that is done again and again: for each phase how many of its tasks have
+    been taken and how many are done, ever, each on a cache line of its own."""
     return np.zeros((phases, 2, 8), np.int64)
 
 
@@ -229,13 +229,13 @@ def claim(progress: Array, phase: int, round_: int, tasks: int) -> int:
 
 @compiled_for(PROGRESS, int64)
 def finish(progress: Array, phase: int) -> None:
-    """A claimed task is done."""
+    """Tell that a claimed task is done."""
     _increment(progress[phase, 1].ctypes.data)
 
 
 @compiled_for(PROGRESS, int64, int64, int64)
 def wait(progress: Array, phase: int, round_: int, tasks: int) -> None:
-    """Until every task of the phase is done in this round."""
+    """Wait until every task of the phase is done in this round."""
     address = progress[phase, 1].ctypes.data
     looks = 0
     while _load(address) < (round_ + 1) * tasks:

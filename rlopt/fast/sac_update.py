@@ -21,8 +21,8 @@ LOW, HIGH, LOG_2, HALF_LOG = (np.float32(x) for x in (LOG_STD_MIN, LOG_STD_MAX, 
 
 @compiled
 def squash(raw: Array, bias: Array, noise: Array, pair: Array, log_prob: Array) -> None:
-    """``squashed_gaussian`` of the output ``raw`` (B, 2A) and its ``bias`` (2A,), which is added to ``raw`` in place.
-    The action goes to the last columns of ``pair`` (B, O + A).
+    """Return ``squashed_gaussian`` of the output ``raw`` (B, 2A) and its ``bias`` (2A,), which is added to ``raw`` in
+    place. The action goes to the last columns of ``pair`` (B, O + A).
 
     With e = exp(-2|u|): tanh u = ±(1 - e)/(1 + e) and log(1 - tanh² u) = 2(log 2 - |u| - log(1 + e)).
     """
@@ -49,7 +49,7 @@ def td_error(
     next_q: Array, next_log_prob: Array, q: Array, temperature: Array, reward: Array, discount: Array,
     terminated: Array, weight: Array, huber: np.float32, dq: Array, td: Array,
 ) -> tuple[float, float]:  # fmt: skip
-    """Residuals of the critics (E, B): dL/dq, their mean size ``td`` (B,), the loss, and the mean of q."""
+    """Return residuals of the critics (E, B): dL/dq, their mean size ``td`` (B,), the loss, and the mean of q."""
     members, rows = q.shape
     loss, total = np.float64(0), np.float64(0)
     for i in range(rows):
@@ -91,7 +91,7 @@ def pick_smaller(q: Array, log_prob: Array, temperature: Array, dq: Array) -> fl
 def policy_delta(
     action_grads: Array, pair: Array, raw: Array, noise: Array, temperature: Array, delta: Array, bias_grad: Array
 ) -> None:
-    """dL/d raw (B, 2A) from dL/da of every critic (E, B, A), and its sum over the rows (2A,).
+    """Return dL/d raw (B, 2A) from dL/da of every critic (E, B, A), and its sum over the rows (2A,).
 
     log π = Σ -½ε² - log σ - c - log(1 - tanh² u), so d log π / du = 2 tanh u and du/d log σ = σ ε.
     """
@@ -225,7 +225,7 @@ def draw(products: Array, policy: PolicyBuffers, obs: Array, noise: Array) -> fl
 
 @compiled
 def critic_backward(products: Array, net: Array, dq: Array) -> None:
-    """Every gradient of one critic from dL/dq (B,)."""
+    """Compute every gradient of one critic from dL/dq (B,)."""
     value_delta(net, dq)
     for i in range(net.shape[0] - 2, 0, -1):
         weight_gradient(products, net, i)
@@ -235,7 +235,7 @@ def critic_backward(products: Array, net: Array, dq: Array) -> None:
 
 @compiled
 def action_gradient(products: Array, net: Array, read: Array, dq: Array) -> None:
-    """dL/da of one critic from dL/dq (B,)."""
+    """Return dL/da of one critic from dL/dq (B,)."""
     value_delta(net, dq)
     for i in range(net.shape[0] - 2, 0, -1):
         descend(products, net, i, dq.shape[0])
@@ -252,7 +252,7 @@ def healthy(report: Array, upto: int) -> bool:
 def critic_phases(
     m: Scratch, data: Data, round_: int, next_noise: Array, noise: Array, td: Array, constants: Constants, factor: float
 ) -> None:
-    """A thread's share of the critics' step. Draws the policy's actions at both observations on the way."""
+    """Do a thread's share of the critics' step. Draws the policy's actions at both observations on the way."""
     progress, products, members, alpha = m.progress, m.products, m.critics.shape[0], np.exp(m.temperature_step.flat)
 
     task = claim(progress, DRAW, round_, 2)
@@ -299,7 +299,7 @@ def descend_phases(
     progress: Array, phase: int, round_: int, d: Descent, report: Array, watched: int, factor: float, target: Array,
     tau: float,
 ) -> None:  # fmt: skip
-    """A thread's share of a guarded step, and of the target's (if it is not empty) towards the outcome."""
+    """Do a thread's share of a guarded step, and of the target's (if it is not empty) towards the outcome."""
     task = claim(progress, phase, round_, CHUNKS)
     while task >= 0:
         measure(d, task)
@@ -323,7 +323,7 @@ def descend_phases(
 
 @compiled
 def actor_phases(m: Scratch, round_: int, noise: Array, factor: float) -> None:
-    """A thread's share of the actor's step, at the actions that ``critic_phases`` drew."""
+    """Do a thread's share of the actor's step, at the actions that ``critic_phases`` drew."""
     progress, products, net, members = m.progress, m.products, m.now.net, m.probes.shape[0]
     rows, last, alpha = m.pair.shape[0], net.shape[0] - 1, np.exp(m.temperature_step.flat)
 
@@ -377,7 +377,7 @@ def actor_phases(m: Scratch, round_: int, noise: Array, factor: float) -> None:
 
 @compiled
 def temperature_step(m: Scratch, target_entropy: float, factor: float) -> None:
-    """The guarded step of log α. The loss is linear in α = exp(log α), so its gradient is the loss itself."""
+    """Take the guarded step of log α. The loss is linear in α = exp(log α), so its gradient is the loss itself."""
     d = m.temperature_step
     loss = m.report[TEMPERATURE] * (m.report[ENTROPY] - target_entropy)
     d.grad[0] = loss
@@ -413,7 +413,7 @@ def update_phases(
     m: Scratch, data: Data, round_: int, actor_round: int, next_noise: Array, noise: Array, td: Array,
     constants: Constants, factor: float,
 ) -> None:  # fmt: skip
-    """A thread's share of one update; returns when all of it is done. No step of the actor where ``actor_round`` is
+    """Do a thread's share of one update; returns when all of it is done. No step of the actor where ``actor_round`` is
     negative."""
     critic_phases(m, data, round_, next_noise, noise, td, constants, factor)
     if actor_round >= 0:
@@ -428,8 +428,8 @@ def update_phases(
 def act_rows(
     flat: Array, widths: Array, obs: Array, noise: Array, centre: Array, half_range: Array, out: Array
 ) -> None:
-    """Actions (R·N, A) at ``obs`` (R·N, O) of R actors with parameters (R, P): tanh(mean + σ noise), in environment
-    units. Row by row, since a product of a few rows costs torch more to begin than to do."""
+    """Compute actions (R·N, A) at ``obs`` (R·N, O) of R actors with parameters (R, P): tanh(mean + σ noise), in
+    environment units. Row by row, since a product of a few rows costs torch more to begin than to do."""
     each, last, n = obs.shape[0] // flat.shape[0], widths.shape[0] - 2, out.shape[1]
     wide = widths.max()
     x, y = np.empty(wide, np.float32), np.empty(wide, np.float32)

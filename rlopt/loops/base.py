@@ -152,7 +152,7 @@ class Loop(ABC):
         return self.policies()[0]
 
     def counters(self) -> dict[str, float]:
-        """Further numbers for each row of ``metrics.csv``, such as replaced workers."""
+        """Return further numbers for each row of ``metrics.csv``, such as replaced workers."""
         restarts = getattr(self.env, "restarts", None)
         return {} if restarts is None else {"worker_restarts": float(restarts)}
 
@@ -165,8 +165,8 @@ class Loop(ABC):
         return None
 
     def first_bad(self) -> str | None:
-        """``observation`` or ``reward`` where the environment gave a non-finite one, else what the agent's guard met
-        first."""
+        """Return ``observation`` or ``reward`` where the environment gave a non-finite one, else what the agent's guard
+        met first."""
         return self._bad or self.agent.guard.first_bad()
 
     def bad_now(self) -> bool:
@@ -187,11 +187,11 @@ class Loop(ABC):
         return self.agent.state_dict()
 
     def row_logs(self) -> dict[str, RowLog]:
-        """Append-only data, by name."""
+        """Return append-only data, by name."""
         return {}
 
     def rows_restored(self) -> None:  # noqa: B027
-        """Called after ``load_state_dict`` once the row logs hold their rows again."""
+        """Go on after ``load_state_dict`` once the row logs hold their rows again."""
 
     def close(self) -> None:
         """Release the environments. Safe to call twice."""
@@ -207,7 +207,7 @@ def normalizer_state(normalizer: Normalizer | None) -> State | None:
 
 
 def finite_rows(obs: Obs) -> Tensor:
-    """(N,) true where every floating leaf of an observation (N, …) is finite."""
+    """Return (N,) true where every floating leaf of an observation (N, …) is finite."""
     leaves = list(obs.values()) if isinstance(obs, dict) else [obs]
     finite = torch.ones(leaves[0].shape[0], dtype=torch.bool, device=leaves[0].device)
     for leaf in leaves:

@@ -68,7 +68,7 @@ class EpisodeCounter:
         return Episode(float(self.returns[row]), int(self.lengths[row]), row // self.each, facts)
 
     def drop(self, rows: Tensor) -> None:
-        """Never report the open episodes of ``rows`` (N,) bool, which make a transition that is not counted."""
+        """Leave out the open episodes of ``rows`` (N,) bool, which make a transition that is not counted."""
         self.partial |= rows.cpu()
 
     def state_dict(self) -> State:

@@ -170,11 +170,11 @@ class Evaluator:
     def evaluate(
         self, policy: Policy, episodes: int, mode: EvaluationMode | None = None, run: int = 0
     ) -> list[Episode]:
-        """``run_episodes`` with one slot per episode, up to ``MAX_SLOTS``, and the seed of the run-th run."""
+        """Do ``run_episodes`` with one slot per episode, up to ``MAX_SLOTS``, and the seed of the run-th run."""
         return run_episodes(policy, self._begun(episodes), episodes, self._seed + run, mode, self._max_steps)
 
     def evaluate_runs(self, policies: Sequence[Policy], episodes: int) -> list[Episode]:
-        """``evaluate`` for the policy of every run; the episodes carry its number.
+        """Do ``evaluate`` for the policy of every run; the episodes carry its number.
 
         All at once each policy still sees its own rows alone, in a batch of the same shape.
         """

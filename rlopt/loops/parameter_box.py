@@ -34,7 +34,7 @@ class ParametricEnv(VectorEnv, Protocol):
 
 
 def parametric(env: VectorEnv) -> ParametricEnv:
-    """``env`` itself. Raises RloptError where it has no parameters to set."""
+    """Return ``env`` itself. Raises RloptError where it has no parameters to set."""
     if not (hasattr(env, "set_parameters") and hasattr(env, "parameters")):
         raise RloptError(
             f"{env.spec.id} has no simulator parameters with this backend; use env.backend=torch (classic control, "
@@ -60,14 +60,14 @@ class ParameterBox:
         return cls(tuple(bounds), low, high)
 
     def values(self, points: Tensor) -> dict[str, Tensor]:
-        """Points (P, d) in unit coordinates as {name: (P,)} in the simulator's units."""
+        """Return points (P, d) in unit coordinates as {name: (P,)} in the simulator's units."""
         return {
             name: low + (high - low) * points[:, i]
             for i, (name, low, high) in enumerate(zip(self.names, self.low, self.high, strict=True))
         }
 
     def nominal(self, env: ParametricEnv) -> Tensor:
-        """(d,) the parameters of a new environment's first row, in unit coordinates.
+        """Return (d,) the parameters of a new environment's first row, in unit coordinates.
 
         Raises:
             RloptError: a parameter that the environment lacks.
@@ -82,7 +82,7 @@ class ParameterBox:
         return (found - low) / (high - low)
 
     def grid(self, count: int) -> Tensor:
-        """(count**d, d) in unit coordinates, ends included, the last parameter varying fastest."""
+        """Return (count**d, d) in unit coordinates, ends included, the last parameter varying fastest."""
         axis = torch.linspace(0.0, 1.0, count, dtype=torch.float64)
         return torch.cartesian_prod(*[axis] * len(self.names)).view(-1, len(self.names))
 
@@ -109,7 +109,7 @@ class Simulator:
         """Transitions simulated so far."""
 
     def returns(self, policy: Policy, points: Tensor, seed: int) -> Tensor:
-        """(P, E) undiscounted returns (float64) at ``points`` (P, d); episode e begins from
+        """Return (P, E) undiscounted returns (float64) at ``points`` (P, d); episode e begins from
         ``derive_seed(seed, "episode", e)``."""
         seeds = [derive_seed(seed, "episode", e) for e in range(self.episodes)]
         found = []

@@ -188,7 +188,7 @@ class ReplayLoop(SteppingLoop):
         super().load_state_dict(state)
 
     def rows_restored(self) -> None:
-        """Called once the buffer's rows are back: an empty row keeps windows from crossing a dropped episode.
+        """Go on once the buffer's rows are back: an empty row keeps windows from crossing a dropped episode.
 
         Raises RloptError where rows were lost and what is left is less than a minibatch.
         """

@@ -163,11 +163,11 @@ class BoundedActor(NetworkActor):
             self.register_buffer(name, torch.as_tensor(value), persistent=False)
 
     def normalise(self, action: Tensor) -> Tensor:
-        """Environment units (B, …) to [-1, 1] (B, A)."""
+        """Turn environment units (B, …) to [-1, 1] (B, A)."""
         return (action.flatten(1) - self.centre) / self.divisor
 
     def to_env(self, action: Tensor) -> Tensor:
-        """[-1, 1] (B, A) to environment units (B, …)."""
+        """Turn [-1, 1] (B, A) to environment units (B, …)."""
         return torch.addcmul(self.centre, self.half_range, action).view(-1, *self.action_shape)
 
     def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:

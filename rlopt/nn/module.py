@@ -116,7 +116,7 @@ class Net:
         return Net(copy.deepcopy(self.modules), self.flat.device, trainable=False)
 
     def follow(self, source: Net, tau: float) -> None:
-        """Polyak averaging: every parameter and floating buffer moves a fraction ``tau`` of the way to ``source``'s;
+        """Average (Polyak): move every parameter and floating buffer a fraction ``tau`` of the way to ``source``'s;
         buffers of whole numbers become its."""
         self.flat.lerp_(source.flat, tau)
         for name, mine in self.buffers.items():

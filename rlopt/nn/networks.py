@@ -25,7 +25,7 @@ _hidden_dtype: ContextVar[torch.dtype] = ContextVar("hidden_dtype", default=torc
 
 @contextmanager
 def hidden_products(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, networks multiply between hidden layers in ``dtype``. What touches an input, an output or a bias stays
+    """Let networks multiply in ``dtype`` between hidden layers. What touches an input, an output or a bias stays
     float32, and so do the parameters: eight bits of mantissa are too few for a value or an observation."""
     token = _hidden_dtype.set(dtype)
     try:

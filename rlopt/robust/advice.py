@@ -61,7 +61,7 @@ class AdviceModel:
         self.initial = torch.as_tensor(start, dtype=torch.float64)
 
     def refused(self, h: int) -> Tensor:
-        """(S, A, A) the law of what is done in step h when advice a (second axis) is refused."""
+        """Return (S, A, A) the law of what is done in step h when advice a (second axis) is refused."""
         pi = self.human[h]
         law = pi[:, None, :].expand(self.num_states, self.num_actions, self.num_actions)
         if self.form == "mixture":
@@ -72,7 +72,7 @@ class AdviceModel:
         return torch.where(rest > 0.0, law * keep / rest.clamp(min=1e-300), 1.0 - keep)
 
     def executed(self, h: int, theta: Tensor) -> Tensor:
-        """(…, S, A + 1, A) the law of the action done, for every advice and for deferring (last), at adherence
+        """Return (…, S, A + 1, A) the law of the action done, for every advice and for deferring (last), at adherence
         ``theta`` (…, S, A)."""
         obeyed = torch.eye(self.num_actions, dtype=torch.float64)
         advised = theta[..., None] * obeyed + (1.0 - theta[..., None]) * self.refused(h)
@@ -80,7 +80,7 @@ class AdviceModel:
         return torch.cat([advised, deferred], -2)
 
     def plan(self, theta: Tensor, beta: float = 0.0) -> Plan:
-        """Backward induction at a known adherence (…, S, A); every advice costs ``beta``. Ties defer."""
+        """Plan by backward induction at a known adherence (…, S, A); every advice costs ``beta``. Ties defer."""
         return self._plan(theta[None], beta)
 
     def plan_robust(self, low: Tensor, high: Tensor, beta: float = 0.0) -> Plan:
@@ -114,11 +114,11 @@ class AdviceModel:
         return Plan(torch.stack(value[::-1], -2), torch.stack(advice[::-1], -2), torch.stack(count[::-1], -2))
 
     def worth(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        """(…,) value and expected number of advices of a plan from the first state on."""
+        """Return (…,) value and expected number of advices of a plan from the first state on."""
         return (plan.value[..., 0, :] * self.initial).sum(-1), (plan.advices[..., 0, :] * self.initial).sum(-1)
 
     def evaluate(self, theta: Tensor, advice: Tensor) -> Tensor:
-        """(…,) the expected reward of the advice (…, H, S) at adherence ``theta`` (S, A)."""
+        """Return (…,) the expected reward of the advice (…, H, S) at adherence ``theta`` (S, A)."""
         value = torch.zeros(*advice.shape[:-2], self.num_states, dtype=torch.float64)
         for h in reversed(range(self.horizon)):
             now = self.reward + torch.einsum("sat,...t->...sa", self.kernel, value)
@@ -186,7 +186,7 @@ def ucb_ad(
     model: AdviceModel, theta: Tensor, episodes: int, runs: int = 1, delta: float = 0.1, seed: int = 0,
     optimistic: bool = True,
 ) -> Learning:  # fmt: skip
-    """UCB-AD: kernel and human known, adherence not. R runs side by side, each an episode at a time.
+    """Run UCB-AD: kernel and human known, adherence not. R runs side by side, each an episode at a time.
 
     θ̄ = min(1, k/n + √(log(2 S A H E/δ)/(2 n))) from n advices and k obediences in (s, a), backward induction on θ̄, an
     episode of its advice. Optimism is sound because the optimal value rises with θ (deferring is always there). The

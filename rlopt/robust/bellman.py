@@ -31,7 +31,7 @@ class PolicyEvaluation(NamedTuple):
 
 
 def policy_value(m: RobustMDP, policy: Tensor, rows: Tensor) -> Tensor:
-    """(K, S) v with (I - γ P_π) v = c_π, by LU."""
+    """Return (K, S) v with (I - γ P_π) v = c_π, by LU."""
     expected = (policy * (rows * m.cost).sum(-1)).sum(-1)
     matrix = _identity(m) - m.gamma * m.kernel.transition(policy, rows)
     value: Tensor = torch.linalg.solve(matrix, expected)
@@ -39,35 +39,35 @@ def policy_value(m: RobustMDP, policy: Tensor, rows: Tensor) -> Tensor:
 
 
 def occupancy(m: RobustMDP, policy: Tensor, rows: Tensor) -> Tensor:
-    """(K, S) d = (1 - γ)(I - γ P_πᵀ)⁻¹ ρ, which sums to 1."""
+    """Return (K, S) d = (1 - γ)(I - γ P_πᵀ)⁻¹ ρ, which sums to 1."""
     matrix = _identity(m) - m.gamma * m.kernel.transition(policy, rows).mT
     found: Tensor = torch.linalg.solve(matrix, (1.0 - m.gamma) * m.initial)
     return found
 
 
 def objective(m: RobustMDP, value: Tensor) -> Tensor:
-    """(K,) J = ρᵀ v."""
+    """Return (K,) J = ρᵀ v."""
     return (m.initial * value).sum(-1)
 
 
 def action_values(m: RobustMDP, rows: Tensor, value: Tensor) -> Tensor:
-    """(K, S, A) q(s, a) = p_sa·(c_sa + γ v)."""
+    """Return (K, S, A) q(s, a) = p_sa·(c_sa + γ v)."""
     return (rows * m.targets(value)).sum(-1)
 
 
 def policy_gradient(m: RobustMDP, policy: Tensor, rows: Tensor, value: Tensor) -> Tensor:
-    """(K, S, A) ∂J/∂π(a|s) = d(s) q(s, a)/(1 - γ), ``value`` being that of policy and rows."""
+    """Return (K, S, A) ∂J/∂π(a|s) = d(s) q(s, a)/(1 - γ), ``value`` being that of policy and rows."""
     return occupancy(m, policy, rows)[..., None] * action_values(m, rows, value) / (1.0 - m.gamma)
 
 
 def kernel_gradient(m: RobustMDP, policy: Tensor, rows: Tensor, value: Tensor) -> Tensor:
-    """(K, S, A, B) ∂J/∂p(s'|s, a) = d(s) π(a|s) (c + γ v(s'))/(1 - γ)."""
+    """Return (K, S, A, B) ∂J/∂p(s'|s, a) = d(s) π(a|s) (c + γ v(s'))/(1 - γ)."""
     weight = occupancy(m, policy, rows)[..., None] * policy / (1.0 - m.gamma)
     return weight[..., None] * m.targets(value)
 
 
 def robust_step(m: RobustMDP, policy: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, S) T_π v, the robust backup of a policy, and the rows that attain it."""
+    """Return (K, S) T_π v, the robust backup of a policy, and the rows that attain it."""
     z = m.targets(value)
     rows = m.ambiguity.respond(z, policy)
     return (policy * (rows * z).sum(-1)).sum(-1), rows
@@ -118,7 +118,7 @@ def ascend(
 
 
 def certified_upper(m: RobustMDP, value: Tensor, backed_up: Tensor) -> Tensor:
-    """(K, S) an upper bound of the fixed point of a backup T, from ``backed_up`` = T ``value``."""
+    """Return (K, S) an upper bound of the fixed point of a backup T, from ``backed_up`` = T ``value``."""
     return torch.maximum(discounted_bounds(m.gamma, value, backed_up)[1], value)
 
 

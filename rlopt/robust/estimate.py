@@ -14,7 +14,7 @@ from rlopt.types import RloptError
 
 
 def count_transitions(states: Any, actions: Any, next_states: Any, num_states: int, num_actions: int) -> Tensor:
-    """(S, A, S) how often each transition was seen, from equally long lists of states, actions and next states.
+    """Return (S, A, S) how often each transition was seen, from equally long lists of states, actions and next states.
 
     Raises:
         RloptError: lists of different lengths, states or actions out of range.
@@ -31,14 +31,15 @@ def count_transitions(states: Any, actions: Any, next_states: Any, num_states: i
 
 
 def nominal_kernel(counts: Tensor, prior: float = 0.0) -> Tensor:
-    """(…, S, A, S) relative frequencies of counts, each raised by ``prior``; rows never seen are uniform."""
+    """Return (…, S, A, S) relative frequencies of counts, each raised by ``prior``; rows never seen are uniform."""
     raised = counts + prior
     total = raised.sum(-1, keepdim=True)
     return torch.where(total > 0.0, raised / total.clamp(min=1e-300), 1.0 / counts.shape[-1])
 
 
 def weissman_radius(counts: Tensor, confidence: float = 0.95) -> Tensor:
-    """(…, S, A) L1 radii that hold for all rows at once with ``confidence``: √(2/n·log(S A (2ˢ - 2)/δ)), at most 2.
+    """Return (…, S, A) L1 radii that hold for all rows at once with ``confidence``: √(2/n·log(S A (2ˢ - 2)/δ)), at most
+    2.
 
     Weissman et al. 2003, theorem 2.1 (‖p - p̂‖₁ of a law on S points), with a union bound over states and actions.
     """
@@ -51,7 +52,8 @@ def weissman_radius(counts: Tensor, confidence: float = 0.95) -> Tensor:
 
 
 def hoeffding_radius(counts: Tensor, confidence: float = 0.95) -> Tensor:
-    """(…, S, A) L∞ radii that hold for every probability at once: √(log(2 S² A/δ)/(2n)), at most 1 (Hoeffding 1963)."""
+    """Return (…, S, A) L∞ radii that hold for every probability at once: √(log(2 S² A/δ)/(2n)), at most 1 (Hoeffding
+    1963)."""
     states, actions = counts.shape[-1], counts.shape[-2]
     delta = _delta(confidence) / (states * states * actions)
     return (math.log(2.0 / delta) / (2.0 * counts.sum(-1)).clamp(min=1e-300)).sqrt().clamp(max=1.0)
@@ -60,7 +62,8 @@ def hoeffding_radius(counts: Tensor, confidence: float = 0.95) -> Tensor:
 def bayesian_radius(
     counts: Tensor, confidence: float = 0.95, prior: float = 1.0, samples: int = 1000, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Posterior means (…, S, A, S), and L1 radii (…, S, A) around them that hold ``confidence`` of a row's posterior.
+    """Return posterior means (…, S, A, S), and L1 radii (…, S, A) around them that hold ``confidence`` of a row's
+    posterior.
 
     A Dirichlet posterior with ``prior`` per successor; the radius is the quantile over ``samples`` draws (Petrik and
     Russell 2019, Bayesian credible regions), so it is a statement about each row by itself.

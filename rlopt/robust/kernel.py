@@ -21,7 +21,8 @@ _EXACT = 1e-9
 
 
 def normalised(p: Tensor) -> tuple[Tensor, Tensor]:
-    """Distributions (…, n), divided by their sum where rounding is to blame (``TOLERANCE``); (…,) true where none."""
+    """Return distributions (…, n), divided by their sum where rounding is to blame (``TOLERANCE``); (…,) true where
+    none."""
     total = p.sum(-1, keepdim=True)
     error = (total - 1.0).abs()
     rough = error > _EXACT
@@ -145,11 +146,11 @@ class Kernel:
         return cls(p.gather(-1, successors), successors, count, device)
 
     def to(self, device: torch.device | str) -> Kernel:
-        """The same kernel with its tensors on ``device``."""
+        """Return the same kernel with its tensors on ``device``."""
         return self.with_rows(self.probabilities, device)
 
     def with_rows(self, probabilities: Tensor, device: torch.device | str | None = None) -> Kernel:
-        """Other probabilities (K, S, A, B) on the same successors."""
+        """Return other probabilities (K, S, A, B) on the same successors."""
         other = object.__new__(Kernel)
         other.__dict__.update(self.__dict__)
         for name in ("successors", "count", "mask"):
@@ -158,21 +159,22 @@ class Kernel:
         return other
 
     def gather(self, value: Tensor) -> Tensor:
-        """(K, S, A, B) values of the successors, from values of the states (K, S)."""
+        """Return (K, S, A, B) values of the successors, from values of the states (K, S)."""
         k, s, a, b = self.probabilities.shape
         if self.dense:
             return value[:, None, None, :].expand(k, s, a, b)
         return value.gather(-1, self.successors.reshape(k, -1)).reshape(k, s, a, b)
 
     def pick(self, table: Any, fill: float = 0.0) -> Tensor:
-        """(K, S, A, B) entries of a table (S,), (S, A, S) or (K, S, A, S) at the successors; ``fill`` in padding."""
+        """Return (K, S, A, B) entries of a table (S,), (S, A, S) or (K, S, A, S) at the successors; ``fill`` in
+        padding."""
         t = torch.as_tensor(table, dtype=torch.float64, device=self.probabilities.device)
         k, s, a, _ = self.probabilities.shape
         picked = t.expand(k, s, a, s).gather(-1, self.successors) if not self.dense else t.expand(k, s, a, s)
         return picked.masked_fill(~self.mask, fill)
 
     def to_dense(self, rows: Tensor | None = None) -> Tensor:
-        """(K, S, A, S) probabilities: of this kernel, or of other ``rows`` (K, S, A, B) on its successors."""
+        """Return (K, S, A, S) probabilities: of this kernel, or of other ``rows`` (K, S, A, B) on its successors."""
         p = self.probabilities if rows is None else rows
         if self.dense:
             return p
@@ -180,7 +182,7 @@ class Kernel:
         return torch.zeros(k, s, a, s, dtype=p.dtype, device=p.device).scatter_add_(-1, self.successors, p)
 
     def transition(self, policy: Tensor, rows: Tensor | None = None) -> Tensor:
-        """(K, S, S) P_π(s, s') = Σ_a π(a|s) p(s'|s, a) for a policy (K, S, A)."""
+        """Return (K, S, S) P_π(s, s') = Σ_a π(a|s) p(s'|s, a) for a policy (K, S, A)."""
         p = self.probabilities if rows is None else rows
         k, s, a, b = p.shape
         weighted = policy[..., None] * p

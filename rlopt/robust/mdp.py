@@ -86,17 +86,18 @@ class TabularMDP:
             )
 
     def to(self, device: torch.device | str) -> TabularMDP:
-        """The same model with its tensors on ``device``."""
+        """Return the same model with its tensors on ``device``."""
         return TabularMDP(self.kernel, self.reward, self.initial, self.spec, device)
 
 
 def expected_reward(kernel: Tensor, reward: Tensor) -> Tensor:
-    """r(s, a) (…, S, A) of a reward (…, S, A), or of one per next state, which has the kernel's shape (…, S, A, S)."""
+    """Return r(s, a) (…, S, A) of a reward (…, S, A), or of one per next state, which has the kernel's shape (…, S, A,
+    S)."""
     return (kernel * reward).sum(-1) if reward.shape == kernel.shape else reward
 
 
 def action_values(kernel: Tensor, reward: Tensor, gamma: float, value: Tensor) -> Tensor:
-    """Q(s, a) = r(s, a) + γ Σ p(s'|s, a) V(s'): (…, S, A) from kernel (…, S, A, S) and value (…, S).
+    """Return Q(s, a) = r(s, a) + γ Σ p(s'|s, a) V(s'): (…, S, A) from kernel (…, S, A, S) and value (…, S).
 
     Here and below, ``reward`` is (…, S, A), or (…, S, A, S) of the kernel's own shape (``expected_reward``).
     """
@@ -124,7 +125,8 @@ def policy_value(kernel: Tensor, reward: Tensor, gamma: float, policy: Tensor) -
 
 
 def discounted_bounds(gamma: float, value: Tensor, backed_up: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds (…, S) on the fixed point of a backup T from one application, ``backed_up`` = T ``value`` (…, S each).
+    """Return bounds (…, S) on the fixed point of a backup T from one application, ``backed_up`` = T ``value`` (…, S
+    each).
 
     Tv + γ/(1-γ) min(Tv - v) ≤ v* ≤ Tv + γ/(1-γ) max(Tv - v), for every monotone T with T(v + c) = Tv + γc, such as
     the Bellman operators of one policy and of the best one (MacQueen 1966; Puterman 1994, section 6.6). The value of

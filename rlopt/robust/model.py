@@ -111,11 +111,11 @@ class RobustMDP:
         )
 
     def to(self, device: torch.device | str) -> RobustMDP:
-        """The same model with its tensors on ``device``."""
+        """Return the same model with its tensors on ``device``."""
         return self.replace(self.ambiguity, device)
 
     def replace(self, ambiguity: Ambiguity, device: torch.device | str | None = None) -> RobustMDP:
-        """The same nominal model with another ambiguity set."""
+        """Return the same nominal model with another ambiguity set."""
         other = object.__new__(RobustMDP)
         other.__dict__.update(self.__dict__)
         target = device or self.device
@@ -125,7 +125,7 @@ class RobustMDP:
         return other
 
     def with_gamma(self, gamma: float) -> RobustMDP:
-        """The same model with another discount."""
+        """Return the same model with another discount."""
         if not 0.0 <= gamma < 1.0:
             raise RloptError(f"gamma={gamma:g}: robust MDPs need a discount in [0, 1)")
         other = self.replace(self.ambiguity)
@@ -143,7 +143,7 @@ class RobustMDP:
                    model.kernel.device)  # fmt: skip
 
     def targets(self, value: Tensor) -> Tensor:
-        """z (K, S, A, B) = c + γ v(s') on the successors, for a value (K, S)."""
+        """Return z (K, S, A, B) = c + γ v(s') on the successors, for a value (K, S)."""
         return self.cost + self.gamma * self.kernel.gather(value)
 
     def backup(self, value: Tensor, rows: bool = True) -> Backup:
@@ -151,6 +151,6 @@ class RobustMDP:
         return self.ambiguity.backup(self.cost, self.gamma, value, rows)
 
     def uniform_policy(self) -> Tensor:
-        """(K, S, A) every action alike."""
+        """Return (K, S, A) every action alike."""
         shape = (self.num_instances, self.num_states, self.num_actions)
         return torch.full(shape, 1.0 / self.num_actions, dtype=torch.float64, device=self.device)

@@ -63,12 +63,12 @@ class ParametricSet:
         return Parameters(theta, _project_cut_ball(x.lam, centre.lam, self.lam_radius))
 
     def temperature(self, lam: Tensor) -> Tensor:
-        """(K, S, A) λᵀζ, kept away from 0, where the tilt has no meaning."""
+        """Return (K, S, A) λᵀζ, kept away from 0, where the tilt has no meaning."""
         tau = torch.einsum("san,kn->ksa", self.pair_features, lam)
         return torch.where(tau.abs() < 1e-8, torch.where(tau < 0.0, -1e-8, 1e-8), tau)
 
     def rows(self, x: Parameters) -> Tensor:
-        """(K, S, A, B) the kernel at ``x``, on the nominal one's successors."""
+        """Return (K, S, A, B) the kernel at ``x``, on the nominal one's successors."""
         m = self.model
         score = m.kernel.gather(torch.einsum("sm,km->ks", self.state_features, x.theta))
         tilt = (score / self.temperature(x.lam)[..., None]).masked_fill(m.kernel.probabilities <= 0.0, -torch.inf)
@@ -76,7 +76,8 @@ class ParametricSet:
         return weight / weight.sum(-1, keepdim=True)
 
     def gradient(self, policy: Tensor, x: Parameters, rows: Tensor, value: Tensor) -> Parameters:
-        """∂J/∂θ = Σ (w/τ) E[Z (φ - Eφ)] and ∂J/∂λ = -Σ (w ζ/τ²) E[Z (θᵀφ - Eθᵀφ)], with w = d π/(1 - γ), Z = c + γ v.
+        """Return ∂J/∂θ = Σ (w/τ) E[Z (φ - Eφ)] and ∂J/∂λ = -Σ (w ζ/τ²) E[Z (θᵀφ - Eθᵀφ)], with w = d π/(1 - γ), Z = c +
+        γ v.
 
         ``rows`` and ``value`` (K, S) are those of ``x`` and ``policy``.
         """
@@ -95,8 +96,8 @@ class ParametricSet:
     def ascend(
         self, policy: Tensor, start: Parameters, step_size: float = 0.01, tolerance: float = 1e-4, limit: int = 200
     ) -> tuple[Parameters, Tensor, Tensor]:
-        """Projected gradient ascent on (θ, λ) from ``start``, until ‖Δv‖₂ ≤ ``tolerance`` in every instance: the
-        authors' rule, which proves nothing. Returns the best point met, its rows and its value (K, S)."""
+        """Climb by projected gradient ascent on (θ, λ) from ``start``, until ‖Δv‖₂ ≤ ``tolerance`` in every instance:
+        the authors' rule, which proves nothing. Returns the best point met, its rows and its value (K, S)."""
         x = self.project(start)
         rows = self.rows(x)
         value = policy_value(self.model, policy, rows)
@@ -138,7 +139,8 @@ def solve_parametric(
     policy: Any = None,
     robust: bool = True,
 ) -> Solution:
-    """DRPG with the parametric adversary; ``robust=False`` follows the gradient at the centre (the paper's baseline).
+    """Solve by DRPG with the parametric adversary; ``robust=False`` follows the gradient at the centre (the paper's
+    baseline).
 
     Both are judged by the worst case that the ascents find: ``history["value"]``. ``lower`` is the ordinary optimum
     under the worst kernel found, which bounds the robust optimum by weak duality; ``upper`` is proved too, by letting

@@ -40,7 +40,7 @@ def usable(value: Tensor) -> bool:
 
 
 def plain_sweep(kernel: Kernel, cost: Tensor, gamma: float, value: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, S) min_a Σ p̂ (c + γ v) and (K, S, A) the greedy policy: the ordinary Bellman sweep."""
+    """Return (K, S) min_a Σ p̂ (c + γ v) and (K, S, A) the greedy policy: the ordinary Bellman sweep."""
     out, policy = np.empty(kernel.count.shape[:2]), np.zeros(kernel.count.shape)
     _plain(*_arrays(kernel, cost, value), gamma, out, policy, kernel.dense)
     return torch.from_numpy(out), torch.from_numpy(policy)
@@ -49,8 +49,8 @@ def plain_sweep(kernel: Kernel, cost: Tensor, gamma: float, value: Tensor) -> tu
 def l1_sweep(
     kernel: Kernel, cost: Tensor, gamma: float, value: Tensor, radius: Tensor, rows: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(K, S) the least over actions of the support function of a row's L1 ball at c + γ v, (K, S, A) the policy that
-    attains it, and the rows if wanted."""
+    """Return (K, S) the least over actions of the support function of a row's L1 ball at c + γ v, (K, S, A) the policy
+    that attains it, and the rows if wanted."""
     out, policy = np.empty(kernel.count.shape[:2]), np.zeros(kernel.count.shape)
     found = np.empty(kernel.probabilities.shape) if rows else _NO_ROWS
     _l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, policy, found, kernel.dense,
@@ -61,7 +61,7 @@ def l1_sweep(
 def state_l1_sweep(
     kernel: Kernel, cost: Tensor, gamma: float, value: Tensor, radius: Tensor, rows: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(K, S) values, (K, S, A) policies and rows of the s-rectangular L1 game in every state."""
+    """Return (K, S) values, (K, S, A) policies and rows of the s-rectangular L1 game in every state."""
     out, policy = np.empty(kernel.count.shape[:2]), np.zeros(kernel.count.shape)
     found = np.empty(kernel.probabilities.shape) if rows else _NO_ROWS
     _state_l1(*_arrays(kernel, cost, value), gamma, radius.numpy(), out, policy, found, kernel.dense,

@@ -56,7 +56,7 @@ class Display:
             self._show()
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self._live is not None:
             line = self._readable(text)
             self._guard(lambda: self._live.console.print(line, markup=False, highlight=False, soft_wrap=True))

@@ -58,13 +58,13 @@ class Logger:
             self.truncate(resume_step, rows)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """One row of ``metrics.csv``; new names become new columns."""
+        """Write one row of ``metrics.csv``; new names become new columns."""
         self._metrics.append({"step": step, **values})
         self._add(step, {name if "/" in name else f"metrics/{name}": value for name, value in values.items()})
         self._flush(self._metrics)
 
     def episodes(self, step: int, episodes: Sequence[Episode]) -> None:
-        """Training episodes that ended at ``step``, one row each."""
+        """Write training episodes that ended at ``step``, one row each."""
         for episode in episodes:
             self._episodes.append(self._row(step, episode))
             told = {"return": episode.total_reward, "length": episode.length, **episode.facts}
@@ -73,7 +73,7 @@ class Logger:
             self._flush(self._episodes)
 
     def evaluation(self, step: int, episodes: Sequence[Episode]) -> None:
-        """An evaluation: one row per episode, numbered from 0 within its run; TensorBoard gets the means."""
+        """Write an evaluation: one row per episode, numbered from 0 within its run; TensorBoard gets the means."""
         number: Counter[int] = Counter()
         told: dict[str, list[float]] = {}
         for episode in episodes:

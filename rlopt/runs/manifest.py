@@ -72,7 +72,7 @@ class Manifest:
     """The marks of the run's tables (``csv_table.Mark``), by their files' names."""
 
     def segment_names(self) -> set[tuple[str, str]]:
-        """(log, file) of every segment it needs."""
+        """Return (log, file) of every segment it needs."""
         return {(name, segment.file) for name, log in self.logs.items() for segment in log.segments}
 
     def migrate(self, state: State) -> State:
@@ -159,7 +159,7 @@ def _saved_log(name: str, entry: dict[str, Any]) -> SavedLog:
 
 
 def verify_file(path: Path, expected: Digest) -> None:
-    """Raises CorruptCheckpoint unless ``path`` has the size and SHA-256 expected."""
+    """Raise CorruptCheckpoint unless ``path`` has the size and SHA-256 expected."""
     try:
         if not path.is_file():
             raise CorruptCheckpoint(f"{path} is missing")

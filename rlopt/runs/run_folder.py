@@ -193,7 +193,7 @@ def told_as_one_line(path: Path) -> Iterator[None]:
 
 
 def default_run_dir(agent: str, env_id: str, seed: int, root: str | Path = "runs") -> Path:
-    """``runs/<agent>-<env>-s<seed>-<YYYYmmdd-HHMMSS>``, made here so that no other process gets the same."""
+    """Return ``runs/<agent>-<env>-s<seed>-<YYYYmmdd-HHMMSS>``, made here so that no other process gets the same."""
     words = [re.sub(r"[^A-Za-z0-9_.]+", "-", word).strip("-.") for word in (agent, env_id)]
     stem = f"{words[0]}-{words[1]}-s{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def shipped_configs() -> Path:
-    """``rlopt/configs`` of an installed package, else ``configs`` beside the package in a checkout."""
+    """Return ``rlopt/configs`` of an installed package, else ``configs`` beside the package in a checkout."""
     package = importlib.resources.files("rlopt")
     inside = Path(str(package)) / "configs"
     if inside.is_dir():
@@ -45,7 +45,7 @@ def config_dirs(extra: Sequence[str] = ()) -> list[Path]:
 
 
 def group_files(group: str, dirs: Sequence[Path]) -> dict[str, Path]:
-    """Options of a config group, {name: file}; a file in an earlier folder hides its namesakes in later ones."""
+    """Return options of a config group, {name: file}; a file in an earlier folder hides its namesakes in later ones."""
     found: dict[str, Path] = {}
     for folder in reversed(dirs):
         root = folder / group

@@ -81,7 +81,7 @@ class Evaluation:
         return {name: float(np.mean([e.facts[name] for e in self.episodes if name in e.facts])) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what is not finite is None, in ``policy`` tagged as ``rlopt.state.tag_floats`` does."""
+        """Return plain values; what is not finite is None, in ``policy`` tagged as ``rlopt.state.tag_floats`` does."""
         numbers = {
             "mean": self.mean,
             "std": self.std,

@@ -53,7 +53,7 @@ class GridEvaluation:
         return float(self.means.mean())
 
     def append_to(self, table: CsvTable, **first: Any) -> None:
-        """A row per grid point: what is in ``first``, the parameters, mean and least return."""
+        """Append a row per grid point: what is in ``first``, the parameters, mean and least return."""
         for point, returns in zip(self.points, self.returns, strict=True):
             named = dict(zip(self.box.names, point.tolist(), strict=True))
             table.append({**first, **named, "return": returns.mean(), "least_return": returns.min()})

@@ -110,7 +110,7 @@ def _misfit(error: RloptError, experiment: str | None, given: Mapping[str, Overr
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """Overrides in Hydra's grammar, or one line about the first that is none."""
+    """Return overrides in Hydra's grammar, or raise one line about the first that is none."""
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:

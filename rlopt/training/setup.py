@@ -177,8 +177,8 @@ def loop_class(config: TrainConfig) -> type[Loop]:
 
 
 def auto_threads(runs: int = 1) -> int:
-    """Two where this process may use two cores, and one for each of several runs: a third thread gains nothing for one
-    run with networks of the usual size (benchmarks/sac_throughput.py)."""
+    """Return two where this process may use two cores, and one for each of several runs: a third thread gains nothing
+    for one run with networks of the usual size (benchmarks/sac_throughput.py)."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return min(max(2, runs), len(allowed))
 

@@ -39,19 +39,19 @@ class Callback:
     run. Checkpoints hold nothing of a callback: one that must survive a resume rebuilds itself in ``on_start``."""
 
     def on_start(self, trainer: Trainer) -> None:
-        """Before the first step, after a resume."""
+        """Act before the first step, after a resume."""
 
     def on_step(self, trainer: Trainer, progress: Progress) -> bool | None:
-        """After every ``advance``."""
+        """Act after every ``advance``."""
 
     def on_evaluation(self, trainer: Trainer, episodes: list[Episode]) -> bool | None:
-        """After an evaluation has been logged."""
+        """Act after an evaluation has been logged."""
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
-        """After a checkpoint has been written."""
+        """Act after a checkpoint has been written."""
 
     def on_end(self, trainer: Trainer, result: Result) -> None:
-        """After the last checkpoint."""
+        """Act after the last checkpoint."""
 
 
 class Trainer:

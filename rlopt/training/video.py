@@ -51,7 +51,7 @@ def record_episode(
 
 
 def check_video(path: Path) -> Callable[..., Any]:
-    """imageio's writer of mp4 files, or one clear line before any work is done."""
+    """Find imageio's writer of mp4 files, or one clear line before any work is done."""
     if path.suffix != ".mp4":
         raise RloptError(f"video={path}: name a file that ends in .mp4")
     try:

@@ -104,8 +104,8 @@ def actor_loss(
     moments: Tensor | None = None,
     exact: bool = False,
 ) -> tuple[Tensor, Metrics]:
-    """Agent i's objective: J = mean (αᵢ log πⁱ(aⁱ|oⁱ) - minₖ Qₖ(s, a)), with aⁱ reparameterised and the others' actions
-    as in ``actions`` (B, F), over the rows in which it lives.
+    """Return agent i's objective: J = mean (αᵢ log πⁱ(aⁱ|oⁱ) - minₖ Qₖ(s, a)), with aⁱ reparameterised and the others'
+    actions as in ``actions`` (B, F), over the rows in which it lives.
 
     ``exact`` sums over its K actions instead: J = mean Σ_a πⁱ(a|oⁱ) (αᵢ log πⁱ(a|oⁱ) - minₖ Qₖ(s, a, a⁻ⁱ)). ``obs``
     (M, …) is what the critic sees, ``seen`` (B, …) what the agent does, ``alive`` (B, n). Where agents have states of

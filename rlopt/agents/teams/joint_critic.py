@@ -112,7 +112,7 @@ class TeamNets:
 
 
 def critic_loss(nets: TeamNets, params: Params, batch: JointBatch, y: Tensor, td: TDLoss) -> tuple[Tensor, Metrics]:
-    """Bellman residual of both critics: J = Σ ½ mean (Q(s, a) - y)², or what ``td`` makes of the residuals.
+    """Return the Bellman residual of both critics: J = Σ ½ mean (Q(s, a) - y)², or what ``td`` makes of the residuals.
 
     ``y`` (M,) are the targets. Metrics include ``td`` (B,), the mean absolute residual of the two critics.
     """

@@ -54,7 +54,7 @@ def identity(sampler: Any) -> State:
 
 
 def check_identity(state: State, own: State, what: str) -> None:
-    """Raises RloptError where a saved ``state`` says that it is ``of`` something else than ``own``."""
+    """Raise RloptError where a saved ``state`` says that it is ``of`` something else than ``own``."""
     saved = state.get("of")
     if not isinstance(saved, dict):
         raise RloptError(f"this is not the state of a {what}")

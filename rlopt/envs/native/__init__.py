@@ -46,7 +46,7 @@ def _find(factory: EnvFactory) -> tuple[type[Task], int] | None:
 
 
 def refusal(factory: EnvFactory) -> str | None:
-    """Why this environment does not run natively, or None where it does."""
+    """Return why this environment does not run natively, or None where it does."""
     kwargs = {**factory.spec.kwargs, **factory.kwargs}
     if factory.spec.entry_point != MAMUJOCO and _find(factory) is None:
         return "it is not one of Gymnasium's MuJoCo tasks of version 4 or 5"
@@ -71,7 +71,7 @@ def refusal(factory: EnvFactory) -> str | None:
 
 
 def make_native(factory: EnvFactory, num_envs: int, **options: Any) -> NativeVectorEnv:
-    """``num_envs`` copies of what ``factory`` builds; ``options`` are those of ``NativeVectorEnv``.
+    """Return ``num_envs`` copies of what ``factory`` builds; ``options`` are those of ``NativeVectorEnv``.
 
     Raises:
         RloptError: the environment does not run natively; the line says why.

@@ -41,8 +41,8 @@ class Physics(Protocol):
 
 
 def pool_size(n: int, threads: int | None = None) -> int:
-    """Threads for n rows: torch's number by default (a run's ``threads``; else one per physical core), and never more
-    than rows or than cores that this process may use."""
+    """Return threads for n rows: torch's number by default (a run's ``threads``; else one per physical core), and never
+    more than rows or than cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(threads or torch.get_num_threads(), cores, n))
 

@@ -54,14 +54,14 @@ class Task:
         return d["qpos"][..., 0].copy()
 
     def outcome(self, d: Fields, action: Array, before: Array, after: Array) -> tuple[Array, Array | None]:
-        """Rewards (n,) and terminations (n,), or None where the task never ends.
+        """Return rewards (n,) and terminations (n,), or None where the task never ends.
 
         ``before`` and ``after`` are what ``measure`` returned before and after the step; ``action`` is (n, A).
         """
         raise NotImplementedError
 
     def draw(self, generator: np.random.Generator) -> tuple[Array, Array]:
-        """Positions (nq,) and velocities (nv,) of a new episode, by the same draws in the same order."""
+        """Return positions (nq,) and velocities (nv,) of a new episode, by the same draws in the same order."""
         qpos = self.init_qpos + generator.uniform(-self.noise, self.noise, self.init_qpos.size)
         return qpos, self.init_qvel + self.draw_velocity(generator)
 

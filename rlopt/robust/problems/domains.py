@@ -17,7 +17,7 @@ from rlopt.types import EnvSpec, RloptError
 
 
 def machine_replacement(gamma: float = 0.8, radius: float = 0.2) -> RobustMDP:
-    """Machine replacement (Delage and Mannor 2010, figure 3): 10 states, actions *do nothing* and *repair*.
+    """Return machine replacement (Delage and Mannor 2010, figure 3): 10 states, actions *do nothing* and *repair*.
 
     States 0 … 7 are ever older working states, 7 the failed one; 8 is a normal repair, 9 a long one. Arriving costs 20
     in 7, 2 in 8 and 10 in 9. A working machine ages with 0.8; repairing it leads to 8 with 0.6, to 9 with 0.1, and
@@ -41,7 +41,8 @@ def machine_replacement(gamma: float = 0.8, radius: float = 0.2) -> RobustMDP:
 
 
 def river_swim(states: int = 6, gamma: float = 0.95, radius: float = 0.2) -> RobustMDP:
-    """RiverSwim (Strehl and Littman 2008): swim *left* with the current or *right* against it; rewards 5 and 10000.
+    """Return RiverSwim (Strehl and Littman 2008): swim *left* with the current or *right* against it; rewards 5 and
+    10000.
 
     Left always succeeds. Right: 0.6 on and 0.4 back at the left bank (0.4 stays there); inside 0.35 on, 0.6 stays, 0.05
     back; at the right bank 0.6 stays, 0.4 back. Left at the left bank earns 5, right at the right bank 10000.

@@ -25,7 +25,7 @@ def garnet(
     radius: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> RobustMDP:
-    """G(states, actions, branching) by the recipe of the DRPG paper's code.
+    """Return G(states, actions, branching) by the recipe of the DRPG paper's code.
 
     Every (s, a) has ``branching`` distinct successors with weights U(0, 5); costs c(s, a, s') ~ U(0, 5), start weights
     U(0, 5); L1 sets on the support with κ_sa ~ U(0.1, 0.5), or κ_s ~ U(0.5, 1) where ``rectangular`` is ``s``.
@@ -64,7 +64,8 @@ def _instance(rng: np.random.Generator, states: int, actions: int, branching: in
 
 
 def random_policy(model: RobustMDP, seed: int = 0) -> Tensor:
-    """(K, S, A) the paper's first policy: rows in proportion to U(0.1, 0.5); that of instance k depends on seed + k."""
+    """Return (K, S, A) the paper's first policy: rows in proportion to U(0.1, 0.5); that of instance k depends on seed
+    + k."""
     shape = (model.num_states, model.num_actions)
     rows = [numpy_generator(seed + k, "policy").uniform(0.1, 0.5, shape) for k in range(model.num_instances)]
     policy = torch.from_numpy(np.stack(rows)).to(model.device)

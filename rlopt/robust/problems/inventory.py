@@ -16,7 +16,7 @@ from rlopt.types import EnvSpec, RloptError
 
 
 def poisson(mean: float, largest: int) -> NDArray[np.float64]:
-    """(largest + 1,) the Poisson law, with all that lies above ``largest`` put on it."""
+    """Return (largest + 1,) the Poisson law, with all that lies above ``largest`` put on it."""
     p = np.array([math.exp(-mean + d * math.log(mean) - math.lgamma(d + 1)) for d in range(largest + 1)])
     p[-1] += 1.0 - p.sum()
     return p
@@ -34,7 +34,8 @@ def inventory(
     gamma: float = 0.95,
     ambiguity: Ambiguity | None = None,
 ) -> RobustMDP:
-    """Stock s = 0 … capacity, orders a = 0 … largest_order that arrive at once, demand d by a truncated Poisson law.
+    """Return an inventory: stock s = 0 … capacity, orders a = 0 … largest_order that arrive at once, demand d by a
+    truncated Poisson law.
 
     s' = max(0, min(s + a, capacity) - d) and the cost is order_cost·1{a > 0} + unit_cost·a + holding_cost·s' +
     shortage_cost·(unmet demand); demand that is not met is lost, and what does not fit is thrown away.

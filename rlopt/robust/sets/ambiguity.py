@@ -39,7 +39,7 @@ class Ambiguity(ABC):
     kernel: Kernel
 
     def bind(self: Self, kernel: Kernel) -> Self:
-        """This set around the rows of ``kernel``, as a copy; its parameters are spread to the kernel's shape."""
+        """Return this set around the rows of ``kernel``, as a copy; its parameters are spread to the kernel's shape."""
         bound = copy.copy(self)
         bound.kernel = kernel
         bound._spread()

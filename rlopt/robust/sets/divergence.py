@@ -101,7 +101,7 @@ class KL(_Divergence):
         return (rows * torch.where(self.mass, z, 0.0)).sum(-1), rows
 
     def rows_at(self, y: Tensor, price: Tensor) -> Tensor:
-        """p - y + μ + λ (log p - log p̂ + 1) = 0: Newton for log p inside Newton for μ.
+        """Return p of p - y + μ + λ (log p - log p̂ + 1) = 0: Newton for log p inside Newton for μ.
 
         With q = log p, e^q + λ q = t is convex and increasing, and so is p in t; both searches converge from one side.
         """
@@ -162,7 +162,8 @@ class ChiSquared(_Divergence):
         return (rows * torch.where(self.mass, z, 0.0)).sum(-1), rows
 
     def rows_at(self, y: Tensor, price: Tensor) -> Tensor:
-        """p = max(0, (y - μ + 2λ)/(1 + 2λ/p̂)); μ by Newton, whose steps on a piecewise linear convex sum are exact."""
+        """Return p of p = max(0, (y - μ + 2λ)/(1 + 2λ/p̂)); μ by Newton, whose steps on a piecewise linear convex sum
+        are exact."""
         p, lam = self.kernel.probabilities, price[..., None]
         scale = torch.where(self.mass, 1.0 / (1.0 + 2.0 * lam / p.clamp(min=1e-300)), 0.0)
         mu = torch.where(self.mass, y + 2.0 * lam - 1.0 / scale.clamp(min=1e-300), torch.inf).amin(-1, keepdim=True)

@@ -94,8 +94,8 @@ class StateL1(_L1):
         return path.rows(each)
 
     def backup(self, cost: Tensor, gamma: float, value: Tensor, rows: bool = True) -> Backup:
-        """Bisection on the value u of the game: the least budgets ξ_a(u) with g_a ≥ u must add up to κ_s (Ho, Petrik
-        and Wiesemann 2018). Σ_a ξ_a(u) is piecewise linear, so a search among its breakpoints and
+        """Return the backup by bisection on the value u of the game: the least budgets ξ_a(u) with g_a ≥ u must add up
+        to κ_s (Ho, Petrik and Wiesemann 2018). Σ_a ξ_a(u) is piecewise linear, so a search among its breakpoints and
         one interpolation give u exactly. The policy makes all slopes equal: x_a ∝ 1/g_a'(ξ_a) where ξ_a > 0.
         """
         if self.weight is None and sweeps.usable(value):

@@ -30,12 +30,12 @@ class Path(ABC):
         """Return rows (K, S, A, B) that are worth g(``budget``) (K, S, A) and spend no more."""
 
     def worth(self, budget: Tensor) -> Tensor:
-        """(K, S, A) g at ``budget`` (K, S, A)."""
+        """Return (K, S, A) g at ``budget`` (K, S, A)."""
         i, t = _locate(self.budget, budget)
         return torch.lerp(_at(self.value, i), _at(self.value, i + 1), t)
 
     def slopes(self) -> Tensor:
-        """(K, S, A, M-1) slopes of the segments; 0 for those of no length."""
+        """Return (K, S, A, M-1) slopes of the segments; 0 for those of no length."""
         length = self.budget.diff(dim=-1)
         return torch.where(length > 0.0, self.value.diff(dim=-1) / length.clamp(min=1e-300), 0.0)
 

@@ -63,10 +63,10 @@ class Solver(ABC):
 
     @abstractmethod
     def advance(self) -> Metrics:
-        """One iteration; tells ``value``, the cost J(π_t, p_t) of what it looked at, and ``inner``, its effort."""
+        """Do one iteration; tells ``value``, the cost J(π_t, p_t) of what it looked at, and ``inner``, its effort."""
 
     def step(self) -> Metrics:
-        """One iteration. Metrics (K,): ``value``, ``inner``, ``lower``, ``upper`` and ``gap``, in costs."""
+        """Do one iteration. Metrics (K,): ``value``, ``inner``, ``lower``, ``upper`` and ``gap``, in costs."""
         metrics = self.advance()
         self.state["iteration"] += 1
         if int(self.state["iteration"]) % self.certify_every == 0:
@@ -104,14 +104,14 @@ class Solver(ABC):
         self.lower.copy_(torch.maximum(self.lower, lower))
 
     def bounds(self, value: Tensor, backup: Backup) -> Tensor:
-        """MacQueen's bounds from one backup: raises ``lower`` and returns the upper one (K, S), which the backup's
+        """Take MacQueen's bounds from one backup: raise ``lower`` and return the upper one (K, S), which the backup's
         policy keeps as well."""
         lower, upper = discounted_bounds(self.model.gamma, value, backup.value)
         self.raise_lower(objective(self.model, lower))
         return upper
 
     def certify(self) -> None:
-        """The lower bound by weak duality, at the adversary's side of the saddle point of the best value."""
+        """Raise the lower bound by weak duality, at the adversary's side of the saddle point of the best value."""
         rows = self.model.backup(self.state["best_value"]).rows
         assert rows is not None
         self.raise_lower(best_response(self.model, rows)[1])

@@ -76,7 +76,8 @@ def make_solver(model: RobustMDP, method: str = "drpg", policy: Any = None, **op
 
 
 def start_policy(model: RobustMDP, policy: Any) -> Tensor:
-    """(K, S, A) a policy (S, A) or (K, S, A) as solvers take it: checked, and divided by sums within 1e-6 of one."""
+    """Return (K, S, A) a policy (S, A) or (K, S, A) as solvers take it: checked, and divided by sums within 1e-6 of
+    one."""
     k, s, a = model.num_instances, model.num_states, model.num_actions
     given = torch.as_tensor(policy, dtype=torch.float64, device=model.device)
     if tuple(given.shape) not in ((s, a), (k, s, a)):
