@@ -68,9 +68,16 @@ class RowStreams:
         radius = (-2.0 * torch.log1p(-self.uniform(size=size))).sqrt()
         return radius * (2.0 * math.pi * self.uniform(size=size)).cos()
 
-    def commit(self, mask: Tensor) -> None:
-        """Move the streams of the rows where ``mask`` (N,) is true past what was drawn; the others give it again."""
-        self._count.add_(mask.to(torch.int64) * self._drawn)
+    def of(self, rows: Tensor) -> RowStreams:
+        """Return the streams of some rows (k,), to be drawn from instead of these; see ``commit``."""
+        few = RowStreams(len(rows), self._key.device, self.dtype)
+        few._key, few._count, few._drawn = self._key[rows], self._count[rows], self._drawn
+        return few
+
+    def commit(self, mask: Tensor, drawn: RowStreams | None = None) -> None:
+        """Move the streams of the rows where ``mask`` (N,) is true past what was drawn, from these or from the part of
+        them ``drawn``; the others give it again."""
+        self._count.add_(mask.to(torch.int64) * (self if drawn is None else drawn)._drawn)
         self._drawn = 0
 
     def state_dict(self) -> State:

@@ -105,6 +105,9 @@ class TorchEnv(BaseVectorEnv):
     """Names of what ``dynamics`` tells of an episode where it ends (``Outcome.facts``)."""
     dtype: ClassVar[torch.dtype] = torch.float64
     """Of parameters and random numbers."""
+    draws_rows: ClassVar[bool] = False
+    """Whether ``initial`` draws for as many rows as its streams have (``streams.n``), and not always for N: where
+    drawing costs much, only those that begin anew are then drawn for (on the CPU)."""
 
     state: Any
     """The rows' present state, made by the first ``reset`` and then written in place."""
@@ -236,6 +239,10 @@ class TorchEnv(BaseVectorEnv):
                 self._restart(broken, self.initial(self._streams))
             obs = self._observe()
             return Step(obs, obs, reward, terminated, truncated, closed, valid, outcome.facts)
+        if self._looks and self.draws_rows and broken is None:
+            next_obs = self._observe()
+            self._restart_rows(closed)
+            return Step(self._observe(), next_obs, reward, terminated, truncated, closed, valid, outcome.facts)
         first = self.initial(self._streams)
         if broken is not None:  # the row's new episode is all that there is to see
             self._write(_select(broken, first, self.state))
@@ -247,6 +254,16 @@ class TorchEnv(BaseVectorEnv):
         """New episodes in the rows where ``mask`` is true, from the states ``first`` just drawn."""
         self._streams.commit(mask)
         self._write(_select(mask, first, self.state))
+        self._elapsed.masked_fill_(mask, 0)
+        self._ended.masked_fill_(mask, False)
+
+    def _restart_rows(self, mask: Tensor) -> None:
+        """Begin new episodes in the rows where ``mask`` is true, and draw for those alone."""
+        rows = mask.nonzero().squeeze(1)
+        streams = self._streams.of(rows)
+        first = self.initial(streams)
+        self._streams.commit(mask, streams)
+        map_obs2(lambda old, new: old.index_copy_(0, rows, new.to(old.dtype)), self.state, first)
         self._elapsed.masked_fill_(mask, 0)
         self._ended.masked_fill_(mask, False)
 

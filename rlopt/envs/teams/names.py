@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from rlopt.types import RloptError
 
 MAMUJOCO = "rlopt.envs.teams.mamujoco:MaMuJoCoEnv"
 PETTINGZOO = "rlopt.envs.teams.pettingzoo:PettingZooEnv"
+FORAGING = "rlopt.envs.teams.lbforaging:ForagingEnv"
 _FULL = "-full"
 
 
@@ -75,6 +77,35 @@ def _mpe_names() -> list[str]:
     return [task + actions for task in _MPE for actions in ("", _CONTINUOUS)]
 
 
+_LBF = re.compile(r"(?:(\d+)s-)?(\d+)x(\d+)-(\d+)p-(\d+)f(-coop)?")
+
+
+def _lbf_task(task: str) -> dict[str, Any] | None:
+    match = _LBF.fullmatch(task)
+    if match is None or match[2] != match[3]:
+        return None
+    size = int(match[2])
+    numbers = {"size": size, "players": int(match[4]), "foods": int(match[5]), "sight": int(match[1] or size)}
+    return {**numbers, "coop": match[6] is not None}
+
+
+def _lbf(name: str, task: str) -> GymSpec:
+    kwargs = _lbf_task(task)
+    if kwargs is None:
+        raise RloptError(
+            f"env={name}: write lbf/SIZExSIZE-PLAYERSp-FOODSf, as lbf/8x8-2p-2f-coop, with 2s- before it for players "
+            "that see no farther than 2 cells"
+        )
+    return GymSpec(name, entry_point=FORAGING, max_episode_steps=50, kwargs=kwargs)
+
+
+def _lbf_names() -> list[str]:
+    return [
+        "8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f", "15x15-3p-5f", "15x15-4p-3f",
+        "15x15-4p-5f",
+    ]  # fmt: skip
+
+
 def twin(name: str) -> tuple[str, dict[str, Any]] | None:
     """Return the ``TorchEnv`` that is the same as the team ``name``, as ``module:Class`` with keywords; None where
     there is none."""
@@ -82,6 +113,8 @@ def twin(name: str) -> tuple[str, dict[str, Any]] | None:
     base = task.removesuffix(_CONTINUOUS)
     if namespace == "mpe" and base in _MPE:
         return f"rlopt.envs.teams.mpe:{_MPE[base][1]}", {"continuous_actions": task != base}
+    if namespace == "lbf" and (kwargs := _lbf_task(task)) is not None:
+        return "rlopt.envs.teams.lbf:Foraging", kwargs
     return None
 
 
@@ -90,5 +123,5 @@ def pettingzoo_spec(name: str, module: str) -> GymSpec:
     return GymSpec(name, entry_point=PETTINGZOO, kwargs={"module": module})
 
 
-_NAMESPACES: dict[str, Callable[[str, str], GymSpec]] = {"mamujoco": _mamujoco, "mpe": _mpe}
-_COMMON: dict[str, Callable[[], list[str]]] = {"mamujoco": _mamujoco_names, "mpe": _mpe_names}
+_NAMESPACES: dict[str, Callable[[str, str], GymSpec]] = {"mamujoco": _mamujoco, "mpe": _mpe, "lbf": _lbf}
+_COMMON: dict[str, Callable[[], list[str]]] = {"mamujoco": _mamujoco_names, "mpe": _mpe_names, "lbf": _lbf_names}
