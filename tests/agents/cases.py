@@ -65,6 +65,8 @@ class Case(NamedTuple):
     """Options that ``make_agent`` gives it unless it is given others."""
     variants: tuple[dict[str, Any], ...] = ({},)
     """Options under which state and runs side by side are looked at: every branch of its update."""
+    team: bool = False
+    """Whether it trains nothing but teams (whose minibatches ``make_batch`` does not make)."""
     probe: Probe | None = None
     """For agents with values ``critic`` of actions: how they learn the probe problems."""
     waits: int | None = 0
@@ -114,6 +116,15 @@ AGENTS: dict[str, Case] = {
         {**TEAM, "kwargs": {"actions": "heads", "length": 4}}, SMALL, actions=CHOICE,
         always={"critic_temperature": "agents"},
         variants=({"order": "fixed"}, {"order": "fixed", "expectation": "exact"}),
+    ),
+    "isac": Case({**TEAM, "kwargs": {"length": 4}}, SMALL, team=True),
+    "hatd3": Case(
+        {**TEAM, "kwargs": {"actions": "box", "length": 4}}, SMALL, actions=TORQUE, always={"policy_delay": 1},
+        variants=({"order": "fixed", "max_grad_norm": 0.3},),
+    ),
+    "matd3": Case(
+        {**TEAM, "kwargs": {"actions": "box", "length": 4}}, SMALL, actions=TORQUE, always={"policy_delay": 1},
+        variants=({"order": "fixed", "optimiser": ADAMW},),
     ),
     "drpg_deep": Case(
         PENDULUM, {**SMALL, **SEARCH, "fused": False, "box": {"m": [0.5, 1.5]}}, actions=TORQUE,

@@ -15,7 +15,10 @@ from tests.agents.cases import OBSERVATION, TORQUE, every_learner
 from tests.agents.three_actors import ThreeActors
 
 TEAM_OF_ONE = ("critic", "actor/0", "target")
-STAGES = {"sac_2018": ("value", "critic", "actor", "target"), "hasac": TEAM_OF_ONE, "masac": TEAM_OF_ONE}
+STAGES = {
+    "sac_2018": ("value", "critic", "actor", "target"),
+    **dict.fromkeys(("hasac", "masac", "hatd3", "matd3"), TEAM_OF_ONE),
+}
 
 
 def three_actors(seed: int = 0) -> ThreeActors:

@@ -35,6 +35,9 @@ RUNS = {
     "hasac-exact-normalised": Run({"name": "hasac", "expectation": "exact", "value_normalisation": True}, "discrete"),
     "hasac-two-runs": Run({"name": "hasac"}, "box", {"num_runs": 2}),
     "masac": Run({"name": "masac", "critic_temperature": "agents"}, "heads"),
+    "isac": Run({"name": "isac", "expectation": "exact", "team_reward": False}, "discrete"),
+    "hatd3": Run({"name": "hatd3"}),
+    "matd3": Run({"name": "matd3", "order": "fixed"}, more={"num_runs": 2}),
 }
 every_run = pytest.mark.parametrize("case", RUNS)
 

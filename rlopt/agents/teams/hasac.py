@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rlopt.agents.actor_critic import ActorCriticConfig
 from rlopt.agents.replay_agent import ReplayAgent
 from rlopt.agents.teams.joint_critic import (
     JointBatch,
@@ -38,8 +39,8 @@ from rlopt.types import Metrics, Obs, RloptError, Update, map_obs, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class HASACConfig(TemperatureConfig, JointCriticConfig):
-    """Options of HASAC. The defaults are SAC's; the experiments hold the authors' settings."""
+class SoftConfig(TemperatureConfig, ActorCriticConfig):
+    """Options of any soft actor-critic of a team. The defaults are SAC's."""
 
     target_entropy: float | None = option(
         None, "entropy each agent's learned temperature aims at, in nats (null: -dim A, or the ratio of discrete ones)"
@@ -47,15 +48,21 @@ class HASACConfig(TemperatureConfig, JointCriticConfig):
     target_entropy_ratio: float = option(
         0.98, "of discrete agents, as a fraction of log n (0.98: meant; 0: released; LBF wants less)", low=0.0, high=1.0
     )
-    critic_temperature: str = option(
-        "own", "what a nat is worth to the critic: its own temperature, or each agent's", choices=("own", "agents")
-    )
     expectation: str = option(
         "sampled",
         "over an agent's discrete actions: straight-through, or exact",
         choices=("sampled", "exact"),
     )
     value_normalisation: bool = option(False, "the critic learns values in units of their running deviation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HASACConfig(SoftConfig, JointCriticConfig):
+    """Options of HASAC; the experiments hold the authors' settings."""
+
+    critic_temperature: str = option(
+        "own", "what a nat is worth to the critic: its own temperature, or each agent's", choices=("own", "agents")
+    )
 
 
 def soft_target(
@@ -190,9 +197,6 @@ class HASAC(JointCriticAgent):
     def constants(self) -> list[Any]:
         every = [*self.temperatures, *([self.critic_temperature] if self.critic_temperature else [])]
         return [*ReplayAgent.constants(self), [each.target_entropy for each in every]]
-
-    def own_sample(self, i: int, params: Params, seen: Obs, noise: Tensor) -> Tensor:
-        return act(self.nets, i, params, seen, noise, False)[0]
 
     def moments(self) -> Tensor | None:
         """Return mean and deviation of normalised values, (2,) or (R, 2)."""

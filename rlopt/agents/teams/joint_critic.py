@@ -66,7 +66,7 @@ class TeamWork(NamedTuple):
     """(B, n) float, who acted; None where all always do."""
     alive_next: Tensor | None
     noise: tuple[Tensor, ...]
-    """Standard normal (B, F) each: for the next actions, and for the present ones."""
+    """Standard normal (B, F) each: for the next actions, and of stochastic policies for the present ones."""
     actions: Tensor
     """(B, F) what the agents do now at ``seen``: an agent's part changes once it is updated."""
     log_prob: Tensor
@@ -140,6 +140,8 @@ class JointCriticAgent(ActingTeam, ActorCritic):
 
     config: JointCriticConfig
     nets: TeamNets  # type: ignore[assignment]
+    noises: ClassVar[int] = 2
+    """Draws of standard normal noise that the losses need."""
     refreshes: ClassVar[bool] = True
     """Whether an agent's new actions are seen by those updated after it."""
 
@@ -186,7 +188,8 @@ class JointCriticAgent(ActingTeam, ActorCritic):
 
     def own_sample(self, i: int, params: Params, seen: Obs, noise: Tensor) -> Tensor:
         """Return what agent i does (B, F_i), a pure function of one run."""
-        raise NotImplementedError
+        own = self.nets.own[i]
+        return own.sample(self.nets.actors[i](params, seen), noise)[0]
 
     def first_actions(self, batch: JointBatch, seen: Sequence[Obs], noise: Tensor) -> Tensor:
         """Return the joint actions (B, F) that the first agent's loss sees, outside the graph: those of the present
@@ -223,8 +226,8 @@ class JointCriticAgent(ActingTeam, ActorCritic):
             self.critic_sees(batch.obs), action, batch.reward,
             self.critic_sees(batch.next_obs), terminated, batch.discount, weight,
         )  # fmt: skip
-        noise = self.noise(*action.shape[-2:]), self.noise(*action.shape[-2:])
-        actions = self.first_actions(data, seen, noise[1])
+        noise = tuple(self.noise(*action.shape[-2:]) for _ in range(self.noises))
+        actions = self.first_actions(data, seen, noise[-1])
         if alive is not None:
             actions = actions * nets.spread(alive)
         log_prob = torch.zeros((*action.shape[:-1], self.members.count), device=self.device)
@@ -242,8 +245,14 @@ class JointCriticAgent(ActingTeam, ActorCritic):
         return x if self.nets.rows == 1 else x.repeat_interleave(self.nets.rows, -1)
 
     def watch(self, work: Any) -> None:
+        self.open_update()
+        self.look_at(work)
+
+    def look_at(self, work: TeamWork) -> None:
+        """Add the inputs of ``prepare`` to the guard of the open update."""
         batch = work.batch
-        self.open_update(observation=batch.obs, next_observation=batch.next_obs, reward=batch.reward)
+        for name, value in (("observation", batch.obs), ("next observation", batch.next_obs), ("reward", batch.reward)):
+            self.guard.passes(name, value)
         if self.spec.agents:
             for i in range(self.members.count):
                 self.guard.passes(self.members.metric("observation", i), work.seen[i])
@@ -279,7 +288,7 @@ class JointCriticAgent(ActingTeam, ActorCritic):
         for k in range(self.members.count) if self.members.shared else [i]:
             if self.members.count == 1:
                 return
-            noise = self.nets.cut(work.noise[1], k)[1]
+            noise = self.nets.cut(work.noise[-1], k)[1]
             own = self.per_run(partial(self.own_sample, k))(self.actors[k].params, work.seen[k], noise)
             if work.alive is not None:
                 own = own * work.alive[..., k : k + 1]

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from rlopt.agents.replay_agent import ReplayAgent
 from rlopt.joint import own_action, own_obs, shared_agent, shared_obs
-from rlopt.nn import Actor, CategoricalActor, MultiCategoricalActor, SquashedGaussianActor
-from rlopt.nn.actors import BoundedActor
+from rlopt.nn import Actor, CategoricalActor, DeterministicActor, MultiCategoricalActor, SquashedGaussianActor
 from rlopt.nn.distributions import squashed_gaussian
 from rlopt.policy import Policy
 from rlopt.policy.team import TeamActor
@@ -82,8 +81,8 @@ class OwnActions:
     encode: Callable[[Tensor], Tensor]
     """From actions (B, …) in environment units to vectors (B, F_i)."""
     sample: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
-    """From what the network gave and standard normal noise (B, F_i) to reparameterised vectors (B, F_i) and log π
-    (B,)."""
+    """From what the network gave and standard normal noise (B, F_i) to reparameterised vectors (B, F_i) and log π (B,);
+    of a deterministic policy to the action itself, and 0."""
     entropy_scale: float
     """In nats: of n discrete actions log n (summed over heads), of A continuous dimensions -A."""
     log_pi: Callable[[Any], Tensor] | None = None
@@ -94,7 +93,10 @@ class OwnActions:
 
 def own_actions(module: Actor, spec: EnvSpec) -> OwnActions:
     """Return how the agent of this network, which acts as ``spec`` says, does so."""
-    if isinstance(module, BoundedActor):
+    if isinstance(module, DeterministicActor):
+        size = module.action_features
+        return OwnActions(size, module.normalise, lambda action, noise: (action, torch.zeros_like(action[:, 0])), 0.0)
+    if isinstance(module, SquashedGaussianActor):
         size = module.action_features
         return OwnActions(
             size, module.normalise, lambda out, noise: squashed_gaussian(out[0], out[1], noise), -float(size)
