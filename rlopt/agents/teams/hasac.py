@@ -32,7 +32,7 @@ from rlopt.agents.teams.joint_critic import (
     of_transitions,
 )
 from rlopt.agents.teams.members import MAX_CHOICES, own_actions, stochastic_actor
-from rlopt.agents.temperature import Temperature, TemperatureConfig
+from rlopt.agents.temperature import LEARNED, Temperature, TemperatureConfig
 from rlopt.agents.value_normaliser import ValueNormaliser
 from rlopt.nn import Params
 from rlopt.types import Metrics, Obs, RloptError, Update, map_obs, option
@@ -43,10 +43,14 @@ class SoftConfig(TemperatureConfig, ActorCriticConfig):
     """Options of any soft actor-critic of a team. The defaults are SAC's."""
 
     target_entropy: float | None = option(
-        None, "entropy each agent's learned temperature aims at, in nats (null: -dim A, or the ratio of discrete ones)"
+        None, "entropy each agent's temperature aims at, in nats (null: -dim A, or the ratio of log n)", needs=LEARNED
     )
     target_entropy_ratio: float = option(
-        0.98, "of discrete agents, as a fraction of log n (0.98: meant; 0: released; LBF wants less)", low=0.0, high=1.0
+        0.98,
+        "of discrete agents, as a fraction of log n (0.98: meant; 0: released; few actions want 0.2 to 0.5)",
+        low=0.0,
+        high=1.0,
+        needs=LEARNED,
     )
     expectation: str = option(
         "sampled",
@@ -178,6 +182,12 @@ class HASAC(JointCriticAgent):
         c = self.config
         self.exact = c.expectation == "exact"
         self.build_team(stochastic_actor, own_actions)
+        discrete = any(own.log_pi is not None for own in self.nets.own)
+        if c.target_entropy_ratio != SoftConfig.target_entropy_ratio and (c.target_entropy is not None or not discrete):
+            why = (
+                "beside agent.target_entropy" if discrete else f"on the actions of {self.spec.id}, which are continuous"
+            )
+            raise RloptError(f"agent.target_entropy_ratio={c.target_entropy_ratio:g} has no effect {why}; leave it out")
         if self.exact and any(own.choices is None for own in self.nets.own):
             raise RloptError(
                 f"agent.expectation=exact sums over all actions of an agent, which must be discrete and at most "

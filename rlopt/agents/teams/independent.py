@@ -46,6 +46,8 @@ class ISAC(ActingTeam):
         spec = self.spec
         if not spec.agents:
             raise RloptError(f"{spec.id} has one agent; agent={self.name} trains several: use agent=sac")
+        if not self.config.team_reward and not spec.reward_shape:
+            raise RloptError(f"agent.team_reward=false: {spec.id} pays its agents one reward together; leave it out")
         options = {f.name: getattr(self.config, f.name) for f in fields(SoftConfig)}
         config = HASACConfig(**options, critic_temperature="agents")
         self.learners = [

@@ -34,7 +34,7 @@ class Members:
     def __init__(self, spec: EnvSpec, shared: bool = False) -> None:
         self.spec, self.shared = spec, shared and bool(spec.agents)
         self.count = max(len(spec.agents), 1)
-        one = [shared_agent(spec)] * self.count if self.shared else [spec.of_agent(i) for i in range(len(spec.agents))]
+        one = [_shared(spec)] * self.count if self.shared else [spec.of_agent(i) for i in range(len(spec.agents))]
         self.specs = one or [spec]
         """What the network of each sees and does."""
 
@@ -70,6 +70,13 @@ class Members:
         if not self.spec.agents:
             return actors[0]
         return TeamActor(self.spec, actors[:1] if self.shared else actors, self.shared)
+
+
+def _shared(spec: EnvSpec) -> EnvSpec:
+    try:
+        return shared_agent(spec)
+    except RloptError as error:
+        raise RloptError(f"agent.share_parameters=true: {error}") from error
 
 
 @dataclass(frozen=True)
