@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.replay_agent import ReplayAgent
+from rlopt.agents.sequences import Memories, Remembering, observations
 from rlopt.agents.td import TDLoss
 from rlopt.agents.temperature import Temperature
 from rlopt.buffers import Batch
 from rlopt.nn import Actor, Net, network_options
-from rlopt.types import Metrics, Obs, Space, Update, option
+from rlopt.types import Metrics, Obs, RloptError, Space, Update, option
 
 A = TypeVar("A", bound=Actor)
 
@@ -36,15 +37,15 @@ class ActorCriticConfig(ReplayAgentConfig):
 class Nets:
     """The functions the losses are made of."""
 
-    actor: Net
-    critic: Net
+    actor: Callable[..., Any]
+    critic: Callable[..., Any]
 
 
 class Work(NamedTuple):
     """What the stages of one update read; of several runs with a leading axis R."""
 
     batch: Batch
-    """The minibatch, with actions as the losses want them."""
+    """The minibatch, with actions as the losses want them; of slices their ``rows``."""
     noise: tuple[Tensor, ...] = ()
     """Standard normal (B, A) each, as many as the losses need."""
 
@@ -81,6 +82,17 @@ class ActorCritic(ReplayAgent):
         """Make ``target``, a slow copy of ``source``."""
         self.followed, self.target = source, self.persist("target", source.target())
 
+    def build_memories(self) -> None:
+        """Let the losses and the collector see ``actor`` and ``critic`` as networks with a memory.
+
+        Raises:
+            RloptError: an option of the losses knows single steps alone.
+        """
+        if self.config.td_loss == "pal":
+            raise RloptError("agent.td_loss=pal is not combined with agent.network.memory; use squared or huber")
+        self.memories = Memories(self, {"actor": self.actor, "critic": self.critic})
+        self.nets = Nets(Remembering(self.actor, "actor"), Remembering(self.critic, "critic"))
+
     def q(self, obs: Obs, action: Tensor) -> Tensor:
         module: Any = self.actor_module
         values: Tensor = self.critic.module(obs, module.normalise(action))
@@ -99,7 +111,8 @@ class ActorCritic(ReplayAgent):
 
     def watch(self, work: Work) -> None:
         batch = work.batch
-        self.open_update(observation=batch.obs, next_observation=batch.next_obs, reward=batch.reward)
+        seen, next_seen = observations(batch.obs), observations(batch.next_obs)
+        self.open_update(observation=seen, next_observation=next_seen, reward=batch.reward)
 
     def stages(self) -> tuple[str, ...]:
         return "critic", "actor", "target"

@@ -202,6 +202,7 @@ class RobustLearner(ReplayAgent):
 
     loop: ClassVar[str] = "robust"
     supports_runs = False
+    supports_memory = False
 
     def build(self) -> None:
         super().build()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlopt.agents.base import Agent, ReplayAgentConfig
+from rlopt.agents.sequences import Memories
 from rlopt.buffers import Batch
 from rlopt.nn import Actor, Net, Optimiser, Schedule
 from rlopt.policy import Policy
@@ -36,6 +37,8 @@ class ReplayAgent(Agent):
     """The first run's acting network."""
     fast_act: Callable[[Tensor, Tensor | None], Tensor] | None = None
     """Actions at a few vector observations (R·N, O) with this noise (R·N, A), where an agent has a faster way."""
+    memories: Memories | None = None
+    """What its networks remember, where they do."""
     recorded_rate: Tensor | None = None
     """() float64, what ``rate`` returns while updates are recorded."""
 
@@ -49,6 +52,9 @@ class ReplayAgent(Agent):
     def policies(self) -> list[Policy]:
         return [Policy(self.spec, module) for module in self.actor.modules if isinstance(module, Actor)]
 
+    def initial_carry(self, rows: int) -> Carry:
+        return super().initial_carry(rows) if self.memories is None else self.memories.initial_carry(rows)
+
     @torch.no_grad()
     def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
         """Return actions (N, …) in environment units: uniform during the warm-up, then explored, or the mode.
@@ -58,11 +64,16 @@ class ReplayAgent(Agent):
         module, streams = self.actor_module, self.act_generators
         rows = next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]
         each = rows // self.runs
+        recalled = None
+        if self.memories is not None:  # in the warm-up too: what is remembered is stored from the first step on
+            recalled, carry = self.memories.step(obs, carry)
         if not deterministic and self.clock.env_steps < self.config.warmup_steps:
             draws = [module.uniform(each, g, _rows(obs, r * each, each)) for r, g in enumerate(streams)]
             return Act(_join(draws), carry)
         if self.fast_act is not None and isinstance(obs, Tensor) and rows <= FEW:
             return Act(self.fast_act(obs, None if deterministic else self.exploration(each)))
+        if recalled is not None:
+            return Act(module.choose(recalled, None if deterministic else self.exploration(each)), carry)
         if self.runs == 1:
             return Act(*module.act(obs, carry, deterministic, streams[0]))
         by_run = map_obs(lambda x: x.view(self.runs, each, *x.shape[1:]), obs)
@@ -127,7 +138,9 @@ class ReplayAgent(Agent):
         """Return a minibatch (R·B, …) as (R, B, …), with weights where it has none; of one run as it is."""
         if self.runs == 1:
             return batch
-        weight = torch.ones_like(batch.reward) if batch.weight is None else batch.weight
+        weight = batch.weight
+        if weight is None:  # one of a slice, too
+            weight = torch.ones_like(batch.reward if batch.mask is None else batch.mask[:, 0])
         return batch._replace(weight=weight).map(lambda x: x.reshape(self.runs, -1, *x.shape[1:]))
 
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from rlopt.agents.actor_critic import ActorCritic, ActorCriticConfig, Nets, Work
+from rlopt.agents.sequences import mean, priorities, rows
 from rlopt.agents.td import TDLoss, squared
 from rlopt.agents.temperature import LEARNED, Temperature, TemperatureConfig
 from rlopt.buffers import Batch
 from rlopt.nn import CategoricalActor, Critic, Params
-from rlopt.types import Metrics, Obs, option
+from rlopt.types import Metrics, Obs, RloptError, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +67,30 @@ def critic_loss(
     every = nets.critic(params, batch.obs)
     q = every.gather(-1, batch.action.expand(every.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     residual = q - y
-    return td(residual, batch.weight), {"q": q.detach().mean(), "td": residual.detach().abs().mean(0)}
+    return td(residual, batch.weight), {"q": mean(q.detach(), batch.mask), "td": residual.detach().abs().mean(0)}
 
 
 def actor_loss(
-    nets: Nets, params: Params, critic: Params, temperature: Tensor, obs: Obs, average: bool = False
+    nets: Nets,
+    params: Params,
+    critic: Params,
+    temperature: Tensor,
+    obs: Obs,
+    mask: Tensor | None = None,
+    average: bool = False,
 ) -> tuple[Tensor, Metrics]:
     """Return the policy objective (eq. 12): J = mean Σ_a π(a|s) (α log π(a|s) - minᵢ Qᵢ(s, a)).
 
-    Metrics include ``log_prob`` (B,), the expected log π(a|s), which is minus the entropy.
+    The mean is over the rows whose ``mask`` is 1. Metrics include ``log_prob`` (B,), the expected log π(a|s), which is
+    minus the entropy; with a mask its mean (1,).
     """
     with torch.no_grad():
         q = pessimistic(nets.critic(critic, obs), average)
     log_pi = nets.actor(params, obs).log_softmax(-1)
     pi = log_pi.exp()
-    loss = (pi * (temperature * log_pi - q)).sum(-1).mean()
-    return loss, {"log_prob": (pi * log_pi).sum(-1).detach()}
+    loss = mean((pi * (temperature * log_pi - q)).sum(-1), mask)
+    log_prob = (pi * log_pi).sum(-1).detach()
+    return loss, {"log_prob": log_prob if mask is None else mean(log_prob, mask).unsqueeze(0)}
 
 
 def pessimistic(q: Tensor, average: bool) -> Tensor:
@@ -90,9 +99,13 @@ def pessimistic(q: Tensor, average: bool) -> Tensor:
 
 
 class DiscreteSAC(ActorCritic):
-    """Soft actor-critic for Discrete action spaces."""
+    """Soft actor-critic for Discrete action spaces.
+
+    With ``network.memory`` actor and critics remember the episode, and learn from slices of it (``buffer.sequence_…``).
+    """
 
     name: ClassVar[str] = "sac_discrete"
+    supports_memory = True
     config_class = DiscreteSACConfig
     config: DiscreteSACConfig
     actor_module: CategoricalActor
@@ -105,24 +118,28 @@ class DiscreteSAC(ActorCritic):
         self.build_critic(lambda: Critic(space, c.network, outputs=actions))
         self.build_target(self.critic)
         self.nets = Nets(self.actor, self.critic)
+        if c.network.memory != "none":
+            self.build_memories()
         self.temperature = Temperature(self, c.target_entropy_ratio * math.log(actions))
 
     def q(self, obs: Obs, action: Tensor) -> Tensor:
+        if self.memories is not None:
+            raise RloptError(f"agent={self.name} remembers: its values depend on more than these observations")
         values: Tensor = self.critic.module(obs)
         index = (action - self.actor_module.start).expand(values.shape[:-1])
         return values.gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
     def prepare(self, batch: Batch) -> Work:
-        return Work(self.by_run(batch._replace(action=batch.action - self.actor_module.start)))
+        return Work(rows(self.by_run(batch._replace(action=batch.action - self.actor_module.start))))
 
     def critic_objective(self, work: Work) -> tuple[Tensor, Metrics]:
         c, temperature = self.config, self.temperature.value
         pure = partial(critic_loss, self.nets, average=c.average_critics, entropy=c.critic_entropy, td=self.td)
         actor, critic, target = self.actor.params, self.critic.params, self.target.params
         loss, metrics = self.per_run(pure)(critic, actor, target, temperature, work.batch)
-        return loss, metrics | {"temperature": temperature}
+        return loss, metrics | {"td": priorities(metrics["td"], work.batch.mask), "temperature": temperature}
 
     def actor_objective(self, work: Work) -> tuple[Tensor, Metrics]:
         actor, critic, temperature = self.actor.params, self.critic.params, self.temperature.value
         pure = partial(actor_loss, self.nets, average=self.config.average_critics)
-        return self.per_run(pure)(actor, critic, temperature, work.batch.obs)
+        return self.per_run(pure)(actor, critic, temperature, work.batch.obs, work.batch.mask)

@@ -214,10 +214,15 @@ class ReplayLoop(SteppingLoop):
 def _buffer(config: TrainConfig, options: ReplayAgentConfig, agent: Agent, env: VectorEnv) -> ReplayBuffer:
     """Return the replay buffer of every run, with a sampler for each, or several where the agent draws so."""
     b, spec = config.buffer, env.spec
-    if b.sequence_length is not None and not agent.supports_memory:
+    memory = getattr(getattr(options, "network", None), "memory", "none")
+    if b.sequence_length is not None and agent.initial_carry(1) is None:
+        fix = "give agent.network.memory=gru, or leave it out" if agent.supports_memory else "leave it out"
         raise RloptError(
-            f"buffer.sequence_length={b.sequence_length}: agent={agent.name} learns from single transitions; leave it "
-            "out"
+            f"buffer.sequence_length={b.sequence_length}: agent={agent.name} learns from single transitions; {fix}"
+        )
+    if b.sequence_length is None and memory != "none":
+        raise RloptError(
+            f"agent.network.memory={memory}: it is learnt from slices; give their length, buffer.sequence_length=40"
         )
 
     def sampler() -> Sampler:

@@ -120,14 +120,21 @@ class NetworkActor(Actor):
         gain = 0.01 if config.policy_gain is None else config.policy_gain
         self.body = MLP(features if self.memory is None else self.memory.size, outputs, config, gain)
 
-    def forward(self, obs: Obs, carry: Carry = None, ended: Tensor | None = None, valid: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        obs: Obs,
+        carry: Carry = None,
+        ended: Tensor | None = None,
+        valid: Tensor | None = None,
+        burnt: Tensor | None = None,
+    ) -> Any:
         """Return what this kind computes of observations (B, …); with a memory a pair of that and the next carry.
 
         Of sequences (B, L, …), which are told by ``ended`` (B, L), everything is (B, L, …): see ``GRU.unroll``.
         """
         if self.memory is None:
             return self.head(self.body(self.encoder(obs)), obs)
-        x, carry = self.memory.read(self.encoder, obs, carry, ended, valid)
+        x, carry = self.memory.read(self.encoder, obs, carry, ended, valid, burnt)
         return self.head(self.body(x), obs), carry
 
     def head(self, x: Tensor, obs: Obs) -> Any:

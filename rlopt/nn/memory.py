@@ -45,6 +45,7 @@ class GRU(nn.Module):
         carry: Carry,
         ended: Tensor | None = None,
         valid: Tensor | None = None,
+        burnt: Tensor | None = None,
     ) -> tuple[Tensor, Carry]:
         """Return what is remembered once the encoded observations are seen, and the next carry.
 
@@ -59,7 +60,7 @@ class GRU(nn.Module):
         if ended is None:
             return self.step(encode(obs), carry)
         features = encode(map_obs(lambda x: x.flatten(0, 1), obs))
-        return self.unroll(features.unflatten(-2, ended.shape), carry, ended, valid)  # type: ignore[no-untyped-call]
+        return self.unroll(features.unflatten(-2, ended.shape), carry, ended, valid, burnt)  # type: ignore[no-untyped-call]
 
     def step(self, x: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, Carry]:
         """Return the state (N, H) after inputs (N, F), and the carry; of an ensemble (E, N, H), from (N, F) or
@@ -68,13 +69,18 @@ class GRU(nn.Module):
         return h, self._outside(h)
 
     def unroll(
-        self, x: Tensor, carry: dict[str, Tensor], ended: Tensor, valid: Tensor | None = None
+        self,
+        x: Tensor,
+        carry: dict[str, Tensor],
+        ended: Tensor,
+        valid: Tensor | None = None,
+        burnt: Tensor | None = None,
     ) -> tuple[Tensor, Carry]:
         """Return the states (B, L, H) after each of the inputs (B, L, F), and the carry after the last one.
 
         It equals stepping: after a step that ``ended`` (B, L) an episode the carry begins anew, and one that was not
-        ``valid`` (B, L) nor an end leaves it where it stood. Of an ensemble (E, B, L, H), from (B, L, F) or
-        (E, B, L, F).
+        ``valid`` (B, L) nor an end leaves it where it stood. No gradient goes back from later steps into one that is
+        ``burnt`` (B, L). Of an ensemble (E, B, L, H), from (B, L, F) or (E, B, L, F).
         """
         x, h = self._by_member(x, 3), self._inside(carry)
         # One product for all steps; only the state's must wait for the step before.
@@ -85,6 +91,8 @@ class GRU(nn.Module):
             states.append(after)
             if valid is not None:
                 after = torch.where(valid[:, t, None].bool(), after, h)
+            if burnt is not None:
+                after = torch.where(burnt[:, t, None].bool(), after.detach(), after)
             h = torch.where(ended[:, t, None].bool(), 0.0, after)
         return torch.stack(states, -2), self._outside(h)
 

@@ -106,10 +106,10 @@ class Net:
         pieces = torch.split(flat, [shape.numel() for shape in shapes], -1)
         return [piece.view(*flat.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
-    def __call__(self, params: Params, *args: Any) -> Any:
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
         if params is self.params:
-            return self.module(*args)
-        return functional_call(self.module, params, args)
+            return self.module(*args, **kwargs)
+        return functional_call(self.module, params, args, kwargs)
 
     def target(self) -> Net:
         """Return a frozen copy with storage of its own."""

@@ -51,11 +51,12 @@ class Critic(nn.Module):
         carry: Carry = None,
         ended: Tensor | None = None,
         valid: Tensor | None = None,
+        burnt: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Carry]:
         """Return the values; with a memory a pair of them, (E, B, L) or (E, B, L, K) over sequences, and the carry."""
         if self.memory is None:
             return self._values(self._encode(obs), action)
-        x, carry = self.memory.read(self._encode, obs, carry, ended, valid)
+        x, carry = self.memory.read(self._encode, obs, carry, ended, valid, burnt)
         if ended is None:
             return self._values(x, action), carry
         q = self._values(x.flatten(1, 2), None if action is None else action.flatten(0, 1))

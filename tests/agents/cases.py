@@ -95,7 +95,10 @@ AGENTS: dict[str, Case] = {
     ),
     "sac_discrete": Case(
         CARTPOLE, SMALL, actions=CHOICE, probe=Probe({"temperature": 0.05}),
-        variants=({}, {"average_critics": True, "critic_entropy": False}, {"temperature": 0.2, "optimiser": ADAMW}),
+        variants=(
+            {}, {"average_critics": True, "critic_entropy": False}, {"temperature": 0.2, "optimiser": ADAMW},
+            {"network": GRU},
+        ),
     ),
     "td3": Case(
         PENDULUM, SMALL, actions=TORQUE,
@@ -244,7 +247,9 @@ def make_data(agent: Any, seed: int, size: int = 8) -> Any:
 
 
 def make_batch(agent: Any, seed: int, size: int = 8) -> Batch:
-    """Return a random minibatch in the agent's spaces."""
+    """Return a random minibatch in the agent's spaces; of slices where it remembers."""
+    if getattr(agent, "memories", None) is not None:
+        return make_slices(agent, seed, size)
     g = torch.Generator().manual_seed(seed)
     space = agent.spec.action_space
     if isinstance(space, spaces.Discrete):
@@ -262,6 +267,27 @@ def make_batch(agent: Any, seed: int, size: int = 8) -> Batch:
         weight=None,
         index=torch.arange(size),
     )
+
+
+def make_slices(agent: Any, seed: int, size: int = 8, length: int = 4) -> Batch:
+    """Return ``size`` random slices, of which some have a burn-in and some end early."""
+    g = torch.Generator().manual_seed(seed)
+    steps, start = torch.arange(length), int(agent.spec.action_space.start)
+    before, stop = torch.randint(0, 2, (size, 1), generator=g), torch.randint(2, length + 1, (size, 1), generator=g)
+    valid, shape = (steps < stop).float(), (size, length)
+    course = random_obs(agent.spec.observation_space, (size, length + 1), g)
+    end = valid * (steps == stop - 1) * (torch.rand((size, 1), generator=g) < 0.3)
+
+    def shown(first: int) -> Any:
+        return map_obs(lambda x: x[:, first : first + length] * valid.view(*shape, *[1] * (x.dim() - 2)), course)
+
+    return Batch(
+        obs=shown(0), action=torch.randint(int(agent.spec.action_space.n), shape, generator=g) + start,
+        reward=torch.randn(shape, generator=g) * valid, next_obs=shown(1), terminated=end,
+        discount=0.99 * valid, weight=None, index=torch.arange(size), valid=valid,
+        mask=valid * (steps >= before),
+        carry={name: torch.rand(x.shape, generator=g) for name, x in agent.initial_carry(size).items()},
+    )  # fmt: skip
 
 
 def make_rollout(agent: Any, seed: int, size: int = 8) -> Rollout:

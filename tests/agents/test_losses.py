@@ -324,7 +324,7 @@ def test_discrete_critic_loss_with_weights() -> None:
 @pytest.mark.parametrize(("average", "q"), [(False, (1.0, 0.0)), (True, (2.0, 1.0))])
 def test_discrete_actor_loss_and_its_gradient(average: bool, q: tuple[float, float]) -> None:
     params = {"k": t(LOG3).requires_grad_()}
-    loss, metrics = sac_discrete.actor_loss(DISCRETE, params, VALUES, ALPHA, t(1.0)[:, None], average)
+    loss, metrics = sac_discrete.actor_loss(DISCRETE, params, VALUES, ALPHA, t(1.0)[:, None], average=average)
     # π = (¾, ¼), Q = q + 1: J = -½·0.5623351 - (¾ Q₀ + ¼ Q₁).
     assert loss.item() == pytest.approx(-0.5 * ENTROPY - (0.75 * (q[0] + 1) + 0.25 * (q[1] + 1)))
     assert metrics["log_prob"].item() == pytest.approx(-ENTROPY)

@@ -43,7 +43,8 @@ def agents(action_space: Any) -> tuple[Any, PPO]:
     theirs.set_logger(Logger(None, []))
     config = PPOConfig(
         learning_rate=1e-3, rollout_steps=ROWS, batch_size=ROWS, epochs=1, entropy_coefficient=0.01, max_grad_norm=0.3,
-        value_coefficient=0.5, optimiser=OptimiserConfig(epsilon=1e-3), unit_box=False,
+        value_coefficient=0.5, optimiser=OptimiserConfig(epsilon=1e-3),
+        **({"unit_box": False} if action_space is CONTINUOUS else {}),
         network=NetworkConfig(hidden=(16, 16), activation="tanh", init="orthogonal"),
     )  # fmt: skip
     ours = PPO(OBS, action_space, config, seed=4)

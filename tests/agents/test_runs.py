@@ -22,8 +22,8 @@ every_variant = pytest.mark.parametrize(
 
 
 def build(make_agent, name: str, options: dict[str, Any], seed: int, runs: int = 1):
-    network = NetworkConfig(hidden=(12, 12))
-    return make_agent(name, seed=seed, runs=runs, network=network, batch_size=SIZE, **options)
+    options = {"network": NetworkConfig(hidden=(12, 12)), "batch_size": SIZE, **options}
+    return make_agent(name, seed=seed, runs=runs, **options)
 
 
 def join(batches: list[Batch]) -> Batch:
@@ -34,8 +34,8 @@ def join(batches: list[Batch]) -> Batch:
         values = [getattr(b, field) for b in batches]
         if isinstance(getattr(first, field), torch.Tensor):
             fields[field] = torch.cat(values)
-        elif field == "extras":
-            fields[field] = {}
+        elif isinstance(getattr(first, field), dict):
+            fields[field] = {key: torch.cat([value[key] for value in values]) for key in values[0]}
         else:
             fields[field] = None
     return Batch(**fields)
