@@ -106,11 +106,11 @@ class WarpWalker2d(WarpHalfCheetah):
         return torch.cat((d["qpos"][:, self.skip :], d["qvel"].clamp(-10.0, 10.0)), 1)
 
     def healthy(self, d: Fields) -> Tensor:
-        """Return (N,) bool."""
+        """Return which rows are healthy, (N,) bool."""
         return _inside(d["qpos"][:, 1], self.z_range) & _inside(d["qpos"][:, 2], self.angle_range)
 
     def costs(self, d: Fields, action: Tensor) -> Tensor:
-        """Return (N,)."""
+        """Return what the actions cost, (N,)."""
         return self.ctrl_weight * action.square().sum(1)
 
     def outcome(self, d: Fields, action: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -267,15 +267,15 @@ class _Arm(WarpTask):
         self.dist_weight, self.ctrl_weight = env._reward_dist_weight, env._reward_control_weight
 
     def place(self, d: Fields, which: int) -> Tensor:
-        """(N, 3)."""
+        """Return the place of one of ``bodies``, (N, 3)."""
         return d["xpos"][:, self.ids[which]]
 
     def gap(self, d: Fields, a: int, b: int) -> Tensor:
-        """(N,)."""
+        """Return the distance between two of ``bodies``, (N,)."""
         return (self.place(d, a) - self.place(d, b)).square().sum(1).sqrt()
 
     def slow(self, streams: RowStreams, still: int) -> Tensor:
-        """First velocities (N, nv), of which the last ``still`` are zero."""
+        """Return first velocities (N, nv), of which the last ``still`` are zero."""
         qvel = self.init_qvel + streams.uniform(-0.005, 0.005, len(self.init_qvel))
         return torch.cat((qvel[:, :-still], torch.zeros_like(qvel[:, -still:])), 1)
 

@@ -152,7 +152,7 @@ class _Worker:
             raise _Died("died") from e
 
     def receive(self, deadline: float) -> bytes:
-        """The worker's next answer without its letter.
+        """Return the worker's next answer without its letter.
 
         Raises:
             _Lost: it died, or did not answer before ``deadline`` (of ``time.monotonic``).

@@ -131,13 +131,13 @@ class _Healthy(Task):
         self.z_range = env._healthy_z_range
 
     def healthy(self, d: Fields) -> Array:
-        """(n,) bool."""
+        """Return which rows are healthy, (n,) bool."""
         low, high = self.z_range
         z = d["qpos"][..., 2]
         return (low < z) & (z < high)  # type: ignore[no-any-return]
 
     def costs(self, d: Fields, action: Array) -> Array:
-        """(n,)."""
+        """Return what the actions cost, (n,)."""
         return self.ctrl_weight * _sum(np.square(action))  # type: ignore[no-any-return]
 
     def outcome(self, d: Fields, action: Array, before: Array, after: Array) -> tuple[Array, Array | None]:

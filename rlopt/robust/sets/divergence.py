@@ -21,7 +21,7 @@ class _Divergence(Ambiguity):
         self.mass = self.kernel.probabilities > 0.0
 
     def divergence(self, rows: Tensor) -> Tensor:
-        """(K, S, A) of the rows (K, S, A, B) from the nominal ones."""
+        """Return the divergence (K, S, A) of the rows (K, S, A, B) from the nominal ones."""
         raise NotImplementedError
 
     def rows_at(self, y: Tensor, price: Tensor) -> Tensor:
