@@ -116,10 +116,16 @@ class ReplayAgent(Agent):
     def update(self, batch: Any) -> Update:
         """Do the stages of one update on a minibatch of R·B transitions, run by run."""
         work = self.prepare(batch)
-        self.watch(work)
-        done = join_updates([self.stage(name, work) for name in self.stages()])
+        done = self.compiled(work)
+        if done is None:
+            self.watch(work)
+            done = join_updates([self.stage(name, work) for name in self.stages()])
         self.end_update()
         return done
+
+    def compiled(self, work: Any) -> Update | None:
+        """Do all stages at once where an agent has compiled code for them, here and now; None where it has not."""
+        return None
 
     @cached_property
     def schedule(self) -> Schedule:

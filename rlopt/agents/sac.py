@@ -125,15 +125,12 @@ class SAC(ActorCritic):
         pure = partial(actor_loss, self.nets)
         return self.per_run(pure)(actor, critic, temperature, work.batch.obs, work.noise[1])
 
-    def update(self, batch: Batch) -> Update:
-        """Do one step of the critics and targets, and of actor and temperature every ``policy_delay`` updates."""
-        if self.fused is None:
-            return super().update(batch)
-        if len(batch.reward) != self.config.batch_size * self.runs or not all(self.actor.learns + self.critic.learns):
-            done = super().update(batch)
-            self.guard.remember()  # of the guard, the compiled update reads the code alone
-            return done
-        batch, (next_noise, noise) = self.prepare(batch)
-        done = self.fused(batch, next_noise, noise, self.schedule.factor(self.clock), "actor" in self.stages())
-        self.end_update()
-        return done
+    def compiled(self, work: Work) -> Update | None:
+        if self.fused is None or not all(self.actor.learns + self.critic.learns):
+            return None
+        batch, (next_noise, noise) = work
+        if batch.reward.shape[-1] != self.config.batch_size:
+            return None
+        if self.guard.is_open:  # of the guard, compiled code reads the code alone
+            self.guard.remember()
+        return self.fused(batch, next_noise, noise, self.schedule.factor(self.clock), "actor" in self.stages())

@@ -32,6 +32,8 @@ def why_eager(agent: Agent) -> str | None:
     """Return in words what stands against recording this agent's updates, or None."""
     if not isinstance(agent, ReplayAgent):
         return f"the updates of agent={agent.name} are no stages"
+    if type(agent).update is not ReplayAgent.update:
+        return f"the updates of agent={agent.name} are more than its stages"
     for optimiser in (thing for each in agent.family() for thing in each.registered(Optimiser)):
         if not optimiser.recordable:
             return f"agent.optimiser.name={optimiser.config.name} steps on the host"

@@ -28,6 +28,7 @@ class Guard:
         """Number of the first quantity that was not finite since ``clear``; complete once ``remember`` was called."""
         self.prefix = ""
         self._numbers: dict[str, int] = {}  # by the whole name, in the order of the codes
+        self._open = [False]  # whether ``remember`` has something to say; shared with children, as the tensors are
         self._own: dict[str, int] = {}  # the same by the name without this guard's prefix
         self._poison = torch.zeros(shape, device=device)  # 0; NaN once something of this update was not finite
         self._ok = torch.ones(shape, dtype=torch.bool, device=device)
@@ -50,9 +51,15 @@ class Guard:
             self._own[name] = self._numbers.setdefault(self.prefix + name, len(self._numbers) + 1)
         return self._own[name]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether an update was begun that is not settled; read by compiled code, which writes the code itself."""
+        return self._open[0]
+
     def begin(self) -> None:
         """Open an update."""
         self.remember()
+        self._open[0] = True
         self._poison.zero_()
         self._ok.fill_(True)
 
@@ -72,6 +79,7 @@ class Guard:
     def remember(self) -> None:
         """Remember what was first not finite in this update, if nothing is remembered from before."""
         torch.where((self.code != 0) | self._ok, self.code, self._latest, out=self.code)
+        self._open[0] = False
 
     def first_bad(self) -> str | None:
         """Return the name of the first non-finite quantity since ``clear``, or None. Waits for the device."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from rlopt.agents import SACConfig
+from rlopt.agents import SAC, SACConfig
 from rlopt.nn import NetworkConfig
 from rlopt.types import EnvSpec
 from tests.agents.cases import OBSERVATION, TORQUE
@@ -61,6 +62,23 @@ def test_the_guard_names_whose_quantity_it_was(cls, make_batch) -> None:
     agent.guard.clear()
     agent.update(batch._replace(reward=batch.reward * torch.inf))
     assert agent.guard.first_bad() == "left/reward"
+
+
+def test_compiled_and_readable_children_share_one_code(make_batch) -> None:
+    """The first culprit is that of the readable child, which only says so when it is asked."""
+
+    class Mixed(TwoUpdates):
+        def build(self) -> None:
+            self.left, self.right = (self.child(n, SAC, replace(SMALL, fused=n == "right")) for n in ("left", "right"))
+            self.actor, self.actor_module = self.left.actor, self.left.actor_module
+
+    agent = make(Mixed)
+    assert agent.left.fused is None and agent.right.fused is not None
+    for child, name in ((agent.right, "right/critic loss"), (agent.left, "left/critic loss")):
+        child.critic.flat.fill_(torch.nan)
+        agent.update(make_batch(agent, 0))
+        assert agent.guard.first_bad() == name
+        agent.guard.clear()
 
 
 @every_kind

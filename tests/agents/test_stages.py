@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 
 from rlopt.agents import SACConfig
 from rlopt.agents.replay_agent import join_updates
-from rlopt.nn import NetworkConfig
-from rlopt.types import EnvSpec, Update
-from tests.agents.cases import OBSERVATION, TORQUE, every_learner
+from rlopt.buffers import ReplayBuffer
+from rlopt.loops.captured import CapturedUpdate, why_eager
+from rlopt.nn import NetworkConfig, OptimiserConfig
+from rlopt.types import EnvSpec, RloptError, Update
+from tests.agents.cases import OBSERVATION, TORQUE, every_learner, make_agent
 from tests.agents.three_actors import ThreeActors
+from tests.agents.two_learners import TwoLearners, TwoLearnersConfig, TwoUpdates
 
 TEAM_OF_ONE = ("critic", "actor/0", "target")
 STAGES = {
@@ -53,6 +57,37 @@ def test_a_policy_delay_is_a_missing_stage(make_agent, make_batch) -> None:
     for i in range(4):
         assert agent.stages() == (("critic", "actor", "target") if i % 2 == 0 else ("critic", "target"))
         assert ("actor_loss" in agent.update(make_batch(agent, i)).metrics) == (i % 2 == 0)
+
+
+SPEC = EnvSpec("test", OBSERVATION, TORQUE)
+HOST = OptimiserConfig(name="torch:Adagrad")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (three_actors, None),
+        (lambda: TwoLearners(SPEC), None),
+        (lambda: make_agent("ppo"), "the updates of agent=ppo are no stages"),
+        (lambda: TwoUpdates(SPEC), "the updates of agent=two_learners are more than its stages"),
+        (lambda: make_agent("td3", optimiser=HOST), "agent.optimiser.name=torch:Adagrad steps on the host"),
+        (
+            lambda: TwoLearners(SPEC, TwoLearnersConfig(right=SACConfig(optimiser=HOST))),
+            "agent.optimiser.name=torch:Adagrad steps on the host",
+        ),
+    ],
+)
+def test_why_updates_are_not_recorded_is_told(make, reason: str | None) -> None:
+    """Of children too: what stands against a part stands against the whole."""
+    agent = make()
+    assert why_eager(agent) == reason
+    buffer = ReplayBuffer(16, OBSERVATION, TORQUE)
+    if reason is None:
+        assert CapturedUpdate(agent, buffer, 8).agent is agent
+        return
+    told = f"update_mode=captured cannot be: {reason}; use update_mode=eager"
+    with pytest.raises(RloptError, match=re.escape(told)):
+        CapturedUpdate(agent, buffer, 8)
 
 
 def test_the_priorities_are_those_of_the_last_stage_that_has_some() -> None:
