@@ -231,8 +231,9 @@ def test_a_buffer_takes_rows_whose_parts_lie_on_two_devices(device, far) -> None
 @pytest.mark.parametrize(("buffer", "runs"), [*((name, 1) for name in SAMPLERS), ("reshuffled", 2), ("lap", 2)])
 def test_a_step_and_its_updates_wait_for_the_device_twice(buffer, runs, far) -> None:
     """Whether all is well, and which episodes ended. Neither draws nor updates nor priorities wait."""
-    loop = make_loop(config(NAME, buffer={"name": buffer, "capacity": 16}, num_runs=runs, total_steps=100))
-    while loop.step < 34:  # the ring has wrapped, every sampler has begun
+    early = {**SAC, "warmup_steps": 16}
+    loop = make_loop(config(NAME, agent=early, buffer={"name": buffer, "capacity": 16}, num_runs=runs, total_steps=100))
+    while loop.step < 20:  # the ring has wrapped, every sampler has begun
         loop.advance()
     far.waits.clear()
     for _ in range(3):
@@ -246,8 +247,9 @@ def test_a_step_and_its_updates_wait_for_the_device_twice(buffer, runs, far) -> 
 )
 def test_an_environment_on_the_cpu_waits_for_the_action_alone(options, far) -> None:
     """And its transitions go to the buffer in one copy."""
-    loop = make_loop(config(NAME, **{"env": HOPPER, "total_steps": 60, "update_mode": "eager", **options}))
-    while loop.step < 30:
+    early = {"agent": {**SAC, "warmup_steps": 8}, "env": HOPPER, "total_steps": 60, "update_mode": "eager"}
+    loop = make_loop(config(NAME, **{**early, **options}))
+    while loop.step < 12:
         loop.advance()
     far.waits.clear()
     far.uploads.clear()
