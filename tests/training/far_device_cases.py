@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch.utils._python_dispatch import _disable_current_modes
 
 import tests.training.screen_env  # noqa: F401 (registers its environment)
 from rlopt.agents import SACConfig
@@ -111,6 +112,12 @@ def finished(loop):
     return found
 
 
+def on_the_cpu(**options):
+    """What a run becomes that is not far away; watched, it would cost twice its time."""
+    with _disable_current_modes():
+        return finished(make_loop(config("cpu", **options)))
+
+
 def assert_equal(first, second, **tolerance):
     assert first.keys() == second.keys()
     for name, x in first.items():
@@ -193,9 +200,7 @@ SAME = [
 
 @pytest.mark.parametrize("options", SAME)
 def test_a_far_run_is_the_run_on_the_cpu(options, far) -> None:
-    near = finished(make_loop(config("cpu", **options)))
-    away = finished(make_loop(config(NAME, **options)))
-    assert_equal(near, away)
+    assert_equal(on_the_cpu(**options), finished(make_loop(config(NAME, **options))))
 
 
 def test_stacked_runs_far_away_are_those_on_the_cpu(far) -> None:
@@ -362,8 +367,11 @@ def test_runs_are_evaluated_at_once_and_each_as_it_would_be_alone(far) -> None:
 )  # fmt: skip
 def test_a_recorded_update_is_the_eager_one(options, far_graphs) -> None:
     """Warm-up undone, nothing read from the host while recording, every number that changes read from a tensor."""
-    eager = finished(make_loop(config(NAME, update_mode="eager", **options)))
-    loop = make_loop(config(NAME, update_mode="captured", **options))
+    options = {"update_mode": "eager", **options}
+    # Of several runs the CPU sums products in another order, and of two priorities for one row it takes another.
+    near = not options.keys() & {"num_runs", "buffer"}
+    eager = on_the_cpu(**options) if near else finished(make_loop(config(NAME, **options)))
+    loop = make_loop(config(NAME, **{**options, "update_mode": "captured"}))
     recorded = finished(loop)
     pieces = loop.captured.recorded
     assert pieces and all(piece.replay.__name__ == "replay" for piece in pieces.values())
