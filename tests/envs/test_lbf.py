@@ -96,12 +96,28 @@ def test_a_board_is_drawn_by_lbforagings_rules() -> None:
     own = (player[..., 0] * 7 + player[..., 1]).long()
     every = torch.cat((torch.where(there, cell, -1 - torch.arange(3)), own), 1).sort(1).values
     assert (every.diff(dim=1) > 0).all(), "nothing is in the place of another"
-    hits = torch.zeros(49).index_add_(0, cell[:, 0], torch.ones(2000))
-    assert hits.view(7, 7)[1:6, 1:6].min() > 0
     coop = Foraging(50, size=7, players=4, foods=1, coop=True)
     coop.reset()
     food, player = coop._split(coop.state)
     assert torch.equal(food[:, 0, 2], player[..., 2].sort(1).values[:, :3].sum(1))
+
+
+def test_food_is_as_often_in_each_cell_as_in_lbforaging() -> None:
+    pytest.importorskip("lbforaging")
+    from rlopt.envs.teams.lbforaging import ForagingEnv
+
+    n, task = 1500, {"size": 6, "players": 2, "foods": 2}
+    env, other, theirs = Foraging(4 * n, **task), ForagingEnv(**task), np.zeros((6, 6))
+    env.reset()
+    other.reset(seed=0)
+    for _ in range(n):
+        other.reset()
+        theirs += other.board.field > 0
+    food = env._split(env.state)[0].reshape(-1, 3)
+    food = food[food[:, 2] > 0].long()
+    ours = torch.zeros(6, 6).index_put_((food[:, 0], food[:, 1]), torch.ones(len(food)), accumulate=True)
+    np.testing.assert_allclose(ours / (4 * n), theirs / n, atol=0.04)
+    assert (ours[1:5, 1:5] > 0).all()
 
 
 def test_rows_that_begin_anew_are_drawn_for_alone_and_get_the_same_boards() -> None:
