@@ -41,6 +41,7 @@ SAC = f"agent=sac env=Pendulum-v1 {SMALL}"
 HOPPER = f"agent=sac env=Hopper-v5 env.kwargs.max_episode_steps=70 {SMALL} num_envs=3"
 DISCRETE = f"agent=sac_discrete env=CartPole-v1 {SMALL}"
 TEAM = f"env=rlopt.envs.counting:rlopt/CountTeam-v0 env.kwargs.length=4 {SMALL}"
+Q = f"env=CartPole-v1 {SMALL} agent.epsilon_steps=100 agent.target_every=60"
 SCREEN = (
     "env.kwargs={frameskip:1,max_episode_steps:30} buffer.capacity=60 buffer.frame_stack=4 "
     "env.wrappers=[{class:AtariPreprocessing,kwargs:{noop_max:0}},{class:FrameStackObservation,kwargs:{stack_size:4}}] "
@@ -101,6 +102,11 @@ CASES = {
     "isac": f"agent=isac {TEAM}",
     "hatd3": f"agent=hatd3 {TEAM} env.kwargs.actions=box num_envs=2",
     "matd3": f"agent=matd3 {TEAM} env.kwargs.actions=box",
+    "dqn": f"agent=dqn {Q}",
+    "c51": f"agent=c51 {Q} agent.atoms=11 buffer=distinct",
+    "ddqn-lap": f"agent=ddqn_lap {Q} agent.target_counts=env_steps num_runs=2",
+    "qr-dqn": f"agent=qr_dqn {Q} agent.atoms=8 agent.double=true num_envs=2",
+    "rainbow": f"agent=rainbow {Q} agent.atoms=11",
     "td3": f"agent=td3 env=Pendulum-v1 {SMALL}",
     "ppo": f"{PPO} env=Pendulum-v1 num_envs=2",
     "ppo-discrete-normalized": f"{PPO} env=CartPole-v1 env.normalize_obs=true env.normalize_reward=true",

@@ -26,6 +26,21 @@ Target = str | type[Any]
 Presets = Mapping[str, Mapping[str, Any]]
 Entry = Target | tuple[Target, Presets]
 
+DQN = "rlopt.agents.dqn:DQN"
+C51 = {"values": "categorical", "learning_rate": 2.5e-4, "optimiser": {"epsilon": 3.125e-4}}
+DDQN_LAP = {
+    "double": True,
+    "epsilon_steps": 1_000_000,
+    "target_counts": "updates",
+    "td_loss": "huber",
+    "td_threshold": 0.01,
+    "optimiser": {"name": "rmsprop", "beta2": 0.95, "epsilon": 1e-5},
+}
+QR_DQN = {"values": "quantile", "learning_rate": 5e-5, "optimiser": {"epsilon": 3.125e-4}}
+RAINBOW = {
+    "values": "categorical", "double": True, "dueling": True, "noisy": 0.5, "n_step": 3,
+    "epsilon_start": 0.0, "epsilon_end": 0.0, "evaluation_epsilon": 0.0,
+}  # fmt: skip
 AGENTS: dict[str, Entry] = {
     "sac": "rlopt.agents.sac:SAC",
     "sac_2018": "rlopt.agents.sac_2018:SAC2018",
@@ -37,6 +52,11 @@ AGENTS: dict[str, Entry] = {
     "isac": "rlopt.agents.teams.independent:ISAC",
     "hatd3": "rlopt.agents.teams.hatd3:HATD3",
     "matd3": "rlopt.agents.teams.hatd3:MATD3",
+    "dqn": DQN,
+    "c51": (DQN, {"agent": C51}),
+    "ddqn_lap": (DQN, {"agent": DDQN_LAP, "buffer": {"name": "lap", "alpha": 0.6, "floor": 0.01}}),
+    "qr_dqn": (DQN, {"agent": QR_DQN}),
+    "rainbow": (DQN, {"agent": RAINBOW, "buffer": {"name": "prioritized", "alpha": 0.5}}),
     "reinforce": "rlopt.agents.reinforce:Reinforce",
     "gigpo": "rlopt.agents.gigpo:GiGPO",
     "value_iteration": "rlopt.agents.value_iteration:ValueIteration",

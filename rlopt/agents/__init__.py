@@ -10,8 +10,10 @@ from rlopt.agents.anchors import register_anchor
 from rlopt.agents.base import Agent, AgentConfig, ReplayAgentConfig
 from rlopt.agents.replay_agent import ReplayAgent
 from rlopt.agents.temperature import Temperature, TemperatureConfig
+from rlopt.agents.value_based import ValueBased, ValueBasedConfig
 
 if TYPE_CHECKING:
+    from rlopt.agents.dqn import DQN, DQNConfig
     from rlopt.agents.gigpo import GiGPO, GiGPOConfig
     from rlopt.agents.ppo import PPO, PPOConfig
     from rlopt.agents.sac import SAC, SACConfig
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from rlopt.agents.teams.hasac import HASAC, HASACConfig
 
 __all__ = [
+    "DQN",
     "HASAC",
     "PPO",
     "SAC",
@@ -30,6 +33,7 @@ __all__ = [
     "ActorCriticConfig",
     "Agent",
     "AgentConfig",
+    "DQNConfig",
     "DiscreteSAC",
     "DiscreteSACConfig",
     "GiGPO",
@@ -43,10 +47,13 @@ __all__ = [
     "TD3Config",
     "Temperature",
     "TemperatureConfig",
+    "ValueBased",
+    "ValueBasedConfig",
     "register_anchor",
 ]
 
 _HOMES = {
+    "DQN": "dqn", "DQNConfig": "dqn",
     "GiGPO": "gigpo", "GiGPOConfig": "gigpo",
     "PPO": "ppo", "PPOConfig": "ppo",
     "SAC": "sac", "SACConfig": "sac", "SAC2018": "sac_2018", "SAC2018Config": "sac_2018",

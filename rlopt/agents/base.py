@@ -35,7 +35,7 @@ from rlopt.types import Act, Carry, Clock, EnvSpec, Obs, RloptError, Space, Stat
 
 X = TypeVar("X")
 C = TypeVar("C", bound="Agent")
-T = TypeVar("T", bound="Net | Optimiser | Guard | Tensor | torch.Generator | Agent")
+T = TypeVar("T", bound="Net | Optimiser | Guard | Clock | Tensor | torch.Generator | Agent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,9 @@ class ReplayAgentConfig(LearnerConfig):
     optimiser: OptimiserConfig = option(OptimiserConfig, "optimiser of every network")
     max_grad_norm: float | None = option(None, "clip each network's gradient to this norm (null: never)", above=0.0)
     td_loss: str = option(
-        "auto", "critics' loss of a residual; auto: huber with buffer=lap, else squared", choices=TD_LOSSES
+        "auto",
+        "critics' loss of a residual; auto: huber with buffer=lap, else squared (huber where values are all of it)",
+        choices=TD_LOSSES,
     )
     td_threshold: float = option(
         1.0,
@@ -101,12 +103,19 @@ class ReplayAgentConfig(LearnerConfig):
         return self.warmup_steps if self.learning_starts is None else self.learning_starts
 
     @property
+    def auto_td_loss(self) -> str | None:
+        """What ``td_loss=auto`` is where the sampler has no opinion; None where the critics' loss is of another
+        kind."""
+        return "squared"
+
+    @property
     def huber(self) -> float:
         """Residuals beyond this have a gradient of this size; infinite where nothing is clipped."""
         return self.td_threshold if self.td_loss == "huber" else math.inf
 
     def critic_td_loss(self) -> TDLoss:
-        return make_td_loss(self.td_loss, self.td_threshold, self.td_alpha)
+        kind = self.auto_td_loss if self.td_loss == "auto" else self.td_loss
+        return make_td_loss(kind, self.td_threshold, self.td_alpha)
 
     def schedule(self) -> Schedule:
         return Schedule(self.lr_schedule, self.schedule_steps, self.final_learning_rate)
@@ -188,7 +197,7 @@ class Agent:
         """Of every run."""
         self.runs, self.precision = runs, precision
         self.device = resolve_device(device)
-        self._persistent: dict[str, Net | Optimiser | Guard | Tensor | torch.Generator | Agent] = {}
+        self._persistent: dict[str, Net | Optimiser | Guard | Clock | Tensor | torch.Generator | Agent] = {}
         self.parent: Agent | None = None
         if parent is None:
             self.clock = Clock()
@@ -280,7 +289,7 @@ class Agent:
         return load_agent(path, cls, device)
 
     @property
-    def parts(self) -> Mapping[str, Net | Optimiser | Guard | Tensor | torch.Generator | Agent]:
+    def parts(self) -> Mapping[str, Net | Optimiser | Guard | Clock | Tensor | torch.Generator | Agent]:
         """Everything that persists, by name."""
         return self._persistent
 

@@ -50,7 +50,10 @@ class ReplayAgent(Agent):
 
     @property
     def policies(self) -> list[Policy]:
-        return [Policy(self.spec, module) for module in self.actor.modules if isinstance(module, Actor)]
+        found = [Policy(self.spec, module) for module in self.actor.modules if isinstance(module, Actor)]
+        for policy in found:
+            policy.evaluation_mode = self.evaluation_mode
+        return found
 
     def initial_carry(self, rows: int) -> Carry:
         return super().initial_carry(rows) if self.memories is None else self.memories.initial_carry(rows)
@@ -77,13 +80,18 @@ class ReplayAgent(Agent):
         if self.runs == 1:
             return Act(*module.act(obs, carry, deterministic, streams[0]))
         by_run = map_obs(lambda x: x.view(self.runs, each, *x.shape[1:]), obs)
-        outputs = torch.vmap(self.actor)(self.actor.params, by_run)
+        inside = () if deterministic else self.weight_noise()
+        outputs = torch.vmap(self.actor)(self.actor.params, by_run, *inside)
         flat = tuple(o.flatten(0, 1) for o in outputs) if isinstance(outputs, tuple) else outputs.flatten(0, 1)
         return Act(module.choose(flat, None if deterministic else self.exploration(each)))
 
     def exploration(self, rows: int) -> Tensor:
         """Return the noise (R·rows, …) of as many explored actions of every run, each from the run's own stream."""
         return _join([self.actor_module.noise(rows, g) for g in self.act_generators])
+
+    def weight_noise(self) -> tuple[Tensor, ...]:
+        """Return further arguments (R, …) of the networks where several runs explore by noise in their weights."""
+        return ()
 
     # --- learning
 

@@ -137,6 +137,6 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def _refuse_sizes(config: Any, numbers: int) -> None:
     """Refuse hidden layers that cannot be in a file with so many numbers, before they are allocated."""
-    hidden = getattr(getattr(config, "network", None), "hidden", ())
+    hidden = getattr(getattr(config, "network", None), "hidden", None) or ()
     if sum(math.prod(pair) for pair in pairwise(hidden)) + sum(hidden) > numbers:
         raise ValueError(f"hidden layers of {list(hidden)[:8]} are more than the {numbers} numbers that are there")

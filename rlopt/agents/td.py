@@ -40,8 +40,15 @@ def pal(residual: Tensor, weight: Tensor | None, threshold: float, alpha: float)
     return _total(terms, weight) / scale
 
 
-def make_td_loss(kind: str, threshold: float, alpha: float) -> TDLoss:
-    """Return the loss called ``kind``; ``auto`` is ``squared`` where nobody has settled it."""
+def averaged(error: Tensor, weight: Tensor | None) -> Tensor:
+    """mean w · error, of errors that are losses already: cross-entropies, quantile losses."""
+    return _total(error, weight)
+
+
+def make_td_loss(kind: str | None, threshold: float, alpha: float) -> TDLoss:
+    """Return the loss called ``kind``; None for errors that are losses."""
+    if kind is None:
+        return averaged
     if kind == "huber":
         return partial(huber, threshold=threshold)
     if kind == "pal":

@@ -97,12 +97,20 @@ class ReplayLoop(SteppingLoop):
 
     @classmethod
     def decide(cls, config: TrainConfig, protocol: Protocol | None) -> dict[str, Any]:
-        """Return what any loop decides, and the critics' loss."""
-        decided = super().decide(config, protocol)
-        assert isinstance(config.agent, ReplayAgentConfig)
-        if config.agent.td_loss == "auto":
-            decided["td_loss"] = getattr(get_sampler(config.buffer.name), "td_loss", "squared")
-            if decided["td_loss"] == "huber":
+        """Return what any loop decides, how long ε falls, and the critics' loss."""
+        decided, options = super().decide(config, protocol), config.agent
+        assert isinstance(options, ReplayAgentConfig)
+        if getattr(options, "epsilon_steps", 0) is None:
+            decided["epsilon_steps"] = max(1, config.total_steps // 10)
+        own, sampler = options.auto_td_loss, getattr(get_sampler(config.buffer.name), "td_loss", None)
+        if own is None and sampler is not None:
+            raise RloptError(
+                f"buffer={config.buffer.name} belongs with a loss of residuals, and agent={options.name} has another; "
+                "use buffer=prioritized"
+            )
+        if options.td_loss == "auto" and own is not None:
+            decided["td_loss"] = sampler or own
+            if sampler == "huber":
                 decided["td_threshold"] = getattr(config.buffer, "floor", 1.0)
         return decided
 

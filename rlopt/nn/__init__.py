@@ -15,6 +15,7 @@ from rlopt.nn.encoders import make_encoder, register_encoder
 from rlopt.nn.module import Net, Params, build_seeded
 from rlopt.nn.networks import PRECISIONS, NetworkConfig, hidden_products, network_options
 from rlopt.nn.optim import RULES, Optimiser, OptimiserConfig, Schedule
+from rlopt.nn.q_actor import QActor
 from rlopt.nn.torch_optim import make_optimiser
 from rlopt.nn.values import Critic
 
@@ -32,6 +33,7 @@ __all__ = [
     "Optimiser",
     "OptimiserConfig",
     "Params",
+    "QActor",
     "Schedule",
     "SquashedGaussianActor",
     "TabularActor",

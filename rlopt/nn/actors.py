@@ -26,7 +26,7 @@ from rlopt.nn.distributions import (
     log_det_tanh,
     possible,
 )
-from rlopt.nn.encoders import encoder_of, features_of
+from rlopt.nn.encoders import encoder_of, features_of, fitted
 from rlopt.nn.memory import make_memory
 from rlopt.nn.networks import MLP, NetworkConfig
 from rlopt.types import Carry, Obs, RloptError, Space, is_mask, obs_leaves, one_line, shape_of
@@ -114,11 +114,19 @@ class NetworkActor(Actor):
         self.options = options
         self.own: Options = {name: options.get(name, default) for name, default in self.own_options.items()}
         config = build(NetworkConfig, {k: v for k, v in options.items() if k not in self.own_options}, "network")
+        config = self.fitted(config, observation_space)
         self.encoder = encoder_of(observation_space, config)
         features = features_of(self.encoder)
         self.memory = make_memory(features, config)
-        gain = 0.01 if config.policy_gain is None else config.policy_gain
-        self.body = MLP(features if self.memory is None else self.memory.size, outputs, config, gain)
+        self.body = self.make_body(features if self.memory is None else self.memory.size, outputs, config)
+
+    def fitted(self, config: NetworkConfig, space: Space) -> NetworkConfig:
+        """Return the network that ``config`` means for this kind."""
+        return fitted(config, space)
+
+    def make_body(self, features: int, outputs: int, config: NetworkConfig) -> nn.Module:
+        """Return what follows encoder and memory."""
+        return MLP(features, outputs, config, 0.01 if config.policy_gain is None else config.policy_gain)
 
     def forward(
         self,

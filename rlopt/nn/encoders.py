@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,13 +107,14 @@ class FirstConv(Conv):
 
 
 class CNN(nn.Module):
-    """Convolutions, then one layer: images (B, …) to (B, out_features)."""
+    """Convolutions, then one layer of ``out_features`` or none: images (B, …) to (B, out_features)."""
 
     smallest: int
     """Pixels that height and width must have."""
     name: str
+    head: nn.Linear | None
 
-    def __init__(self, space: Space, out_features: int) -> None:
+    def __init__(self, space: Space, out_features: int | None) -> None:
         super().__init__()
         _, height, width = Pixels(space).size
         if min(height, width) < self.smallest:
@@ -121,21 +123,23 @@ class CNN(nn.Module):
                 f"{height}x{width}; use auto or flatten"
             )
         self.body = self.convolutions(space)
-        channels = 0
+        channels, self.head = 0, None
         for layer in self.body:
             if isinstance(layer, nn.Conv2d):
                 channels = layer.out_channels
             if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
                 height, width = after(layer, height), after(layer, width)
-        self.head = nn.Linear(channels * height * width, out_features)
-        self.out_features = out_features
+        self.out_features = channels * height * width
+        if out_features is not None:
+            self.head, self.out_features = nn.Linear(self.out_features, out_features), out_features
 
     def convolutions(self, space: Space) -> nn.Sequential:
         """Return the layers before the last."""
         raise NotImplementedError
 
     def forward(self, obs: Tensor) -> Tensor:
-        return F.relu(hidden_linear(self.head, self.body(obs).flatten(1)))
+        x: Tensor = self.body(obs).flatten(1)
+        return x if self.head is None else F.relu(hidden_linear(self.head, x))
 
 
 def after(layer: nn.Conv2d | nn.MaxPool2d, side: int) -> int:
@@ -150,13 +154,22 @@ class NatureCNN(CNN):
 
     name, smallest = "nature_cnn", LARGE
 
-    def __init__(self, space: Space) -> None:
-        super().__init__(space, 512)
+    def __init__(self, space: Space, out_features: int | None = 512) -> None:
+        super().__init__(space, out_features)
 
     def convolutions(self, space: Space) -> nn.Sequential:
         return nn.Sequential(
             FirstConv(space, 32, 8, 4), nn.ReLU(), Conv(32, 64, 4, 2), nn.ReLU(), Conv(64, 64, 3, 1), nn.ReLU()
         )
+
+
+class NatureConv(NatureCNN):
+    """The convolutions of ``nature_cnn`` alone, for two streams or noisy layers, which begin behind them."""
+
+    name = "nature_conv"
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(space, None)
 
 
 class SmallCNN(CNN):
@@ -364,9 +377,10 @@ def _of_images(cnn: type[CNN]) -> Callable[[Space], nn.Module]:
     return make
 
 
+CNNS: dict[str, type[CNN]] = {cnn.name: cnn for cnn in (NatureCNN, NatureConv, SmallCNN, ImpalaCNN)}
 ENCODERS: dict[str, Callable[[Space], nn.Module]] = {
     "flatten": Flatten,
-    **{cnn.name: _of_images(cnn) for cnn in (NatureCNN, SmallCNN, ImpalaCNN)},
+    **{name: _of_images(cnn) for name, cnn in CNNS.items()},
 }
 
 
@@ -386,6 +400,20 @@ def make_encoder(space: Space, name: str = "auto") -> nn.Module:
     if name not in ENCODERS:
         raise RloptError(f"agent.network.encoder={name}: no such encoder; there are auto, {', '.join(ENCODERS)}")
     return ENCODERS[name](space)
+
+
+def fitted(config: NetworkConfig, space: Space, streams: bool = False) -> NetworkConfig:
+    """Return the network that ``config`` means for a space where it leaves the hidden layers open: none behind an
+    image's network, which ends in one; where ``streams`` begin behind the convolutions, theirs is in each of them."""
+    images = [leaf for leaf in encoded_leaves(space).values() if is_image(leaf)]
+    if config.hidden is not None or not images:
+        return config
+    large = len(encoded_leaves(space)) == 1 and min(Pixels(images[0]).size[1:]) >= LARGE
+    if streams and large and config.encoder == "auto":
+        config = replace(config, encoder=NatureConv.name)
+    if config.encoder != "auto" and config.encoder not in CNNS:
+        return config
+    return replace(config, hidden=(512,) if config.encoder == NatureConv.name else ())
 
 
 def encoder_of(space: Space, config: NetworkConfig) -> nn.Module:

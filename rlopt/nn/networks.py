@@ -41,11 +41,18 @@ def hidden_dtype() -> torch.dtype:
 
 def hidden_linear(layer: nn.Module, x: Tensor) -> Tensor:
     """Return ``layer(x)`` of an ``nn.Linear`` between hidden layers."""
-    dtype = hidden_dtype()
-    if dtype == torch.float32:
+    if hidden_dtype() == torch.float32:
         return layer(x)  # type: ignore[no-any-return]
     assert isinstance(layer, nn.Linear)
-    return F.linear(x.to(dtype), layer.weight.to(dtype)).float() + layer.bias
+    return hidden_product(x, layer.weight, layer.bias)
+
+
+def hidden_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return x Wᵀ + b of a layer between hidden layers."""
+    dtype = hidden_dtype()
+    if dtype == torch.float32:
+        return F.linear(x, weight, bias)
+    return F.linear(x.to(dtype), weight.to(dtype)).float() + bias
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
@@ -57,7 +64,9 @@ class NetworkConfig:
     """The shape of actor and critics, and how their weights begin."""
 
     encoder: str = option("auto", "how observations are read: auto, flatten, a word of `rlopt list networks`")
-    hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers", low=1)
+    hidden: tuple[int, ...] | None = option(
+        (256, 256), "widths of the hidden layers (null: none behind an image's network, else 256, 256)", low=1
+    )
     critic_hidden: tuple[int, ...] | None = option(None, "those of critics (null: hidden)", low=1)
     activation: str = option("relu", "non-linearity of the hidden layers", choices=tuple(ACTIVATIONS))
     norm: str = option("none", "what normalises a hidden layer before its non-linearity", choices=("none", "layer"))
@@ -79,6 +88,11 @@ class NetworkConfig:
         needs={"init": ("orthogonal",)},
     )
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Those of the hidden layers."""
+        return (256, 256) if self.hidden is None else self.hidden
+
     def of_critic(self) -> NetworkConfig:
         """Return the configuration as critics read it."""
         return self if self.critic_hidden is None else replace(self, hidden=self.critic_hidden, critic_hidden=None)
@@ -86,7 +100,7 @@ class NetworkConfig:
 
 def network_options(config: NetworkConfig) -> dict[str, Any]:
     """Return what an actor reads of a network configuration, as plain JSON values."""
-    options = {**asdict(config), "hidden": list(config.hidden)}
+    options = {**asdict(config), "hidden": None if config.hidden is None else list(config.hidden)}
     return {name: value for name, value in options.items() if name not in ("critic_hidden", "value_gain")}
 
 
@@ -164,7 +178,7 @@ class MLP(_Perceptron):
     """Hidden layers and a linear output: (…, in_features) to (…, out_features)."""
 
     def __init__(self, in_features: int, out_features: int, config: NetworkConfig, gain: float = 1.0) -> None:
-        super().__init__((in_features, *config.hidden, out_features), config, gain, nn.Linear, nn.LayerNorm)
+        super().__init__((in_features, *config.widths, out_features), config, gain, nn.Linear, nn.LayerNorm)
 
     _hidden = staticmethod(hidden_linear)
 
@@ -176,7 +190,7 @@ class EnsembleMLP(_Perceptron):
         self, ensemble: int, in_features: int, out_features: int, config: NetworkConfig, gain: float = 1.0
     ) -> None:
         linear, norm = partial(EnsembleLinear, ensemble), partial(EnsembleLayerNorm, ensemble)
-        super().__init__((in_features, *config.hidden, out_features), config, gain, linear, norm)
+        super().__init__((in_features, *config.widths, out_features), config, gain, linear, norm)
         self.ensemble = ensemble
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlopt.nn.encoders import encoder_of, features_of
+from rlopt.nn.encoders import encoder_of, features_of, fitted
 from rlopt.nn.memory import make_memory
 from rlopt.nn.networks import EnsembleMLP, NetworkConfig
-from rlopt.types import Carry, Obs, Space
+from rlopt.types import Carry, Obs, RloptError, Space
 
 
 class Critic(nn.Module):
@@ -28,7 +28,7 @@ class Critic(nn.Module):
         ensemble: int = 2,
     ) -> None:
         super().__init__()
-        config = config.of_critic()
+        config = fitted(config.of_critic(), space)
         first = encoder_of(space, config)
         shared = next(first.parameters(), None) is None
         rest = [] if shared else [encoder_of(space, config) for _ in range(ensemble - 1)]
@@ -73,3 +73,99 @@ class Critic(nn.Module):
             x = torch.cat([x, action if x.dim() == 2 else action.expand(x.shape[0], *action.shape)], -1)
         q: Tensor = self.body(x)
         return q.squeeze(-1) if self.scalar else q
+
+
+# What Z numbers per action say about the return
+
+
+class ScalarValues(nn.Module):
+    """Z = 1: the number is Q(s, a)."""
+
+    kind = "scalar"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 1
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return Q (…,) from outputs (…, 1)."""
+        return outputs.squeeze(-1)
+
+    def goal(self, after: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+        """Return r + γ Q(s', a') (B, 1) from the outputs ``after`` (B, 1) of what follows; ``discount`` (B,) is 0 where
+        nothing does."""
+        return reward.unsqueeze(-1) + discount.unsqueeze(-1) * after
+
+    def error(self, outputs: Tensor, goal: Tensor) -> Tensor:
+        """Return the residuals Q(s, a) - goal (B,), which have a sign."""
+        return (outputs - goal).squeeze(-1)
+
+
+class CategoricalValues(nn.Module):
+    """Logits of Z atoms z_i, evenly spaced from ``low`` to ``high``, on which the return lies (C51: Bellemare, Dabney
+    and Munos 2017, arXiv 1707.06887).
+
+    Raises:
+        RloptError: there are fewer than two atoms, or ``low`` is not below ``high``.
+    """
+
+    kind = "categorical"
+    atoms: Tensor
+
+    def __init__(self, size: int = 51, low: float = -10.0, high: float = 10.0) -> None:
+        super().__init__()
+        if size < 2 or not low < high:
+            raise RloptError(f"a categorical value needs two atoms and low < high, not {size} from {low:g} to {high:g}")
+        self.size, self.low, self.high, self.gap = size, low, high, (high - low) / (size - 1)
+        self.register_buffer("atoms", torch.linspace(low, high, size), persistent=False)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return Q = Σ p_i z_i (…,) from logits (…, Z)."""
+        return (outputs.softmax(-1) * self.atoms).sum(-1)
+
+    def goal(self, after: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+        """Return the probabilities (B, Z) of r + γ Z(s', a') projected onto the atoms (eq. 7).
+
+        The mass of what lands between two atoms goes to both, in proportion to nearness; what lands beyond an end, to
+        the end.
+        """
+        landed = (reward.unsqueeze(-1) + discount.unsqueeze(-1) * self.atoms).clamp(self.low, self.high)
+        distance = (landed.unsqueeze(-2) - self.atoms.unsqueeze(-1)).abs() / self.gap  # (B, to, from)
+        return ((1.0 - distance).clamp(min=0.0) * after.softmax(-1).unsqueeze(-2)).sum(-1)
+
+    def error(self, outputs: Tensor, goal: Tensor) -> Tensor:
+        """Return the cross-entropies -Σ goal_i log p_i (B,)."""
+        return -(goal * outputs.log_softmax(-1)).sum(-1)
+
+
+class QuantileValues(nn.Module):
+    """The Z quantiles of the return at the midpoints (2i + 1) / 2Z (QR-DQN: Dabney et al. 2018, arXiv 1710.10044)."""
+
+    kind = "quantile"
+    midpoints: Tensor
+
+    def __init__(self, size: int = 200) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("midpoints", (torch.arange(size) + 0.5) / size, persistent=False)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return Q (…,), the mean of the quantiles (…, Z)."""
+        return outputs.mean(-1)
+
+    def goal(self, after: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+        """Return r + γ θ_j(s', a') (B, Z)."""
+        return reward.unsqueeze(-1) + discount.unsqueeze(-1) * after
+
+    def error(self, outputs: Tensor, goal: Tensor) -> Tensor:
+        """Return the quantile Huber losses Σ_i mean_j |τ_i - 1{u < 0}| L(u) (B,), u = goal_j - θ_i, with κ = 1 (eq. 9
+        and 10, algorithm 1)."""
+        u = goal.unsqueeze(-2) - outputs.unsqueeze(-1)  # (B, i, j)
+        clipped = u.clamp(-1.0, 1.0)
+        huber = clipped * (u - 0.5 * clipped)
+        share = (self.midpoints.unsqueeze(-1) - (u.detach() < 0).to(u.dtype)).abs()
+        return (share * huber).mean(-1).sum(-1)
+
+
+Values = ScalarValues | CategoricalValues | QuantileValues
+VALUES: dict[str, type[Values]] = {cls.kind: cls for cls in (ScalarValues, CategoricalValues, QuantileValues)}

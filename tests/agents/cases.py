@@ -17,7 +17,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlopt.agents import Agent
+from rlopt.agents import Agent, ValueBased
 from rlopt.buffers import Batch, Rollout
 from rlopt.buffers.samplers.sequence import CARRY
 from rlopt.config import build
@@ -77,6 +77,9 @@ class Case(NamedTuple):
 
 GRU = NetworkConfig(hidden=(8,), memory="gru")
 SGD = OptimiserConfig(name="sgd")
+CENTRED = OptimiserConfig(name="rmsprop", beta2=0.95, epsilon=1e-5)
+Q = {**SMALL, "epsilon_steps": 60, "target_every": 40}
+FOLLOWS = {"target_counts": "updates", "target_every": 1}  # what walks looks at the target after one update
 ADAMW = OptimiserConfig(name="adamw", weight_decay=0.1)
 AGENTS: dict[str, Case] = {
     "sac": Case(
@@ -128,6 +131,41 @@ AGENTS: dict[str, Case] = {
     "matd3": Case(
         {**TEAM, "kwargs": {"actions": "box", "length": 4}}, SMALL, actions=TORQUE, always={"policy_delay": 1},
         variants=({"order": "fixed", "optimiser": ADAMW},),
+    ),
+    "dqn": Case(
+        CARTPOLE, Q, actions=CHOICE, nets=("critic",), always=FOLLOWS,
+        probe=Probe({"target_counts": "updates", "target_every": 1}),
+        variants=(
+            {},
+            {"double": True, "td_loss": "squared", "max_grad_norm": 0.3, "target_every": 3, "tau": 1.0},
+            {"dueling": True, "noisy": 0.5, "td_loss": "pal", "optimiser": CENTRED},
+            {"target_counts": "env_steps", "target_every": 5, "lr_schedule": "linear", "schedule_steps": 20},
+        ),
+    ),
+    "c51": Case(
+        CARTPOLE, Q, actions=CHOICE, nets=("critic",), always={**FOLLOWS, "values": "categorical"},
+        variants=({}, {"double": True, "noisy": 0.5}),
+        probe=Probe({
+            "target_counts": "updates", "target_every": 1, "values": "categorical", "v_min": -3.0, "v_max": 3.0,
+            "atoms": 21,
+        }),
+    ),
+    "ddqn_lap": Case(
+        CARTPOLE, Q, actions=CHOICE, nets=("critic",), always={**FOLLOWS, "double": True, "optimiser": CENTRED}
+    ),
+    "qr_dqn": Case(
+        CARTPOLE, Q, actions=CHOICE, nets=("critic",), always={**FOLLOWS, "values": "quantile"},
+        variants=({}, {"double": True, "dueling": True}),
+        probe=Probe({"target_counts": "updates", "target_every": 1, "values": "quantile", "atoms": 8}),
+    ),
+    "rainbow": Case(
+        CARTPOLE, {**Q, "n_step": 2}, actions=CHOICE, nets=("critic",),
+        always={**FOLLOWS, "values": "categorical", "double": True, "dueling": True, "noisy": 0.5},
+        variants=({}, {"max_grad_norm": 10.0}),
+        probe=Probe({
+            "target_counts": "updates", "target_every": 1, "values": "categorical", "v_min": -3.0, "v_max": 3.0,
+            "atoms": 21, "double": True, "dueling": True, "noisy": 0.1,
+        }, patience=2.0),
     ),
     "drpg_deep": Case(
         PENDULUM, {**SMALL, **SEARCH, "fused": False, "box": {"m": [0.5, 1.5]}}, actions=TORQUE,
@@ -185,6 +223,8 @@ GRADIENT_LEARNERS = [name for name, case in AGENTS.items() if case.actions is no
 """Agents that learn by gradients, from whatever data."""
 LEARNERS = [name for name in GRADIENT_LEARNERS if get_agent(name).loop in ("replay", "robust")]
 """Those that learn from minibatches of transitions."""
+ACTOR_CRITICS = [name for name in LEARNERS if not issubclass(get_agent(name), ValueBased)]
+"""Those of them whose actor is a network of its own."""
 every_agent = pytest.mark.parametrize("name", list(AGENTS))
 every_device_learner = pytest.mark.parametrize("name", [n for n in GRADIENT_LEARNERS if AGENTS[n].waits is not None])
 every_gradient_learner = pytest.mark.parametrize("name", GRADIENT_LEARNERS)
@@ -192,6 +232,7 @@ every_learner = pytest.mark.parametrize("name", LEARNERS)
 every_learning_net = pytest.mark.parametrize(
     ("name", "net"), [(name, net) for name in GRADIENT_LEARNERS for net in AGENTS[name].nets]
 )
+every_actor_critic = pytest.mark.parametrize("name", ACTOR_CRITICS)
 every_variant = pytest.mark.parametrize(
     ("name", "options"), [(name, options) for name in GRADIENT_LEARNERS for options in AGENTS[name].variants]
 )

@@ -72,13 +72,8 @@ class Probe:
 
     @torch.no_grad()
     def q(self, obs: float, action: float) -> float:
-        """Mean of the two critics, in units of the reward."""
-        state = torch.tensor([[obs]])
-        if self.discrete:
-            value = self.agent.critic.module(state).mean(0)[0, int(action > 0)]
-        else:
-            value = self.agent.critic.module(state, self._action(action)).mean()
-        return float(value) / self.scale
+        """Mean of the critics, in units of the reward."""
+        return float(self.agent.q(torch.tensor([[obs]]), self._action(action)).mean()) / self.scale
 
     def acts(self, obs: float) -> float:
         """The deterministic action, as -1 … 1."""

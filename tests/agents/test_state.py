@@ -16,6 +16,7 @@ from rlopt.buffers import ReplayBuffer
 from rlopt.nn import NetworkConfig, Optimiser, OptimiserConfig, Schedule
 from rlopt.types import Clock, RloptError
 from tests.agents.cases import (
+    ACTOR_CRITICS,
     AGENTS,
     GRADIENT_LEARNERS,
     LEARNERS,
@@ -221,8 +222,10 @@ def test_update_advances_the_clock_and_reports(name: str, make_agent, make_data)
         assert {"policy_loss", "entropy"} <= update.metrics.keys() and update.priority is None
         return
     assert update.priority.shape == (8,) and (update.priority >= 0).all()
-    assert {"critic_loss", "actor_loss", "q"} <= update.metrics.keys()
-    assert ("entropy" in update.metrics) == ("td3" not in name)  # a deterministic actor has none
+    assert {"critic_loss", "q"} <= update.metrics.keys()
+    assert ("actor_loss" in update.metrics) == (name in ACTOR_CRITICS)
+    # A deterministic actor has none.
+    assert ("entropy" in update.metrics) == (name in ACTOR_CRITICS and "td3" not in name)
 
 
 def test_policy_delay_spaces_actor_and_temperature(make_agent, make_batch) -> None:

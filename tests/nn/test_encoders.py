@@ -318,7 +318,7 @@ REFUSED = [
     (spaces.Dict({"a": pixels(6, 6, 3)}), "small_cnn", "there is none in Dict"),
     (pixels(36, 35, 3), "nature_cnn", "needs images of at least 36x36, not 36x35; use auto or flatten"),
     (pixels(28, 28), "nature_cnn", "not 28x28"),
-    (pixels(4), "resnet", "no such encoder; there are auto, flatten, nature_cnn, small_cnn, impala_cnn"),
+    (pixels(4), "resnet", "no such encoder; there are auto, flatten, nature_cnn, nature_conv, small_cnn, impala_cnn"),
     (spaces.Dict({"text": spaces.Text(5)}), "auto", "supported are"),
 ]
 

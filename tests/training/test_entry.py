@@ -60,7 +60,7 @@ def test_files_of_config_groups_are_found_as_by_config_dir(tmp_path: Path) -> No
     [
         ({"experiment": "sac_hoper_v4"}, "experiment='sac_hoper_v4': no such experiment; did you mean sac_hopper_v4?"),
         ({"agent": "sca"}, "agent='sca': no such agent; did you mean sac?"),
-        ({"agent": {"tau": 0.1}}, "agent: needs a name; give one of drpg, "),
+        ({"agent": {"tau": 0.1}}, "agent: needs a name; give one of c51, ddqn_lap, "),
         ({"agent": "sac", "agent.tua": 0.1}, "agent.tua: no such option; did you mean agent.tau?"),
         ({"experiment": "sac_hopper_v4", "seeed": 1}, "seeed: no such option; did you mean seed?"),
     ],

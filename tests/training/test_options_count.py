@@ -38,7 +38,7 @@ VALUES: dict[str, Any] = {
     "learning_starts": 8, "max_grad_norm": 1e-3, "network.encoder": "flatten", "optimiser.name": "sgd", "radius": 0.3,
     "optimiser.kwargs": {"maximize": True}, "search.tolerance": 5.0, "td_threshold": 1e-3, "tolerance": 1e6,
     "update_ratio": [2, 1], "td_loss": "pal", "horizon": 3, "target_kl": 1e-9, "batch_size": 7, "schedule_steps": 9,
-    "clip": 1e-3, "anchor_digits": 0, "clip_high": 1e-3, "reward": "sign",
+    "clip": 1e-3, "anchor_digits": 0, "clip_high": 1e-3, "reward": "sign", "epsilon_end": 1.0, "epsilon_steps": 1,
 }  # fmt: skip
 """Where another value cannot be worked out from the default, or would not show in so few steps."""
 BESIDE: dict[str, dict[str, Any]] = {
@@ -48,6 +48,9 @@ BESIDE: dict[str, dict[str, Any]] = {
     "value_clip": {"clip": 1e-3},
     "clip_schedule": {"clip": 1e-3},
     "inner_limit": {"inner_tolerance": 1e-9},
+    "epsilon_end": {"epsilon_steps": 1},
+    "target_counts": {"target_every": 2},
+    "double": {"learning_rate": 0.3, "target_every": 1000},
 }
 """What an option stands beside to show."""
 OBSERVED = torch.linspace(-1, 1, 20).view(5, 4)
@@ -57,10 +60,12 @@ SILENT = {
     "bag_share": "of a bag with one member (see test_drpg_deep.py)",
     "anchor": "there is one of rlopt's own",
     "network.encoder": "of vectors all encoders are one",
+    "evaluation_epsilon": "how it is evaluated (see test_dqn.py)",
 }
+FAMILY = [name for name in GRADIENT_LEARNERS if get_agent(name).name == "dqn"]
 BLIND = {
     "sac_discrete": {"reward"}, "drpg_deep_discrete": {"reward"}, "reinforce": {"reward"},
-    "gigpo": {"reward", "gamma", "omega", "nested"},
+    "gigpo": {"reward", "gamma", "omega", "nested"}, **{name: {"reward"} for name in FAMILY},
 }  # fmt: skip
 """CartPole pays 1 whatever is made of it, and on FrozenLake so few steps lead nowhere."""
 
