@@ -73,9 +73,12 @@ def _presets(presets: Mapping[str, Any]) -> str:
 def _envs(dirs: list[Path]) -> Lines:
     import gymnasium
 
+    from rlopt.envs.factory import register
+
     registry.load_extensions()
-    if importlib.util.find_spec("ale_py") is not None:
-        gymnasium.register_envs(importlib.import_module("ale_py"))
+    for package, beginning in (("ale_py", "ALE/"), ("minatar", "MinAtar/")):
+        if importlib.util.find_spec(package) is not None:
+            register(beginning)
     presets = {name: head_comment(file) for name, file in group_files("env", dirs).items() if name != "default"}
     registered = {name: _entry(spec.entry_point) for name, spec in sorted(gymnasium.registry.items())}
     return {**registered, **presets}

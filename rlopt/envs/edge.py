@@ -214,7 +214,9 @@ def _leaf_writer(env_id: str, leaf: Leaf, place: int, shape: tuple[int, ...], dt
 
         return write_index
     array_type = np.ndarray  # a local name is found faster
-    likely, other = {_FLOAT32: (_FLOAT64, _FLOAT32), _UINT8: (_UINT8,) * 2, _BOOL: (_BOOL,) * 2}.get(dtype, (None,) * 2)
+    likely, other = {_FLOAT32: (_FLOAT64, _FLOAT32), _UINT8: (_UINT8, _BOOL), _BOOL: (_BOOL,) * 2}.get(
+        dtype, (None,) * 2
+    )
 
     def write(arrays: list[Array], row: Any, value: Any) -> None:
         if type(value) is array_type and value.shape == shape and ((kind := value.dtype) is likely or kind is other):

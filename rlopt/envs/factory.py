@@ -27,8 +27,8 @@ Env = gymnasium.Env[Any, Any]
 Wrapper = str | Mapping[str, Any] | Callable[[Env], Env]
 
 _EXTRAS = {
-    "mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "shimmy": "atari", "gymnasium_robotics": "marl",
-    "pettingzoo": "marl", "mpe2": "marl", "lbforaging": "marl",
+    "mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "minatar": "minatar", "shimmy": "atari",
+    "gymnasium_robotics": "marl", "pettingzoo": "marl", "mpe2": "marl", "lbforaging": "marl",
 }  # fmt: skip
 _ELSEWHERE = {
     "minigrid": ("MiniGrid-", "BabyAI-"),
@@ -86,16 +86,23 @@ def find_spec(env_id: str) -> GymSpec:
             raise RloptError(f"env={env_id}: importing {module} fails: {_said(e)}") from e
         if (own := class_spec(env_id)) is not None:
             return own
-    if name.startswith("ALE/") or "NoFrameskip-v" in name:
-        try:
-            _register_atari()
-        except ModuleNotFoundError as e:
-            raise _missing("ale_py", f"env={env_id}") from e
+    try:
+        register(name)
+    except ModuleNotFoundError as e:
+        raise _missing(e.name or "?", f"env={env_id}") from e
     if name not in gymnasium.registry:
         if not module and (team := team_spec(name)) is not None:
             return team
         raise RloptError(f"env={env_id} {_unknown(name)}")
     return gymnasium.registry[name]
+
+
+def register(name: str) -> None:
+    """Let the package whose names begin or end like ``name`` register them."""
+    if name.startswith("ALE/") or "NoFrameskip-v" in name:
+        _register_atari()
+    elif name.lower().startswith("minatar/") and "MinAtar/Breakout-v1" not in gymnasium.registry:
+        importlib.import_module("minatar.gym").register_envs()
 
 
 def _register_atari() -> None:

@@ -64,7 +64,14 @@ _CONSTANT_TYPES = (
 )
 _CONSTANT_MODULES = ("pygame", "gymnasium.envs.mujoco.mujoco_rendering", "glfw", "OpenGL")
 _CONSTANT_CLASSES = frozenset({"mujoco._structs.MjModel", "ale_py._ale_py.Action"})
-_IN_PLACE = frozenset({"gymnasium.wrappers.utils.RunningMeanStd"})
+_MINATAR = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+_IN_PLACE = frozenset(
+    {
+        "gymnasium.wrappers.utils.RunningMeanStd",
+        "minatar.environment.Environment",
+        *(f"minatar.environments.{game}.Env" for game in _MINATAR),
+    }
+)
 """Classes whose instances are made by construction and refilled in place."""
 
 
@@ -154,7 +161,7 @@ class _Encoder:
         found: State = {}
         for name, value in vars(owner).items():
             if (
-                name in _WIRING
+                (name in _WIRING and isinstance(owner, gymnasium.Env))
                 or (type(owner).__module__, name) in _CONSTANT_TABLES
                 or _is_constant(value, self._layers)
             ):
@@ -205,9 +212,13 @@ class _Encoder:
             return {_KIND: "space", "generators": [self.encode(g) for g in own]}
         if kind is np.random.Generator and type(value.bit_generator) is np.random.PCG64:
             return {_KIND: "generator", "state": numpy_state(value)}
+        if kind is np.random.RandomState and (found := value.get_state(legacy=False))["bit_generator"] == "MT19937":
+            words, drawn = array_to_tree(found["state"]["key"]), int(found["state"]["pos"])
+            spare = {"has": int(found["has_gauss"]), "value": float(found["gauss"])}
+            return {_KIND: "random-state", "key": words, "pos": drawn, "gauss": spare}
         if kind is random.Random:
-            version, words, gauss = value.getstate()
-            return {_KIND: "random", "version": version, "words": list(words), "gauss": gauss}
+            version, key, gauss = value.getstate()
+            return {_KIND: "random", "version": version, "words": list(key), "gauss": gauss}
         if kind is torch.Tensor:
             return {_KIND: "tensor", "data": value.detach().clone()}
         name = _qualified(value)
@@ -310,6 +321,10 @@ class _Decoder:
             generator = np.random.Generator(np.random.PCG64(0))
             set_numpy_state(generator, tree["state"])
             return generator
+        if kind == "random-state":
+            legacy, gauss = np.random.RandomState(0), tree["gauss"]
+            legacy.set_state(("MT19937", array_from_tree(tree["key"]), tree["pos"], gauss["has"], gauss["value"]))
+            return legacy
         if kind == "random":
             source = random.Random(0)
             source.setstate((tree["version"], tuple(tree["words"]), tree["gauss"]))

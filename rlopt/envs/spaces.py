@@ -65,6 +65,8 @@ def _is_binary(space: spaces.Space[Any]) -> bool:
 def _translate_leaf(space: spaces.Space[Any], key: str, path: tuple[str | int, ...]) -> Leaf:
     if key in MASKS and _is_binary(space):
         return Leaf(key, path, binary(tuple(space.shape or ())))
+    if isinstance(space, spaces.Box) and space.dtype == np.bool_:  # planes of bits, as MinAtar's
+        return Leaf(key, path, spaces.Box(space.low.astype(np.uint8), space.high.astype(np.uint8), dtype=np.uint8))
     if isinstance(space, spaces.Box):
         kept = space.dtype in (np.dtype(np.uint8), np.dtype(np.float32))
         return Leaf(key, path, space if kept else _float_box(space.low, space.high, space.shape))

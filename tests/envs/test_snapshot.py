@@ -115,6 +115,13 @@ def test_a_state_moves_between_backends_and_keeps_frozen_rows() -> None:
     envs[1].close()
 
 
+@pytest.mark.parametrize("game", ["Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"])
+def test_minatar_goes_on_with_its_old_generators(game: str) -> None:
+    pytest.importorskip("minatar")
+    env_id, kwargs = f"MinAtar/{game}-v1", {"max_episode_steps": 50}
+    _check_continues(lambda seed: make_env(env_id, 2, seed=seed, kwargs=kwargs))
+
+
 def test_atari_with_preprocessing_and_stacked_frames() -> None:
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
