@@ -15,6 +15,7 @@ from rlopt.types import RloptError
 
 MAMUJOCO = "rlopt.envs.teams.mamujoco:MaMuJoCoEnv"
 PETTINGZOO = "rlopt.envs.teams.pettingzoo:PettingZooEnv"
+OPPONENT = "rlopt.envs.teams.opponents:OpponentEnv"
 FORAGING = "rlopt.envs.teams.lbforaging:ForagingEnv"
 _FULL = "-full"
 
@@ -56,25 +57,26 @@ _MPE = {
     "speaker_listener": ("simple_speaker_listener_v4", "SpeakerListener"),
 }
 """Tasks of MPE: mpe2's module, and the class of ``rlopt.envs.teams.mpe`` that is the same in torch."""
+_SIDES = {"tag": ("simple_tag_v3", "adversary"), "adversary": ("simple_adversary_v3", "agent")}
+"""Those with two sides: mpe2's module, and whom the team is by default."""
 _CONTINUOUS = "-continuous"
 
 
 def _mpe(name: str, task: str) -> GymSpec:
     base = task.removesuffix(_CONTINUOUS)
-    if base not in _MPE:
-        raise RloptError(f"env={name}: MPE has no task {base!r}; {hint(base, _MPE)}")
-    kwargs = {
-        "module": f"mpe2.{_MPE[base][0]}",
-        "alive": False,
-        "joined_state": True,
-        "continuous_actions": task != base,
-    }
+    if base not in _MPE and base not in _SIDES:
+        raise RloptError(f"env={name}: MPE has no task {base!r}; {hint(base, [*_MPE, *_SIDES])}")
+    module, team = _SIDES[base] if base in _SIDES else (_MPE[base][0], "")
     # The time limit is Gymnasium's, so that there is one only.
-    return GymSpec(name, entry_point=PETTINGZOO, max_episode_steps=25, kwargs={**kwargs, "max_cycles": 2**31})
+    own = {"continuous_actions": task != base, "max_cycles": 2**31}
+    kwargs = {"module": f"mpe2.{module}", "alive": False, "joined_state": True, **own}
+    if team:
+        return GymSpec(name, entry_point=OPPONENT, max_episode_steps=25, kwargs={**kwargs, "team": team})
+    return GymSpec(name, entry_point=PETTINGZOO, max_episode_steps=25, kwargs=kwargs)
 
 
 def _mpe_names() -> list[str]:
-    return [task + actions for task in _MPE for actions in ("", _CONTINUOUS)]
+    return [task + actions for task in (*_MPE, *_SIDES) for actions in ("", _CONTINUOUS)]
 
 
 _LBF = re.compile(r"(?:(\d+)s-)?(\d+)x(\d+)-(\d+)p-(\d+)f(-coop)?")

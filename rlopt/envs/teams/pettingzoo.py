@@ -29,6 +29,7 @@ class PettingZooEnv(gymnasium.Env[Any, Any]):
         alive: whether there is the leaf ``alive``; false for environments in which nobody dies.
         shared_reward: whether all agents are given the same reward, which is the team's then.
         joined_state: whether the state is what the agents see, one after the other.
+        team: how the names of those begin who are the team; the others' actions are ``_others``, which is a subclass's.
         kwargs: of the environment.
 
     Raises:
@@ -36,13 +37,23 @@ class PettingZooEnv(gymnasium.Env[Any, Any]):
     """
 
     def __init__(
-        self, module: str, alive: bool = True, shared_reward: bool = False, joined_state: bool = False, **kwargs: Any
+        self,
+        module: str,
+        alive: bool = True,
+        shared_reward: bool = False,
+        joined_state: bool = False,
+        *,
+        team: str = "",
+        **kwargs: Any,
     ) -> None:
         self.inner = _build(module, kwargs)
         self.render_mode = kwargs.get("render_mode")
         inner: Any = self.inner
-        self.agents = tuple(map(str, inner.possible_agents))
-        own = [(_renamed(inner.observation_space(name)), inner.action_space(name)) for name in inner.possible_agents]
+        every = list(map(str, inner.possible_agents))
+        self.agents = tuple(name for name in every if name.startswith(team))
+        if not self.agents:
+            raise RloptError(f"{module} has no agents whose names begin with {team!r}: they are {', '.join(every)}")
+        own = [(_renamed(inner.observation_space(name)), inner.action_space(name)) for name in self.agents]
         self._dies, self._together = alive, shared_reward
         self._has_state = _has_state(inner)
         state = _state_space(inner.state_space) if self._has_state else None
@@ -53,18 +64,22 @@ class PettingZooEnv(gymnasium.Env[Any, Any]):
         if not shared_reward:
             self.metadata["reward_shape"] = (len(own),)
         if joined_state:
-            self.metadata["derived"] = {"obs": join_index([shape_of(seen) for seen, _ in own])}
+            index = join_index([shape_of(inner.observation_space(name)) for name in every])
+            index = index[[every.index(name) for name in self.agents], : max(shape_of(seen)[0] for seen, _ in own)]
+            self.metadata["derived"] = {"obs": index}
+        self._seen: Mapping[str, Any] = {}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        seen, _ = self.inner.reset(seed=seed, options=options)
-        self._alive = np.array([name in seen for name in self.agents], np.int8)
-        return self._joined(seen), {}
+        self._seen, _ = self.inner.reset(seed=seed, options=options)
+        self._alive = np.array([name in self._seen for name in self.agents], np.int8)
+        return self._joined(), {}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         acting = [i for i in range(len(self.agents)) if self._alive[i]]
         given = {self.agents[i]: self._own_action(action, i) for i in acting}
-        seen, rewards, terminated, truncated, infos = self.inner.step(given)
+        others = self._others()
+        self._seen, rewards, terminated, truncated, infos = self.inner.step({**others, **given} if others else given)
         over = not self.inner.agents
         late = [i for i in acting if truncated.get(self.agents[i]) and not terminated.get(self.agents[i])]
         for i in acting:
@@ -74,8 +89,12 @@ class PettingZooEnv(gymnasium.Env[Any, Any]):
             self._alive[i] = not out or (over and not late)
         paid = np.array([float(rewards.get(name, 0.0)) if name in given else 0.0 for name in self.agents])
         info = {f"{key}/{name}": value for name, own in infos.items() for key, value in own.items()} if over else {}
-        reward = float(paid[acting[0]]) if self._together else paid
-        return self._joined(seen), reward, over and not late, over and bool(late), info
+        reward = float(paid.take(acting[:1]).sum()) if self._together else paid
+        return self._joined(), reward, over and not late, over and bool(late), info
+
+    def _others(self) -> dict[str, Any]:
+        """Return the actions of those who are not in the team."""
+        return {}
 
     def _own_action(self, action: Any, i: int) -> Any:
         own: Array = np.asarray(action[i])
@@ -83,13 +102,13 @@ class PettingZooEnv(gymnasium.Env[Any, Any]):
             own = own.take(range(size), axis) if own.shape[axis] != size else own
         return own if own.ndim else int(own)
 
-    def _joined(self, seen: Mapping[str, Any]) -> dict[str, Array]:
+    def _joined(self) -> dict[str, Array]:
         """Return what those see who are alive, zeros for the others, the state and who is alive."""
         joint: Any = self.observation_space
         rows: dict[str, dict[int, Any]] = {key: {} for key in joint.spaces if key not in ("state", "alive")}
         for i, name in enumerate(self.agents):
-            if self._alive[i] and name in seen:
-                for key, value in _named(seen[name], rows).items():
+            if self._alive[i] and name in self._seen:
+                for key, value in _named(self._seen[name], rows).items():
                     rows[key][i] = value
         found = {key: join_rows(joint[key], own) for key, own in rows.items()}
         if self._has_state:
@@ -109,15 +128,12 @@ def _build(module: str, kwargs: Mapping[str, Any]) -> Any:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as e:
-        package = module.partition(".")[0]
-        if e.name is not None and package == e.name.partition(".")[0] and package not in ("mpe2", "pettingzoo"):
-            raise RloptError(
-                f"env=pettingzoo:{module}: no module named {e.name}; install it or put it on PYTHONPATH"
-            ) from e
-        raise
+        if e.name in ("mpe2", "pettingzoo"):
+            raise  # told with the extra that brings it
+        raise RloptError(f"no module named {e.name}; install it or put it on PYTHONPATH") from e
     build = getattr(found, "parallel_env", None)
     if not callable(build):
-        raise RloptError(f"env=pettingzoo:{module}: {module} has no parallel_env, as PettingZoo's environments do")
+        raise RloptError(f"{module} has no parallel_env, as the parallel environments of PettingZoo have")
     return build(**kwargs)
 
 
@@ -127,7 +143,8 @@ def _has_state(inner: Any) -> bool:
 
 
 def _state_space(space: spaces.Box) -> spaces.Box:
-    return spaces.Box(space.low.reshape(-1), space.high.reshape(-1), dtype=np.float32)
+    low, high = (bound.reshape(-1).astype(np.float32) for bound in (space.low, space.high))
+    return spaces.Box(low, high)
 
 
 def _renamed(space: Space) -> Space:
