@@ -1,6 +1,6 @@
 """Stable-Baselines3's SAC on Pendulum with random reshuffling: one line more than without. Under a minute.
 
-pip install "rlopt[sb3]"
+pip install -c constraints.txt -e ".[sb3]"
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """TorchRL's double DQN on CartPole, its replay buffer drawn by random reshuffling (or, with --prioritized, by RR-M).
 
-pip install rlopt "torchrl>=0.14"
+pip install -c constraints.txt -e ".[torchrl]"
 """
 
 from __future__ import annotations

@@ -170,16 +170,78 @@ def join(where: str, name: str) -> str:
 
 def refuse(key: str, name: str, words: Collection[str], where: str, elsewhere: Iterable[str] = ()) -> typing.NoReturn:
     """Raise the one line for an unknown option: a near name in the same group, else the same name in another one."""
-    near = nearest(name, words)
+    dotted = {n.rsplit(".", 1)[-1]: n for n in elsewhere}
+    near = _elsewhere_called(name, words, dotted) or nearest(name, words)
     if near is None:
-        dotted = {n.rsplit(".", 1)[-1]: n for n in elsewhere}
         last = nearest(name, dotted)
         near = dotted[last] if last else None
     if near is not None:
-        raise RloptError(f"{key}: no such option; did you mean {join(where, near)}?")
+        meant = near.removeprefix(".") if near.startswith(".") else join(where, near)
+        raise RloptError(f"{key}: no such option; did you mean {meant}?")
     if not words:
         raise RloptError(f"{key}: no such option; {where} has none")
     raise RloptError(f"{key}: no such option; choose from {', '.join(join(where, w) for w in sorted(words))}")
+
+
+_CALLED: dict[str, tuple[str, ...]] = {
+    "lr": ("learning_rate",),
+    "actor_lr": ("actor_learning_rate", "learning_rate"),
+    "alpha_lr": ("temperature_learning_rate",),
+    "lr_actor": ("actor_learning_rate", "learning_rate"),
+    "discount": ("gamma",),
+    "polyak": ("tau",),
+    "rho": ("tau",),
+    "ent_coef": ("temperature", "entropy_coefficient"),
+    "ent_weight": ("temperature", "entropy_coefficient"),
+    "alpha": ("temperature",),
+    "init_alpha": ("initial_temperature",),
+    "vf_coef": ("value_coefficient",),
+    "clip_range": ("clip",),
+    "clip_coef": ("clip",),
+    "n_epochs": ("epochs",),
+    "update_epochs": ("epochs",),
+    "n_steps": ("rollout_steps", "n_step"),
+    "num_steps": ("rollout_steps", ".total_steps"),
+    "lam": ("gae_lambda",),
+    "lambda": ("gae_lambda",),
+    "bs": ("batch_size",),
+    "minibatch_size": ("batch_size",),
+    "utd": ("update_ratio",),
+    "utd_ratio": ("update_ratio",),
+    "gradient_steps": ("update_ratio",),
+    "train_freq": ("update_ratio",),
+    "start_steps": ("warmup_steps",),
+    "random_steps": ("warmup_steps",),
+    "policy_frequency": ("policy_delay",),
+    "policy_noise": ("target_noise",),
+    "noise_clip": ("target_noise_clip",),
+    "net_arch": ("network.hidden",),
+    "hidden_sizes": ("network.hidden",),
+    "layers": ("network.hidden",),
+    "buffer_size": (".buffer.capacity",),
+    "replay_size": (".buffer.capacity",),
+    "size": ("capacity",),
+    "total_timesteps": (".total_steps",),
+    "steps": (".total_steps",),
+    "timesteps": (".total_steps",),
+    "n_envs": (".num_envs",),
+    "n_seeds": (".num_runs",),
+    "env_id": (".env",),
+    "output_dir": (".run_dir",),
+    "logdir": (".run_dir",),
+    "eval_freq": (".eval.every",),
+    "n_eval_episodes": (".eval.episodes",),
+    "max_episode_steps": (".env.kwargs.max_episode_steps",),
+    "render_mode": (".env.kwargs.render_mode",),
+}
+"""What other libraries call an option: its name here in the same group, or, after a dot, its whole name."""
+
+
+def _elsewhere_called(name: str, words: Collection[str], dotted: Mapping[str, str]) -> str | None:
+    """Return what an option of another library is called here, where the chosen agent has that one."""
+    known = _CALLED.get(name.lower(), ())
+    here = (word for word in known if word.startswith(".") or word.partition(".")[0] in words)
+    return next(here, next((dotted[word] for word in known if word in dotted), None))
 
 
 def _refuse_unknown(
@@ -237,16 +299,21 @@ def _check_element(value: Any, metadata: Mapping[str, Any], key: str) -> None:
         raise RloptError(f"{key}: no such choice {_shown(value)}; {hint(str(value), [str(c) for c in choices])}")
 
 
+def _told(number: float) -> str:
+    """Return a number in a message: whole ones to the last digit."""
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
+
+
 def _check_range(value: float, metadata: Mapping[str, Any], key: str) -> None:
     low, high, above = (metadata.get(k) for k in ("low", "high", "above"))
-    if math.isnan(value):
-        raise RloptError(f"{key}: expected a number, got nan")
+    if not math.isfinite(value):
+        raise RloptError(f"{key}: expected a finite number, got {value:g}")
     if low is not None and value < low:
-        raise RloptError(f"{key}: must be at least {low:g}, got {value:g}")
+        raise RloptError(f"{key}: must be at least {_told(low)}, got {_told(value)}")
     if above is not None and value <= above:
-        raise RloptError(f"{key}: must be above {above:g}, got {value:g}")
+        raise RloptError(f"{key}: must be above {_told(above)}, got {_told(value)}")
     if high is not None and value > high:
-        raise RloptError(f"{key}: must be at most {high:g}, got {value:g}")
+        raise RloptError(f"{key}: must be at most {_told(high)}, got {_told(value)}")
 
 
 def _convert(value: Any, kind: Any, key: str) -> tuple[Any, bool]:
@@ -309,7 +376,7 @@ def _convert_scalar(value: Any, kind: Any) -> tuple[Any, bool]:
         return number, isinstance(number, int)
     if kind is str:
         # A run folder or name such as `7` reads as a number.
-        return str(value), isinstance(value, (str, int, Path))
+        return str(value), isinstance(value, (str, int, Path)) and value != ""
     if kind is Path:
         return Path(str(value)), isinstance(value, (str, Path))
     return value, isinstance(kind, type) and isinstance(value, kind)

@@ -166,7 +166,7 @@ def refuse_links(folder: Path, inside: Collection[str] | None = None) -> None:
                 refuse_links(Path(entry.path))
         elif not entry.is_file(follow_symlinks=False):
             what = f"a link (to {os.readlink(entry.path)})" if entry.is_symlink() else "no plain file"
-            raise RloptError(f"{entry.path} is {what}, and a run writes through none; remove it")
+            raise RloptError(f"{entry.path} is {what}, and a run writes through none; remove it or name another folder")
 
 
 def free_bytes(path: Path) -> int:

@@ -451,9 +451,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise RloptError(f"device={device!r} is no torch device; use auto, cpu, cuda or cuda:0") from e
     if found.type == "cuda" and not torch.cuda.is_available():
         raise RloptError(f"device={device} asks for a GPU, but torch sees none; use device=cpu or device=auto")
-    if found.type != "cpu":
-        try:
-            torch.zeros(1, device=found).item()
-        except Exception as e:  # backends that are not there raise whatever they like
-            raise RloptError(f"device={device} cannot be used on this machine; use auto, cpu, cuda or cuda:0") from e
+    if found.type == "cpu":
+        if found.index:
+            raise RloptError(f"device={device} is no device: there is one CPU; use device=cpu (and threads=N)")
+        return torch.device("cpu")
+    try:
+        torch.zeros(1, device=found).item()
+    except Exception as e:  # backends that are not there raise whatever they like
+        raise RloptError(f"device={device} cannot be used on this machine; use auto, cpu, cuda or cuda:0") from e
     return found

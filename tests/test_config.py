@@ -163,7 +163,7 @@ def test_defaults_are_plain_data() -> None:
     ratio=st.tuples(st.integers(1, 99), st.integers(1, 99)),
     temperature=st.one_of(st.just("auto"), st.floats(1e-3, 10)),
     hidden=st.lists(st.integers(1, 999)).map(tuple),
-    name=st.one_of(st.none(), st.text(max_size=9)),
+    name=st.one_of(st.none(), st.text(min_size=1, max_size=9)),
 )
 def test_to_dict_and_build_are_inverse_even_through_json(hidden: tuple[int, ...], **values: Any) -> None:
     built = Settings(net=Net(hidden=hidden), **values)

@@ -131,7 +131,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     done = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT, cwd=out)
     assert done.returncode == 0, done.stdout + done.stderr
-    return next(out.glob("rlopt-*.whl"))
+    return next(out.glob("rlopt_torch-*.whl"))
 
 
 def test_the_wheel_holds_rlopt_alone_with_its_configurations(wheel: Path) -> None:

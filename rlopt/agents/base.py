@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ from rlopt.policy import EvaluationMode, Policy
 from rlopt.random import derive_seed, generator_state, set_generator_state, torch_generator
 from rlopt.types import Act, Carry, Clock, EnvSpec, Obs, RloptError, Space, State, Update, option, resolve_device
 
+log = logging.getLogger(__name__)
+
+MANY_RUNS = 64
+"""Runs from which on it is said that they are being built."""
 X = TypeVar("X")
 C = TypeVar("C", bound="Agent")
 T = TypeVar("T", bound="Net | Optimiser | Guard | Clock | Tensor | torch.Generator | Agent")
@@ -61,9 +66,11 @@ class LearnerConfig(AgentConfig):
 class ReplayAgentConfig(LearnerConfig):
     """What every agent that learns from a replay buffer has; read by ``ReplayLoop``."""
 
-    batch_size: int = option(256, "transitions per update", low=1)
-    n_step: int = option(1, "length of the return window", low=1)
-    update_ratio: tuple[int, int] = option((1, 1), "updates per environment steps, as a pair of integers", low=1)
+    batch_size: int = option(256, "transitions per update", low=1, high=2**20)
+    n_step: int = option(1, "length of the return window", low=1, high=10_000)
+    update_ratio: tuple[int, int] = option(
+        (1, 1), "updates per environment steps, as a pair of integers", low=1, high=100_000
+    )
     warmup_steps: int = option(10_000, "environment steps with uniformly random actions", low=0)
     learning_starts: int | None = option(None, "environment steps before the first update (null: warmup_steps)", low=0)
     learning_rate: float = option(3e-4, "learning rate", above=0.0)
@@ -197,6 +204,8 @@ class Agent:
         """Of every run."""
         self.runs, self.precision = runs, precision
         self.device = resolve_device(device)
+        if runs >= MANY_RUNS:
+            log.info("agent=%s: building %d runs side by side", self.name, runs)
         self._persistent: dict[str, Net | Optimiser | Guard | Clock | Tensor | torch.Generator | Agent] = {}
         self.parent: Agent | None = None
         if parent is None:

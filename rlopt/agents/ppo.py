@@ -56,8 +56,8 @@ class PPOConfig(RolloutAgentConfig):
     """Options of PPO. The defaults are CleanRL's for MuJoCo, but for value clipping, which hurts (Andrychowicz et al.
     2021, arXiv 2006.05990), and a constant learning rate."""
 
-    epochs: int = option(10, "passes over a rollout", low=1)
-    batch_size: int = option(64, "transitions per minibatch (with a memory: of whole time lines)", low=1)
+    epochs: int = option(10, "passes over a rollout", low=1, high=10_000)
+    batch_size: int = option(64, "transitions per minibatch (with a memory: of whole time lines)", low=1, high=2**20)
     learning_rate: float = option(3e-4, "learning rate", above=0.0)
     lr_schedule: str = option("constant", "learning rate over time; linear falls to 0", choices=SCHEDULES)
     clip: float = option(0.2, "ε: how far the ratio of probabilities may move and still pay", above=0.0)

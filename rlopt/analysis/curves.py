@@ -34,7 +34,8 @@ class Curve:
         """
         if not len(self.steps):
             return None
-        nearest = int(np.argmin(np.abs(self.steps - step)))
+        inside = min(max(step, int(self.steps[0])), int(self.steps[-1]))  # int64, whatever was asked for
+        nearest = int(np.argmin(np.abs(self.steps - inside)))
         spacing = int(np.diff(self.steps).max()) if len(self.steps) > 1 else 0
         if abs(int(self.steps[nearest]) - step) > spacing / 2:
             return None

@@ -45,7 +45,7 @@ def draw_parameter_grid(
         figure = Figure(figsize=(3.3 * len(grids) + 0.9, 3.4), dpi=150, layout="constrained")
         _maps(figure, {k: g.min(tuple(range(2, g.ndim))) for k, g in grids.items()}, names, axes, nominal)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, parse_math=False)
     save_figure(figure, out)
 
 
@@ -78,7 +78,7 @@ def _maps(
         place.plot(x[j], y[i], "x", color="#D55E00", markersize=9, markeredgewidth=2)
         if nominal is not None and all(a[0] <= nominal[n] <= a[-1] for n, a in zip(names[:2], axes, strict=False)):
             place.plot(nominal[names[1]], nominal[names[0]], "o", color="white", fillstyle="none", markersize=8)
-        place.set_title(f"{label}\nworst {grid.min():.0f}, mean {grid.mean():.0f}", fontsize=9)
+        place.set_title(f"{label}\nworst {grid.min():.0f}, mean {grid.mean():.0f}", fontsize=9, parse_math=False)
         place.set_xlabel(names[1])
     places[0].set_ylabel(names[0])
     label = "mean return" if len(names) == 2 else "worst mean return"

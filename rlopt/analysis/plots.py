@@ -78,11 +78,11 @@ def draw_runs(
     Raises:
         RloptError: a folder is no run folder, or none has an evaluation.
     """
-    found = curves(_load_all(paths))
-    if not found:
+    runs = _load_all(paths)
+    if not any(run.evaluations for run in runs):
         raise RloptError("none of these runs has an evaluation yet; train them further, then plot them")
     panels: dict[str, list[Curve]] = {}
-    for curve in found:
+    for curve in curves(runs):
         panels.setdefault(curve.env_id, []).append(curve)
     draw_panels(panels, out, title)
     rows = []
@@ -120,7 +120,7 @@ def draw_panels(panels: Mapping[str, Sequence[Curve]], out: str | Path, title: s
             axes.set_ylabel("evaluation return")
         drawn.append(axes)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, parse_math=False)
     _finish(figure, drawn, _NOTE, out)
 
 
@@ -197,7 +197,7 @@ def _line(axes: Axes, steps: NDArray[np.int64], band: Array, colour: str, label:
 
 
 def _dress(axes: Axes, title: str, end: int) -> None:
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_xlim(0, max(end, 1))
     _fit_height(axes, end)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
@@ -248,6 +248,8 @@ def _finish(figure: Figure, drawn: Sequence[Axes], note: str | None, out: str | 
     if note:
         legend.set_title(note, prop=FontProperties(size=7.5))
         legend.get_title().set_color("#555555")
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold dollars
     for line in legend.get_lines():
         line.set_alpha(1.0)
     save_figure(figure, out)

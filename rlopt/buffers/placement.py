@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlopt.allocation import free_memory
 from rlopt.types import RloptError
 
 
@@ -88,38 +89,6 @@ WAYS_OUT = (
     "lower buffer.capacity, keep images as uint8 and stacked ones as single frames (buffer.frame_stack), or put it on "
     "another device (buffer.device=disk)"
 )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Return the bytes free on ``device``; None where that cannot be told."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    found = [free for free in (_available(), _left_to_group()) if free is not None]
-    return min(found, default=None)
-
-
-def _available() -> int | None:
-    try:
-        with open("/proc/meminfo") as f:
-            for line in f:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
-def _left_to_group(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return what a container's limit leaves; the file cache that it can give up does not count as used."""
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        if limit == "max":
-            return None
-        used = int((root / "memory.current").read_text())
-        cache = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-        return max(0, int(limit) - used + int(cache.get("inactive_file", 0)))
-    except (OSError, ValueError):
-        return None
 
 
 def _reserve(handle: int, size: int) -> None:

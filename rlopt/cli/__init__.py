@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
@@ -80,11 +81,16 @@ def _run(argv: list[str]) -> int:
         from rlopt.cli.arguments import parse_arguments
 
         arguments = parse_arguments(argv)
+    except SystemExit as stop:  # after help and after a mistake
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    try:
         command = importlib.import_module(arguments.module)
         with _noted_interrupts():
             return int(command.run(arguments))
-    except SystemExit as stop:  # argparse ends this way after help and after a mistake
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except SystemExit as stop:  # code of the user's: what was asked for has not been done
+        frame = traceback.extract_tb(stop.__traceback__)[-1]
+        print(f"error: {frame.filename}, line {frame.lineno}, ended rlopt: {frame.line}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # before a run begins or after it has been saved; in between the trainer answers it
         print("interrupted", file=sys.stderr)
         return 130

@@ -52,6 +52,8 @@ as in `rlopt list envs cheetah`.
 
 TRUST = "import what a run or policy from elsewhere names; your own runs need no such word"
 
+MOST = 10**15
+"""The largest number of steps, episodes or points that is taken for one."""
 KINDS = ("agents", "buffers", "envs", "experiments", "networks")
 
 
@@ -136,9 +138,7 @@ def evaluate_parser() -> Parser:
         metavar="NAME=LOW:HIGH",
         help="over a grid of simulator parameters: worst case and mean (default: the run's agent.box)",
     )
-    parser.add_argument(
-        "--points", type=_at_least_one, default=10, metavar="N", help="grid points per parameter (default: 10)"
-    )
+    parser.add_argument("--points", type=_at_least_one, metavar="N", help="grid points per parameter (default: 10)")
     parser.add_argument("--picture", metavar="FILE.png", help="draw the returns over the grid")
     parser.add_argument("--json", metavar="FILE.json", help="write the result (-: to the terminal)")
     return parser
@@ -208,5 +208,7 @@ def _at_least_one(text: str) -> int:
 def _steps(text: str) -> int:
     with contextlib.suppress(ValueError):
         if (number := float(text)).is_integer():
+            if abs(number) > MOST:
+                raise argparse.ArgumentTypeError(f"must be at most {MOST:,}, got {text}")
             return int(number)
     raise argparse.ArgumentTypeError(f"expected a whole number, got {text}")

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rlopt.cli.grid import evaluate_over_grid
+from rlopt.cli.log import log_shown
 from rlopt.files import replace_file
+from rlopt.loops.configuration import MOST_EPISODES
 from rlopt.policy import run_policies
 from rlopt.registry import load_extensions
 from rlopt.training.evaluate import Evaluation, describe, evaluate_path
@@ -22,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Of a folder of several runs each is evaluated; the film is the first one's, and ``--json`` writes a list.
     """
+    _refuse_misfits(arguments)
     load_extensions()
     out = sys.stderr if arguments.json == "-" else sys.stdout  # which is then JSON and nothing else
     if arguments.grid is not None:
@@ -44,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     several = range(len(run_policies(arguments.path)))
     evaluations: list[Evaluation] = []
     for run in several or [None]:
-        evaluations.append(evaluate(video=None if run else arguments.video, run=run))
+        with log_shown(partial(print, file=sys.stderr)):
+            evaluations.append(evaluate(video=None if run else arguments.video, run=run))
         name = "" if run is None else f"run{run}  seed {evaluations[-1].seed}  "
         print(f"{name}{describe(evaluations[-1])}", file=out, flush=True)
     if not several:
@@ -56,11 +60,32 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_misfits(arguments: argparse.Namespace) -> None:
+    """Refuse options that would be ignored, and files without a name."""
+    of_grid = {"--points": arguments.points, "--picture": arguments.picture}
+    of_episodes = {
+        "--video": arguments.video, "--mode": arguments.mode != "agent" or None, "--epsilon": arguments.epsilon,
+        "--max-steps": arguments.max_steps,
+    }  # fmt: skip
+    for name, value in (of_grid if arguments.grid is None else of_episodes).items():
+        if value is not None:
+            if arguments.grid is None:
+                raise RloptError(f"{name} belongs to --grid; add --grid NAME=LOW:HIGH, or leave it out")
+            raise RloptError(f"{name} is for single episodes, not for --grid; leave it out")
+    for name in ("json", "picture", "video", "env"):
+        if getattr(arguments, name) == "":
+            raise RloptError(f"--{name} '': give a name, or leave it out")
+    if arguments.json not in (None, "-") and Path(arguments.json).is_dir():
+        raise RloptError(f"--json {arguments.json} is a folder; name a file")
+    if arguments.episodes is not None and arguments.episodes > MOST_EPISODES:
+        raise RloptError(f"--episodes {arguments.episodes}: must be at most {MOST_EPISODES:,}")
+
+
 def _write(found: Any, where: str | None) -> None:
     text = json.dumps(found, indent=1)
     if where == "-":
         print(text)
-    elif where:
+    elif where is not None:
         path = Path(where)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ def evaluate_over_grid(arguments: argparse.Namespace) -> tuple[str, dict[str, An
         raise RloptError(f"--grid cannot run wrappers, and {path} was trained with some")
     candidates = [resolve_backend(env.id, backend, kwargs=env.kwargs) for backend in (env.backend, "auto")]
     backend = next((name for name in candidates if find_backend(name).has_parameters), "torch")
-    bounds = dict(map(_bounds, arguments.grid)) or _box(path)
+    bounds = _bounds_of(arguments.grid) or _box(path)
     found = evaluate_grid(
         policy,
         env.id,
         bounds,
-        count=arguments.points,
+        count=arguments.points or 10,
         episodes=arguments.episodes or 10,
         seed=int(settings.get("seed", 0)) if arguments.seed is None else arguments.seed,
         backend=backend,
@@ -40,19 +41,28 @@ def evaluate_over_grid(arguments: argparse.Namespace) -> tuple[str, dict[str, An
     )
     if arguments.picture:
         axes = {name: np.linspace(*ends, found.count) for name, ends in bounds.items()}
-        draw_parameter_grid({env.id: found.means}, axes, arguments.picture)
+        try:
+            draw_parameter_grid({env.id: found.means}, axes, arguments.picture)
+        except OSError as error:
+            raise RloptError(f"--picture {arguments.picture} cannot be written: {error}") from error
     return _told(found), _as_json(found)
 
 
-def _bounds(text: str) -> tuple[str, tuple[float, float]]:
-    name, _, ends = text.partition("=")
-    try:
-        low, high = map(float, ends.split(":"))
-    except ValueError:
-        low = high = math.nan
-    if not (name and low < high):
-        raise RloptError(f"--grid {text}: give parameters as NAME=LOW:HIGH, such as m=0.5:1.5")
-    return name, (low, high)
+def _bounds_of(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Return the range of each parameter of ``--grid``."""
+    found: dict[str, tuple[float, float]] = {}
+    for text in texts:
+        name, _, ends = text.partition("=")
+        try:
+            low, high = map(float, ends.split(":"))
+        except ValueError:
+            low = high = math.nan
+        if not (name and low < high and math.isfinite(high - low)):
+            raise RloptError(f"--grid {text}: give parameters as NAME=LOW:HIGH, such as m=0.5:1.5")
+        if name in found:
+            raise RloptError(f"--grid {text}: {name} is given twice; give one range of each parameter")
+        found[name] = low, high
+    return found
 
 
 def _box(path: Path) -> dict[str, tuple[float, float]]:

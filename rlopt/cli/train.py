@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
 import os
 import shlex
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +17,7 @@ import yaml
 import rlopt
 from rlopt.cli import raise_if_interrupted
 from rlopt.cli.compose import compose, resume_request, split
+from rlopt.cli.log import log_shown
 from rlopt.cli.options import print_options
 from rlopt.config import to_dict
 from rlopt.loops.configuration import TrainConfig, schedule_end
@@ -49,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(yaml.safe_dump(to_dict(resolve_config(config)), sort_keys=False, allow_unicode=True), end="")
         return 0
     display = Display(config.total_steps)
-    with _told(display):
+    with log_shown(display.message):
         try:
             if request is None:
                 trainer = begin(config, display=display)
@@ -76,40 +74,6 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             trainer.close()
     return _ended(result, config)
-
-
-_SHOWN = (
-    "buffers.replay",
-    "loops.base",
-    "loops.replay",
-    "loops.solver",
-    "fast.fused_sac",
-    "envs.atari.env",
-    "envs.warp",
-)
-
-
-@contextlib.contextmanager
-def _told(display: Display) -> Iterator[None]:
-    """Show what is logged before long work: a game's protocol, the planned size of the replay buffer, why updates are
-    not captured, and what is compiled, which is known at the first update only."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            display.message(record.getMessage())
-
-    handler = Handler(logging.INFO)
-    loggers = [logging.getLogger(f"rlopt.{name}") for name in _SHOWN]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-            logger.removeHandler(handler)
 
 
 def _ended(result: Result, config: TrainConfig) -> int:

@@ -20,6 +20,7 @@ from rlopt.envs.base import rows_of
 from rlopt.envs.native.physics import pool_size
 from rlopt.random import derive_seed
 from rlopt.types import Obs, RloptError
+from rlopt.version import install
 
 if TYPE_CHECKING:
     from rlopt.envs.factory import EnvRequest
@@ -114,7 +115,7 @@ def build(request: EnvRequest) -> EnvPoolVectorEnv:
     try:
         import envpool
     except ImportError as e:
-        raise RloptError('backend=envpool needs the package envpool; pip install "rlopt[envpool]"') from e
+        raise RloptError(f"backend=envpool needs the package envpool; {install('envpool')}") from e
     if request.factory.wrappers:
         raise RloptError("env.wrappers wrap single environments; backend=envpool has none: use backend=sync")
     if request.factory.facts:

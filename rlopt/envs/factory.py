@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
+import sys
 import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +25,7 @@ from rlopt.config import call_options, nearest
 from rlopt.envs.teams.names import pettingzoo_spec, team_spec
 from rlopt.envs.torch_env import class_spec
 from rlopt.types import RloptError
+from rlopt.version import install
 
 Env = gymnasium.Env[Any, Any]
 Wrapper = str | Mapping[str, Any] | Callable[[Env], Env]
@@ -39,13 +43,14 @@ _ELSEWHERE = {
     "shimmy": ("dm_control/", "bsuite/"),
 }
 """Well-known packages, and how the names begin that they register with Gymnasium once they are imported."""
+_GRAPHICS = re.compile(r"[/\\\\](OpenGL|mujoco[/\\\\](egl|glfw|osmesa|rendering|gl_context))\b")
 _NORMALIZING = {"NormalizeObservation": "normalize_obs", "NormalizeReward": "normalize_reward"}
 """Wrappers with statistics of their own, and the option of ``env`` that does what they do."""
 
 
 def _missing(module: str, needed_by: str) -> RloptError:
     package = module.partition(".")[0]
-    advice = f'pip install "rlopt[{_EXTRAS[package]}]"' if package in _EXTRAS else f"pip install {package}"
+    advice = install(_EXTRAS[package]) if package in _EXTRAS else f"pip install {package}"
     return RloptError(f"{needed_by} needs the package {module}, which is not installed; {advice}")
 
 
@@ -63,7 +68,7 @@ def _import(module: str, needed_by: str) -> ModuleType:
     except ImportError:
         raise
     except (Exception, SystemExit) as e:
-        raise RloptError(f"{needed_by}: importing {module} fails: {_said(e)}") from e
+        raise RloptError(f"{needed_by}: importing {module} fails: {said(e)}") from e
 
 
 def find_spec(env_id: str) -> GymSpec:
@@ -83,7 +88,7 @@ def find_spec(env_id: str) -> GymSpec:
         except ModuleNotFoundError as e:
             raise RloptError(f"env={env_id}: no module named {e.name}; install it or put it on PYTHONPATH") from e
         except ImportError as e:
-            raise RloptError(f"env={env_id}: importing {module} fails: {_said(e)}") from e
+            raise RloptError(f"env={env_id}: importing {module} fails: {said(e)}") from e
         if (own := class_spec(env_id)) is not None:
             return own
     try:
@@ -176,24 +181,43 @@ def wrap(env: Env, wrapper: Wrapper) -> Env:
     label = wrapper if isinstance(wrapper, str) else getattr(build, "__name__", repr(build))
     try:
         wrapped = build(env, **kwargs)
-    except Exception as e:
-        raise RloptError(f"env.wrappers: {label} refuses this environment: {_said(e)}") from e
+    except (Exception, SystemExit) as e:
+        raise RloptError(f"env.wrappers: {label} refuses this environment: {said(e)}") from e
     if not isinstance(wrapped, gymnasium.Env):
         raise RloptError(f"env.wrappers: {label} returned {type(wrapped).__name__}, not a gymnasium.Env")
     return wrapped
 
 
-def _said(error: BaseException) -> str:
-    """Return the first line of what an error says; of one that says nothing, where it was raised."""
+def said(error: BaseException) -> str:
+    """Return the first line of what an error says; of one that says nothing, where it was raised; of one from a
+    graphics library that the user chose, that it cannot be used."""
     text = str(error).strip().splitlines()
+    chosen = os.environ.get("MUJOCO_GL")
+    if chosen and any(_GRAPHICS.search(frame.filename) for frame in traceback.extract_tb(error.__traceback__)):
+        what = text[0] if text else type(error).__name__
+        return f"MUJOCO_GL={chosen} cannot be used here ({what}); unset it, or install libegl1 or libosmesa6"
     if text and not isinstance(error, SystemExit | LookupError):
         return text[0]
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} in {frame.filename}, line {frame.lineno}: {frame.line}"
 
 
+def _versions(spec: GymSpec) -> str:
+    """Return which versions of a well-known package and of MuJoCo have met, where an environment of it fails."""
+    package = spec.entry_point.partition(".")[0] if isinstance(spec.entry_point, str) else ""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        if package in _ELSEWHERE:
+            name = package.replace("_", "-")
+            told = f"{name} {metadata.version(name)} with mujoco {metadata.version('mujoco')}"
+            return f" ({told}, which may not go together: try another version of {name})"
+    return ""
+
+
 def _refuse_words(spec: GymSpec, kwargs: Mapping[str, Any]) -> None:
     """Refuse text where an environment's keyword is a number by default: many would fail only when they use it."""
+    skip = kwargs.get("frame_skip", 1)
+    if isinstance(skip, int | float) and (skip < 1 or skip != int(skip)):
+        raise RloptError(f"env={spec.id}: env.kwargs.frame_skip: expected a whole number of at least 1, got {skip}")
     if not any(isinstance(value, str) for value in kwargs.values()):
         return
     entry = spec.entry_point
@@ -208,6 +232,26 @@ def _refuse_words(spec: GymSpec, kwargs: Mapping[str, Any]) -> None:
         words = isinstance(value, str) and str not in (kind, *typing.get_args(kind))
         if words and isinstance(default, int | float) and not isinstance(default, bool):
             raise RloptError(f"env={spec.id}: env.kwargs.{key}: expected a number, got {value!r}")
+
+
+def _refuse_render_mode(spec: GymSpec, mode: Any) -> None:
+    """Refuse a way of drawing that the environment lacks, which Gymnasium only warns of."""
+    try:
+        creator: Any = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        own = list(creator.metadata["render_modes"])
+    except Exception:  # it does not say; making it tells what is missing
+        return
+    human = ["human"] if {"rgb_array", "rgb_array_list"} & set(own) else []
+    if mode not in (known := [*own, *human, *(f"{each}_list" for each in own)]):
+        near = nearest(str(mode), known)
+        advice = f"did you mean {near}?" if near else f"choose from {', '.join(dict.fromkeys([*own, *human]))}"
+        raise RloptError(f"env={spec.id} has no render_mode={mode!r}; {advice}")
+
+
+def prepare_graphics() -> None:
+    """Let MuJoCo draw by EGL where there is no screen to draw on, unless the user has chosen (``MUJOCO_GL``)."""
+    if sys.platform == "linux" and not {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        os.environ["MUJOCO_GL"] = "egl"
 
 
 def _refuse_statistics(env: Env, name: str) -> None:
@@ -249,6 +293,9 @@ class EnvFactory:
             RloptError: a missing package, a wrong keyword, or an environment that fails while it is built.
         """
         _refuse_words(self.spec, self.kwargs)
+        if self.kwargs.get("render_mode") is not None:
+            _refuse_render_mode(self.spec, self.kwargs["render_mode"])
+            prepare_graphics()
         bare = deepcopy(self.spec)
         bare.order_enforce, bare.disable_env_checker = False, True
         name = f"env={self.spec.id}"
@@ -260,16 +307,16 @@ class EnvFactory:
             )
             if module:
                 raise _missing(module, name) from e
-            raise RloptError(f"{name} needs a package that is not installed: {_said(e)}") from e
+            raise RloptError(f"{name} needs a package that is not installed: {said(e)}") from e
         except ModuleNotFoundError as e:
             raise _missing(e.name or "?", name) from e
         except gymnasium.error.Error as e:
-            raise RloptError(f"{name} cannot be built: {_said(e)}") from e
+            raise RloptError(f"{name} cannot be built: {said(e)}") from e
         except MemoryError as e:
             raise RloptError(f"{name} does not fit in memory with env.kwargs={dict(self.kwargs)}") from e
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             given = f" with env.kwargs={dict(self.kwargs)}" if self.kwargs else ""
-            raise RloptError(f"{name} cannot be built{given}: {_said(e)}") from e
+            raise RloptError(f"{name} cannot be built{given}: {said(e)}{_versions(self.spec)}") from e
         for wrapper in self.wrappers:
             env = wrap(env, wrapper)
         _refuse_statistics(env, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,12 @@ from rlopt.envs.vector import VectorEnv
 from rlopt.envs.workers import AsyncVectorEnv
 from rlopt.types import RloptError, resolve_device
 
+log = logging.getLogger(__name__)
+
+MANY = 1_000
+"""Environments from which on it is said that they are being built."""
+MOST_ENVS = 1_000_000
+"""More are a slip of the finger, and building them would take for ever."""
 TIMEOUT = 60.0
 """Seconds that one step of a worker may take, if nothing else is said."""
 
@@ -206,9 +213,12 @@ def make_env(
         RloptError: an unknown id, backend or wrapper (with the nearest right name), a missing extra, a wrong
             keyword, or a space that rlopt has no tensor for.
     """
-    if num_envs < 1:
-        raise RloptError(f"num_envs={num_envs} must be at least 1")
+    if not 1 <= num_envs <= MOST_ENVS:
+        limit = "at least 1" if num_envs < 1 else f"at most {MOST_ENVS:,}"
+        raise RloptError(f"num_envs={num_envs} must be {limit}")
     chosen = resolve_backend(id, backend, kwargs=kwargs, wrappers=wrappers, facts=facts)
+    if num_envs >= MANY and not find_backend(chosen).batched:
+        log.info("%s: building %s environments, one by one", id, f"{num_envs:,}")
     factory = EnvFactory(find_spec(id), dict(kwargs or {}), tuple(wrappers), tuple(facts))
     home, found = resolve_device(device), find_backend(chosen)
     if protocol is not None and not found.protocols:

@@ -33,6 +33,7 @@ from rlopt.envs.streams import RowStreams
 from rlopt.envs.torch_env import Outcome, TorchEnv
 from rlopt.envs.warp_tasks import TASKS, WarpTask
 from rlopt.types import Obs, RloptError, State
+from rlopt.version import install
 
 if TYPE_CHECKING:
     from rlopt.envs.factory import EnvRequest
@@ -231,9 +232,7 @@ def build(request: EnvRequest) -> WarpEnv:
     try:
         import mujoco_warp  # noqa: F401
     except ImportError as e:
-        raise RloptError(
-            f'env={request.id} on env.backend=warp needs the package mujoco-warp; pip install "rlopt[gpu]"'
-        ) from e
+        raise RloptError(f"env={request.id} on env.backend=warp needs the package mujoco-warp; {install('gpu')}") from e
     env = request.factory()
     try:
         limit = env.spec.max_episode_steps if env.spec else None

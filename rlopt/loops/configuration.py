@@ -17,7 +17,7 @@ from rlopt.buffers.samplers.sequence import SequenceConfig
 from rlopt.config import build, call_options, checked, join, option_names, over, refuse, with_arguments
 from rlopt.envs.atari import PROTOCOLS
 from rlopt.envs.factory import find_spec
-from rlopt.envs.make import TIMEOUT
+from rlopt.envs.make import MOST_ENVS, TIMEOUT
 from rlopt.nn import PRECISIONS
 from rlopt.registry import agent_names, agent_presets, get_agent, get_sampler, sampler_names
 from rlopt.types import RloptError, option
@@ -25,6 +25,8 @@ from rlopt.types import RloptError, option
 Wrapper = str | dict[str, Any]
 
 
+MOST_RUNS, MOST_EPISODES = 1_024, 1_000_000
+"""More are a slip of the finger, and would take for ever."""
 EVALUATION = ("kwargs", "wrappers", "facts")
 """What may differ between the environments of training and of evaluation."""
 
@@ -76,7 +78,7 @@ class BufferConfig(SequenceConfig):
     """The replay buffer; the sampler's own options stand beside these."""
 
     name: str = option("uniform", "a registered sampler")
-    capacity: int = option(1_000_000, "transitions kept", low=1)
+    capacity: int = option(1_000_000, "transitions kept", low=1, high=10**12)
     device: str = option("auto", "where the data lies: auto (the agent's device), cpu, cuda, disk (a mapped file)")
     folder: str | None = option(
         None, "where device=disk makes its file (null: the current directory)", needs={"device": ("disk",)}
@@ -115,7 +117,7 @@ class EvalConfig:
     """Evaluation on separate environments with their own seeds."""
 
     every: int | None = option(5_000, "steps between evaluations (null: at the end only)", low=1)
-    episodes: int = option(10, "episodes per evaluation", low=1)
+    episodes: int = option(10, "episodes per evaluation", low=1, high=MOST_EPISODES)
     max_steps: int | None = option(
         None, "steps after which an episode is cut off (null: the environment's limit, or 27000 if it has none)", low=1
     )
@@ -151,9 +153,11 @@ class TrainConfig:
     """A training run. ``agent`` is of the class that the named agent declares, ``buffer`` of ``buffer_class``."""
 
     seed: int = option(0, "every random stream derives from it", low=0)
-    total_steps: int = option(1_000_000, "environment steps (or a solver's iterations), reached exactly", low=1)
-    num_envs: int = option(1, "environments stepped together", low=1)
-    num_runs: int = option(1, "runs trained side by side, with the seeds seed, seed + 1 …", low=1)
+    total_steps: int = option(
+        1_000_000, "environment steps (or a solver's iterations), reached exactly", low=1, high=10**15
+    )
+    num_envs: int = option(1, "environments stepped together", low=1, high=MOST_ENVS)
+    num_runs: int = option(1, "runs trained side by side, with the seeds seed, seed + 1 …", low=1, high=MOST_RUNS)
     overlap: bool = option(False, "step the environments in a thread of their own while the agent learns")
     device: str = option("auto", "auto (the GPU where there is one), cpu, cuda, cuda:1 …")
     precision: str = option("float32", "of the products between hidden layers in an update", choices=tuple(PRECISIONS))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from rlopt.envs import Normalizer, VectorEnv, make_env
-from rlopt.envs.factory import Env, EnvFactory, find_spec
+from rlopt.envs.factory import Env, EnvFactory, find_spec, said
 from rlopt.envs.make import find_backend, resolve_backend, stepping_device
-from rlopt.loops.configuration import TrainConfig
+from rlopt.loops.configuration import EnvConfig, TrainConfig
 from rlopt.loops.evaluation import Evaluator
 from rlopt.types import RloptError
 
@@ -18,6 +18,8 @@ def environment(
     """Return ``num_envs`` copies of the configured environment, with seeds from the random stream ``stream``; for
     ``evaluation`` as ``env.evaluation`` changes it."""
     e = config.env.for_evaluation() if evaluation else config.env
+    if e.kwargs:
+        _try_arguments(e)
     return make_env(
         e.id,
         num_envs,
@@ -33,6 +35,28 @@ def environment(
         evaluation=evaluation,
         protocol=e.protocol,
     )
+
+
+def _try_arguments(env: EnvConfig) -> None:
+    """Take a step with the environment's arguments: those of a wrong type or value are often met only then.
+
+    Raises:
+        RloptError: that fails.
+    """
+    backend = resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts)
+    if backend == "async":
+        backend = "sync"  # no need of a worker
+    trial = make_env(env.id, 1, backend=backend, kwargs=env.kwargs, wrappers=env.wrappers, stream="trial")
+    try:
+        trial.reset()
+        trial.spec.action_space.seed(0)
+        trial.step(torch.as_tensor(trial.spec.action_space.sample())[None])
+    except RloptError:
+        raise
+    except Exception as e:
+        raise RloptError(f"env={env.id} does not run with env.kwargs={env.kwargs}: {said(e)}") from e
+    finally:
+        trial.close()
 
 
 def evaluator(config: TrainConfig, device: torch.device) -> Evaluator:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from time import monotonic
 
 import torch
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 MAX_SLOTS = 64
 """Episodes of one policy that an ``Evaluator`` runs side by side; more run in waves."""
+PATIENCE = 10.0
+"""Seconds after which it is told how far an evaluation is."""
 MAX_LOST = 10
 """Times that one slot may lose its worker before the evaluation is given up."""
 NO_LIMIT = 27_000
@@ -75,7 +78,13 @@ def _waves(
     each = env.num_envs // len(policies)
     waves = [range(first, min(first + each, episodes)) for first in range(0, episodes, each)]
     players = [Player(policy, seed, mode) for policy, seed in zip(policies, seeds, strict=True)]
-    done = [e for wave in waves for e in _wave(players, env, wave, seeds, max_steps)]
+    done: list[Episode] = []
+    told = monotonic()
+    for wave in waves:
+        done += _wave(players, env, wave, seeds, max_steps)
+        if wave.stop < episodes and monotonic() - told >= PATIENCE:
+            told = monotonic()
+            log.info("evaluating: %s of %s episodes", f"{wave.stop:,}", f"{episodes:,}")
     return sorted(done, key=lambda e: e.run)
 
 

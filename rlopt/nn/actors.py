@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlopt.config import build
-from rlopt.nn.boxes import bounded_box, bounds, scale
+from rlopt.nn.boxes import agents_for, bounded_box, bounds, scale
 from rlopt.nn.distributions import (
     IMPOSSIBLE,
     LOG_STD_MAX,
@@ -261,7 +261,10 @@ class GaussianActor(NetworkActor):
 
     def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
         if not isinstance(action_space, spaces.Box):
-            raise RloptError(f"a Gaussian policy acts in Box action spaces, not in {one_line(action_space)}")
+            raise RloptError(
+                f"a Gaussian policy acts in Box action spaces, not in {one_line(action_space)}; "
+                f"{agents_for(action_space)}"
+            )
         super().__init__(observation_space, math.prod(action_space.shape), options)
         self.action_features, self.action_shape = math.prod(action_space.shape), action_space.shape
         self.log_std = nn.Parameter(torch.full((self.action_features,), float(self.own["log_std"])))
@@ -327,9 +330,9 @@ class CategoricalActor(DiscreteActor):
 
     def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
         if not isinstance(action_space, spaces.Discrete):
-            fix = "use agent=sac" if isinstance(action_space, spaces.Box) else "choose another agent"
             raise RloptError(
-                f"a categorical policy acts in Discrete action spaces, not in {one_line(action_space)}; {fix}"
+                f"a categorical policy acts in Discrete action spaces, not in {one_line(action_space)}; "
+                f"{agents_for(action_space)}"
             )
         super().__init__(observation_space, int(action_space.n), options)
         self.start = int(action_space.start)
@@ -368,7 +371,8 @@ class MultiCategoricalActor(DiscreteActor):
     def __init__(self, observation_space: Space, action_space: Space, options: Options) -> None:
         if not isinstance(action_space, spaces.MultiDiscrete | spaces.MultiBinary):
             raise RloptError(
-                f"this policy acts in MultiDiscrete and MultiBinary spaces, not in {one_line(action_space)}"
+                f"this policy acts in MultiDiscrete and MultiBinary spaces, not in {one_line(action_space)}; "
+                f"{agents_for(action_space)}"
             )
         shape = shape_of(action_space)
         nvec = getattr(action_space, "nvec", np.full(shape, 2))

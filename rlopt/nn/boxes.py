@@ -12,11 +12,21 @@ from rlopt.types import RloptError, Space, one_line
 Array = np.ndarray[Any, Any]
 
 
+def agents_for(space: Space) -> str:
+    """Return the end of an error line: who acts in an action space."""
+    if isinstance(space, spaces.Box):
+        return "use agent=sac, td3 or ppo" if np.isfinite(bounds(space)).all() else "use agent=ppo"
+    if isinstance(space, spaces.Discrete):
+        return "use agent=sac_discrete or ppo"
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        return "use agent=ppo"
+    return "no agent acts there; translate it by a wrapper (env.wrappers=[module:Wrapper])"
+
+
 def bounded_box(space: Space) -> spaces.Box:
     """Return the action space as a bounded Box, or one clear line."""
     if not isinstance(space, spaces.Box):
-        hint = "use agent=sac_discrete" if isinstance(space, spaces.Discrete) else "choose another agent"
-        raise RloptError(f"this agent acts in Box action spaces, not in {one_line(space)}; {hint}")
+        raise RloptError(f"this agent acts in Box action spaces, not in {one_line(space)}; {agents_for(space)}")
     if not np.isfinite(bounds(space)).all():
         raise RloptError(
             f"this agent needs finite bounds on every action, not {one_line(space)}; set them in the environment, "

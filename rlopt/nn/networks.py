@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlopt.allocation import refuse_unless_free
 from rlopt.types import option
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What ``precision=`` may say, and the type of the products between hidden layers."""
 
 _hidden_dtype: ContextVar[torch.dtype] = ContextVar("hidden_dtype", default=torch.float32)
+
+log = logging.getLogger(__name__)
+
+LARGE = 50_000_000
+"""Weights from which on it is said that they are being made."""
 
 
 @contextmanager
@@ -153,9 +160,15 @@ class _Perceptron(nn.Module):
     norms: nn.ModuleList | None
 
     def __init__(
-        self, sizes: tuple[int, ...], config: NetworkConfig, gain: float, linear: Any, norm: Callable[[int], nn.Module]
-    ) -> None:
+        self, sizes: tuple[int, ...], config: NetworkConfig, gain: float, linear: Any, norm: Callable[[int], nn.Module],
+        members: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
+        weights = members * sum(a * b for a, b in pairwise(sizes))
+        # Weights, their gradient and what an optimiser keeps of each.
+        refuse_unless_free(16 * weights, f"a network of {weights:,} weights", "make agent.network.hidden smaller")
+        if weights > LARGE:
+            log.info("building a network of %s weights", f"{weights:,}")
         self.layers = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(norm(width) for width in sizes[1:-1]) if config.norm == "layer" else None
         self.activation = ACTIVATIONS[config.activation]
@@ -190,7 +203,7 @@ class EnsembleMLP(_Perceptron):
         self, ensemble: int, in_features: int, out_features: int, config: NetworkConfig, gain: float = 1.0
     ) -> None:
         linear, norm = partial(EnsembleLinear, ensemble), partial(EnsembleLayerNorm, ensemble)
-        super().__init__((in_features, *config.widths, out_features), config, gain, linear, norm)
+        super().__init__((in_features, *config.widths, out_features), config, gain, linear, norm, ensemble)
         self.ensemble = ensemble
 
     def forward(self, x: Tensor) -> Tensor:

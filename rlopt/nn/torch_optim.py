@@ -28,6 +28,7 @@ from rlopt.nn.module import Net
 from rlopt.nn.networks import EnsembleLayerNorm, EnsembleLinear
 from rlopt.nn.optim import Optimiser, OptimiserConfig
 from rlopt.types import RloptError, State
+from rlopt.version import install
 
 PACKAGES = {"torch": "torch.optim", "pytorch_optimizer": "pytorch_optimizer"}
 """What may stand before the colon, and the module whose classes may stand behind it."""
@@ -154,7 +155,7 @@ def _find(name: str) -> type[torch.optim.Optimizer]:
     try:
         module = importlib.import_module(PACKAGES[package])
     except ImportError as e:
-        raise RloptError(f'agent.optimiser.name={name} needs pytorch-optimizer; pip install "rlopt[optim]"') from e
+        raise RloptError(f"agent.optimiser.name={name} needs pytorch-optimizer; {install('optim')}") from e
     base = torch.optim.Optimizer
     classes = {n: c for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, base) and c is not base}
     if wanted not in classes:

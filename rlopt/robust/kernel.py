@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlopt.buffers.placement import free_memory
+from rlopt.allocation import free_memory
 from rlopt.types import RloptError
 
 TOLERANCE = 1e-6

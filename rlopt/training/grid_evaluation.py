@@ -11,6 +11,7 @@ import numpy as np
 
 from rlopt.envs import make_env
 from rlopt.envs.make import resolve_backend, stepping_device
+from rlopt.loops.configuration import MOST_EPISODES
 from rlopt.loops.evaluation import check_spaces
 from rlopt.loops.parameter_box import MAX_ROWS, Array, Bounds, ParameterBox, Simulator, parametric
 from rlopt.policy import Policy
@@ -18,7 +19,7 @@ from rlopt.random import derive_seed
 from rlopt.runs.csv_table import CsvTable
 from rlopt.training.result import Result
 from rlopt.training.trainer import Callback, Trainer
-from rlopt.types import Episode
+from rlopt.types import Episode, RloptError
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ def evaluate_grid(
         RloptError: an environment without these parameters, or with other spaces than the policy's.
     """
     box = ParameterBox.of(bounds)
+    if (asked := count ** len(bounds) * episodes) > MOST_EPISODES:
+        points = f"{count:,} points of each of {len(bounds)} parameters and {episodes:,} episodes at each"
+        raise RloptError(f"{points} are {asked:,} episodes; at most {MOST_EPISODES:,} are run, so take fewer points")
     rows = min(count ** len(bounds) * episodes, max(MAX_ROWS, episodes))
     backend = resolve_backend(env_id, backend, kwargs=kwargs)
     home = stepping_device(backend, policy.device)

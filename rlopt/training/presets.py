@@ -124,9 +124,19 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         if override.key_or_group == "resume" and override.is_delete():
             raise RloptError(f"{text}: leave resume out instead")
         if override.is_hydra_override():
-            raise RloptError(f"{text}: Hydra writes nothing here; the run folder is run_dir=…")
+            raise RloptError(f"{text}: {_not_hydras(override.key_or_group)}")
         parsed.append(override)
     return parsed
+
+
+def _not_hydras(key: str) -> str:
+    """Return what is there in place of an option of Hydra's."""
+    if key.startswith(("hydra/sweeper", "hydra/launcher", "hydra.sweep", "hydra.launcher")):
+        return (
+            "Hydra's sweepers and launchers run nothing here; `rlopt train -m KEY=A,B,C` runs each, and a search of "
+            "your own calls rlopt.train"
+        )
+    return "Hydra writes nothing here; the run folder is run_dir=…"
 
 
 def _groups(dirs: Sequence[Path]) -> dict[str, set[str]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from rlopt.allocation import memory_told
 from rlopt.config import to_dict
 from rlopt.loops.base import Loop
 from rlopt.loops.configuration import TrainConfig
@@ -23,7 +24,7 @@ from rlopt.runs.checkpoint import estimate_bytes
 from rlopt.runs.run_folder import RunFolder, default_run_dir
 from rlopt.state import CorruptCheckpoint, read_json
 from rlopt.training.saved import refuse_dead_rate, resumed_config
-from rlopt.training.trainer import Callback, Trainer, UnfitCheckpoint
+from rlopt.training.trainer import SMALLER, Callback, Trainer, UnfitCheckpoint
 from rlopt.types import RloptError, resolve_device
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ def begin(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any 
     Raises RloptError where the agent cannot act in the environment, the buffer does not fit, or the folder holds a run.
     """
     config = resolve_config(config)
-    loop = make_loop(config)
+    with memory_told(SMALLER):
+        loop = make_loop(config)
     try:
         path = Path(config.run_dir or default_run_dir(str(config.agent.name), config.env.id, config.seed))
         folder = RunFolder.create(path, to_dict(config))
@@ -85,7 +87,8 @@ def _continued(
     """Return a trainer of a loop that stands where the newest checkpoint stood which is sound and fits."""
     unfit: dict[Path, str] = {}
     while True:
-        loop = make_loop(config)
+        with memory_told(SMALLER):
+            loop = make_loop(config)
         try:
             trainer = make_trainer(config, loop, folder, callbacks, display)
             trainer.checkpoints.unfit = unfit

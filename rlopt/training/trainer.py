@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import safetensors.torch
 
+from rlopt.allocation import memory_told
 from rlopt.analysis.tables import read_csv
 from rlopt.files import replace_file
 from rlopt.loops.base import Loop, Progress
@@ -25,6 +26,8 @@ from rlopt.training.signals import Signals
 from rlopt.types import Episode, RloptError, State
 
 log = logging.getLogger(__name__)
+
+SMALLER = "make agent.batch_size, agent.network.hidden, num_envs or num_runs smaller"
 
 FRUITLESS = 1_000
 """Advances in a row without one usable transition, after which a run stops even if it skips non-finite values."""
@@ -180,7 +183,8 @@ class Trainer:
             self._say(f"{idle}: nothing will be learnt")
         with Signals(self.request_stop):
             try:
-                status = self._train()
+                with memory_told(SMALLER):
+                    status = self._train()
             except Exception:
                 self._save_on_the_way_out()
                 raise

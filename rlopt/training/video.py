@@ -15,6 +15,7 @@ from rlopt.loops.evaluation import Player, step_limit
 from rlopt.policy import EvaluationMode, Policy
 from rlopt.random import derive_seed
 from rlopt.types import Episode, RloptError
+from rlopt.version import install
 
 
 def record_episode(
@@ -58,7 +59,7 @@ def check_video(path: Path) -> Callable[..., Any]:
         import imageio
         import imageio_ffmpeg  # type: ignore[import-untyped]  # noqa: F401
     except ImportError as e:
-        raise RloptError(f'video needs the package {e.name}; pip install "rlopt[video]"') from e
+        raise RloptError(f"video needs the package {e.name}; {install('video')}") from e
     writer: Callable[..., Any] = imageio.get_writer
     return writer
 
@@ -69,15 +70,34 @@ def _film(
     player, limit = Player(policy, seed, mode), step_limit(env.spec, max_steps)
     obs = env.reset(seeds=[derive_seed(seed, "evaluation", 0)])
     counter, carry = EpisodeCounter(env.spec, 1), policy.initial_carry()
+    film = _Film(env, writer)
     while True:
-        writer.append_data(_frame(env))
+        film.shoot()
         act = player.act(obs, carry)
         step = env.step(act.action)
         obs, carry = step.obs, act.carry
         found = counter.count(step, act.facts)
         if found or int(counter.lengths) == limit:
-            writer.append_data(_frame(env))
+            film.shoot()
             return found[0] if found else counter.episode(0)
+
+
+class _Film:
+    """Takes pictures of an environment, all of one size."""
+
+    def __init__(self, env: SyncVectorEnv, writer: Any) -> None:
+        self.env, self.writer = env, writer
+        self.shape: Any = None
+
+    def shoot(self) -> None:
+        frame = _frame(self.env)
+        shape = np.shape(frame)
+        if self.shape not in (None, shape):
+            raise RloptError(
+                f"{self.env.spec.id} draws frames of {self.shape}, then of {shape}; a film needs all of one size"
+            )
+        self.shape = shape
+        self.writer.append_data(frame)
 
 
 def _frame(env: SyncVectorEnv) -> Any:
@@ -85,8 +105,12 @@ def _frame(env: SyncVectorEnv) -> Any:
         frame = env.envs[0].render()
     except Exception as e:  # renderers raise whatever their graphics stack raises
         said = " ".join(str(e).split()) or type(e).__name__
-        hint = "; without a screen MuJoCo needs MUJOCO_GL=egl (or osmesa)" if "GL" in said else ""
+        hint = "; without a screen MuJoCo draws by EGL (libegl1) or OSMesa (MUJOCO_GL=osmesa)" if "GL" in said else ""
         raise RloptError(f"{env.spec.id} cannot be drawn here: {said}{hint}") from e
     if not isinstance(frame, np.ndarray) or frame.ndim != 3:
         raise RloptError(f"{env.spec.id} gives no pictures (render_mode rgb_array); leave video out")
+    if frame.dtype != np.uint8 or frame.shape[2] not in (3, 4) or 0 in frame.shape:
+        raise RloptError(
+            f"{env.spec.id} draws frames of {frame.dtype} {frame.shape}; a film needs uint8 (height, width, 3)"
+        )
     return frame

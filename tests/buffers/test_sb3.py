@@ -271,5 +271,5 @@ def test_a_prioritised_buffer_without_priorities_says_so(
 def test_without_stable_baselines_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "rlopt.buffers.interop.sb3")
     monkeypatch.setitem(sys.modules, "stable_baselines3.common.buffers", None)
-    with pytest.raises(RloptError, match=r'pip install "rlopt\[sb3\]"'):
+    with pytest.raises(RloptError, match=r'pip install -c constraints.txt -e "\.\[sb3\]"'):
         import rlopt.buffers.interop.sb3  # noqa: F401

@@ -12,8 +12,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rlopt.allocation import _left_to_group
 from rlopt.buffers import ReplayBuffer
-from rlopt.buffers.placement import Placement, _left_to_group
+from rlopt.buffers.placement import Placement
 from rlopt.registry import get_sampler
 from rlopt.types import RloptError
 

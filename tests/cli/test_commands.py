@@ -76,7 +76,7 @@ def test_a_missing_extra_is_one_line(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mujoco", None)
     said = refused(["train", "env=HalfCheetah-v5", f"run_dir={tmp_path / 'run'}"], capsys)
-    assert 'pip install "rlopt[mujoco]"' in said
+    assert 'pip install -c constraints.txt -e ".[mujoco]"' in said
 
 
 @pytest.mark.parametrize(

@@ -145,5 +145,5 @@ def test_mistakes_in_a_request_are_named(arguments: dict[str, Any], words: str) 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mujoco_warp", None)
-    with pytest.raises(RloptError, match=r'pip install "rlopt\[gpu\]"'):
+    with pytest.raises(RloptError, match=r'pip install -c constraints.txt -e "\.\[gpu\]"'):
         make_env(TASK, backend="warp")

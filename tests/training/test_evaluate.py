@@ -436,7 +436,7 @@ def test_a_film_of_the_first_episode(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_video_without_its_packages_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_policy(policy_for("Lengths-v0"), tmp_path)
     monkeypatch.setitem(sys.modules, "imageio", None)
-    with pytest.raises(RloptError, match=r'pip install "rlopt\[video\]"'):
+    with pytest.raises(RloptError, match=r'pip install -c constraints.txt -e "\.\[video\]"'):
         evaluate_path(tmp_path, 1, video=tmp_path / "film.mp4")
 
 

@@ -27,12 +27,13 @@ from rlopt.buffers.samplers.base import Sampler
 from rlopt.buffers.samplers.prioritized_reshuffled import PrioritizedReshuffledSampler
 from rlopt.buffers.samplers.reshuffled import ReshuffledSampler
 from rlopt.types import RloptError, State
+from rlopt.version import install
 
 try:
     from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
     from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 except ImportError as e:
-    raise RloptError('rlopt.buffers.interop.sb3 needs Stable-Baselines3: pip install "rlopt[sb3]"') from e
+    raise RloptError(f"rlopt.buffers.interop.sb3 needs Stable-Baselines3; {install('sb3')}") from e
 
 Slots = NDArray[np.int64]
 UNTOLD = 100

@@ -28,11 +28,12 @@ from torch import Tensor
 from rlopt.buffers.samplers import prioritized_reshuffled, reshuffled
 from rlopt.state import load_state, save_state
 from rlopt.types import RloptError, State
+from rlopt.version import install
 
 try:
     from torchrl.data.replay_buffers.samplers import PrioritizedSampler, Sampler
 except ImportError as e:
-    raise RloptError('rlopt.buffers.interop.torchrl needs TorchRL: pip install "rlopt[torchrl]"') from e
+    raise RloptError(f"rlopt.buffers.interop.torchrl needs TorchRL; {install('torchrl')}") from e
 
 
 class _Bound:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from rlopt.envs.factory import EnvFactory
+from rlopt.envs.factory import EnvFactory, said
 from rlopt.envs.native import tasks
 from rlopt.envs.native.env import NativeVectorEnv
 from rlopt.envs.native.parameters import ParametricNativeEnv
@@ -61,6 +61,8 @@ def refusal(factory: EnvFactory) -> str | None:
         import mujoco.batch
     except ImportError:
         return "it needs mujoco 3.17 or newer"
+    except Exception as e:  # its graphics library is looked for at once
+        raise RloptError(f"env={factory.spec.id}: importing mujoco fails: {said(e)}") from e
     if "xml_file" in kwargs:
         env = factory()
         model = env.unwrapped.model  # type: ignore[attr-defined]
