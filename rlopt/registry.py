@@ -208,3 +208,18 @@ def _load(point: EntryPoint) -> Any:
         owner = point.dist.name if point.dist is not None else "a package"
         message = f"{owner} offers {point.name} ({point.group}) as {point.value}, which does not import: {error}"
         raise RloptError(" ".join(message.split())) from error
+
+
+def register_games(name: str) -> None:
+    """Let the package register its environments with Gymnasium whose names begin or end like ``name``, where such a
+    package does not do so by itself.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    import gymnasium
+
+    if name.startswith("ALE/") or "NoFrameskip-v" in name:
+        gymnasium.register_envs(importlib.import_module("ale_py"))
+    elif name.lower().startswith("minatar/") and "MinAtar/Breakout-v1" not in gymnasium.registry:
+        importlib.import_module("minatar.gym").register_envs()

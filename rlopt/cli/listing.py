@@ -73,12 +73,10 @@ def _presets(presets: Mapping[str, Any]) -> str:
 def _envs(dirs: list[Path]) -> Lines:
     import gymnasium
 
-    from rlopt.envs.factory import register
-
     registry.load_extensions()
     for package, beginning in (("ale_py", "ALE/"), ("minatar", "MinAtar/")):
         if importlib.util.find_spec(package) is not None:
-            register(beginning)
+            registry.register_games(beginning)
     presets = {name: head_comment(file) for name, file in group_files("env", dirs).items() if name != "default"}
     registered = {name: _entry(spec.entry_point) for name, spec in sorted(gymnasium.registry.items())}
     return {**registered, **presets}

@@ -24,6 +24,7 @@ from gymnasium.envs.registration import load_env_creator
 from rlopt.config import call_options, nearest
 from rlopt.envs.teams.names import pettingzoo_spec, team_spec
 from rlopt.envs.torch_env import class_spec
+from rlopt.registry import register_games
 from rlopt.types import RloptError
 from rlopt.version import install
 
@@ -92,7 +93,7 @@ def find_spec(env_id: str) -> GymSpec:
         if (own := class_spec(env_id)) is not None:
             return own
     try:
-        register(name)
+        register_games(name)
     except ModuleNotFoundError as e:
         raise _missing(e.name or "?", f"env={env_id}") from e
     if name not in gymnasium.registry:
@@ -102,25 +103,13 @@ def find_spec(env_id: str) -> GymSpec:
     return gymnasium.registry[name]
 
 
-def register(name: str) -> None:
-    """Let the package whose names begin or end like ``name`` register them."""
-    if name.startswith("ALE/") or "NoFrameskip-v" in name:
-        _register_atari()
-    elif name.lower().startswith("minatar/") and "MinAtar/Breakout-v1" not in gymnasium.registry:
-        importlib.import_module("minatar.gym").register_envs()
-
-
-def _register_atari() -> None:
-    gymnasium.register_envs(importlib.import_module("ale_py"))
-
-
 def _unknown(name: str) -> str:
     """Return what is to be said of an id that is not registered."""
     stem, _, version = name.rpartition("-v")
     if not stem and (versions := [s for s in gymnasium.registry if s.rpartition("-v")[0] == name]):
         return f"lacks its version; did you mean {max(versions, key=_version)}?"
     with contextlib.suppress(ImportError):
-        _register_atari()
+        register_games("ALE/")
     lost = "is not a registered environment"
     stems: dict[str, list[str]] = {}
     for known in gymnasium.registry:  # names are compared without versions and namespaces, which many share
