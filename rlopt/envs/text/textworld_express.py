@@ -1,0 +1,135 @@
+"""TextWorld-Express (Jansen and Cote 2023, "TextWorldExpress: Simulating Text Games at One Million Steps Per Second",
+arXiv 2208.01174): eight text games whose simulator comes with the package; it needs Java."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from rlopt.envs.text.game import ChoiceEnv, Moved, Seen, TextGame
+from rlopt.types import RloptError
+
+GAMES = ("cookingworld", "twc", "coin", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")
+FOLDS = {"train": "train", "seen": "dev", "unseen": "test"}
+
+
+class TextWorldExpress(TextGame):
+    """One of the games.
+
+    All games of a process share one Java machine, which is started by the first.
+
+    Args:
+        game: one of ``GAMES``.
+        params: what its tasks are like, as TextWorld-Express writes it: ``numLocations=6,includeDoors=1``.
+        horizon: actions after which a task is cut off.
+        reward: ``success``, ``won`` at the end where the task was solved and 0 otherwise; or ``score``, by how much the
+            game's own score, from 0 to 1, has risen.
+        won: what success pays.
+
+    Raises:
+        RloptError: no such game or parameter, or Java or the package is missing.
+    """
+
+    _machine: ClassVar[Any] = None
+    _starting = threading.Lock()
+
+    def __init__(
+        self, game: str, params: str = "", horizon: int = 50, reward: str = "success", won: float = 10.0
+    ) -> None:
+        if game not in GAMES:
+            raise RloptError(f"TextWorld-Express has no game {game!r}; it has {', '.join(GAMES)}")
+        if reward not in ("success", "score"):
+            raise RloptError(f"reward={reward} is unknown; choose success or score")
+        self.id, self.game, self.horizon, self.reward, self.won = f"textworld_express/{game}", game, horizon, reward, won
+        self._simulator = _simulator(self._shared())
+        try:
+            self._simulator.load(game, params)
+        except ValueError as e:
+            raise RloptError(f"{self.id}: params={params!r}: {' '.join(str(e).split())}") from e
+        self._taken, self._score = 0, 0.0
+
+    @classmethod
+    def _shared(cls) -> Any:
+        with cls._starting:
+            if TextWorldExpress._machine is None:
+                try:
+                    from textworld_express import TextWorldExpressEnv
+                except ImportError as e:
+                    raise RloptError(
+                        "TextWorld-Express is not installed; pip install textworld-express (the extra text of rlopt)"
+                    ) from e
+                if shutil.which("java") is None:
+                    raise RloptError(
+                        "TextWorld-Express needs Java, which is not on PATH; install a Java runtime, 8 or newer "
+                        "(Debian: apt-get install default-jre-headless)"
+                    )
+                TextWorldExpress._machine = TextWorldExpressEnv()
+            return TextWorldExpress._machine
+
+    def tasks(self, split: str) -> Sequence[int | str]:
+        if split not in FOLDS:
+            raise RloptError(f"{self.id} has no list {split!r} of tasks; it has {', '.join(FOLDS)}")
+        # Train, dev and test seeds of the package: 0 …, 10,000 …, 20,000 …
+        return [int(seed) for seed in getattr(self._simulator, f"getValidSeeds{FOLDS[split].capitalize()}")()]
+
+    def kind(self, task: int | str) -> str:
+        return self.game
+
+    def begin(self, task: int | str) -> Seen:
+        self._taken, self._score = 0, 0.0
+        fold = next(name for first, name in ((20_000, "test"), (10_000, "dev"), (0, "train")) if int(task) >= first)
+        return _seen(self._simulator.reset(seed=int(task), gameFold=fold)[1])
+
+    def act(self, words: str) -> Moved:
+        _, _, over, found = self._simulator.step(words)
+        self._taken += 1
+        success, failure = bool(found["tasksuccess"]), bool(found["taskfailure"])
+        risen, self._score = float(found["score"]) - self._score, float(found["score"])
+        reward = self.won * success if self.reward == "success" else risen
+        terminated = success or failure
+        return Moved(_seen(found), reward, terminated, not terminated and self._taken >= self.horizon, success)
+
+
+class TextWorldExpressEnv(ChoiceEnv):
+    """TextWorld-Express as an environment of choices; the arguments are those of both."""
+
+    def __init__(
+        self,
+        game: str = "coin",
+        params: str = "",
+        horizon: int = 50,
+        reward: str = "success",
+        won: float = 10.0,
+        split: str = "train",
+        tasks: int | None = None,
+        choices: int = 32,
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__(TextWorldExpress(game, params, horizon, reward, won), split, tasks, choices, render_mode)
+
+
+def _seen(found: dict[str, Any]) -> Seen:
+    state = "\n".join((found["taskDescription"], found["look"], found["inventory"]))
+    return Seen(found["observation"], state, tuple(sorted(found["validActions"])))
+
+
+def _simulator(machine: Any) -> Any:
+    """Return one more simulator in the Java machine of another: starting one for each copy takes a second and 80 MB."""
+    from textworld_express import TextWorldExpressEnv
+
+    class Simulator(TextWorldExpressEnv):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._gateway = machine._gateway
+            self.server = self._gateway.jvm.textworldexpress.runtime.PythonInterface()
+            self.lastStepScore, self.runHistory, self.envStepLimit = 0, [], 2**31 - 1  # the limit is ours
+            self.seed, self.gameName, self.gameParams, self.gameFold = None, None, "", "train"
+
+        def addStepToHistory(self, step: Any) -> None:
+            """Keep nothing: it grows with every step."""
+
+        def close(self) -> None:
+            """Leave the machine to the others."""
+
+    return Simulator()
