@@ -16,8 +16,15 @@ AnchorKey = Callable[[Any, Mapping[str, Any], Sequence[tuple[Any, Any]]], Hashab
 """``(observation, info, history) -> key``: what was acted on, an array or a dict of arrays (of text environments a
 str), what the environment said beside it, and the (observation, action) pairs before it in the episode, newest last."""
 
-KEYS: dict[str, AnchorKey] = {}
-"""Registered functions by name, beside ``observation``, which is the observation itself."""
+
+def _state(observation: Any, info: Mapping[str, Any], history: Sequence[tuple[Any, Any]]) -> Hashable:
+    if not isinstance(observation, dict) or "state" not in observation:
+        raise RloptError("agent.anchor=state: observations have no leaf state; leave it out")
+    return np.asarray(observation["state"]).tobytes()
+
+
+KEYS: dict[str, AnchorKey] = {"state": _state}
+"""Functions by name, beside ``observation``, which is all of the observation; ``state`` is its leaf of that name."""
 
 
 def register_anchor(name: str, key: AnchorKey) -> None:
@@ -83,7 +90,7 @@ def tensor_anchors(
         for at, i in enumerate(episodes):
             seen = arrays[""][at] if "" in arrays else {name: x[at] for name, x in arrays.items()}
             past = before.setdefault(i, [])
-            keys.append(key(seen, {}, tuple(past)))
+            keys.append(key(seen, {}, past))
             past.append((seen, actions[at]))
     return nested_anchors(keys, episodes, group, history, nested)
 

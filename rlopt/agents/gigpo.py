@@ -22,6 +22,7 @@ from rlopt.agents.anchors import anchor_key, tensor_anchors
 from rlopt.agents.base import Agent
 from rlopt.agents.group import GroupAgentConfig
 from rlopt.agents.group_advantages import (
+    ANCHORED,
     EstimatorConfig,
     Rows,
     generalised_advantages,
@@ -29,8 +30,10 @@ from rlopt.agents.group_advantages import (
     group_metrics,
 )
 from rlopt.buffers import Rollout, minibatches
+from rlopt.config import default_of
 from rlopt.nn import (
     CategoricalActor,
+    ChoiceTable,
     Critic,
     GaussianActor,
     MultiCategoricalActor,
@@ -44,7 +47,8 @@ from rlopt.nn.distributions import gaussian_log_prob
 from rlopt.policy import Policy
 from rlopt.types import Act, Carry, Metrics, Obs, RloptError, Update, map_obs, on_device, on_host, option
 
-PolicyNetwork = CategoricalActor | MultiCategoricalActor | GaussianActor
+CRITIC = {"estimator": ("ppo",)}
+PolicyNetwork = ChoiceTable | CategoricalActor | MultiCategoricalActor | GaussianActor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,31 +73,31 @@ class GiGPOConfig(GroupPolicyConfig):
     """Options of GiGPO for networks; ``network.hidden=[]`` over Discrete observations is a table."""
 
     learning_rate: float = option(1e-3, "learning rate of the policy", above=0.0)
-    anchor: str = option("observation", "what steps have in common that are compared; or what register_anchor named")
-    anchor_digits: int | None = option(None, "decimals of floating observations that count (null: all)", low=0)
-    anchor_history: int = option(0, "earlier observations that must agree as well", low=0)
-    critic_learning_rate: float = option(1e-3, "learning rate of the critic (estimator=ppo)", above=0.0)
-    gae_lambda: float = option(0.95, "λ of generalised advantages (estimator=ppo)", low=0.0, high=1.0)
+    anchor: str = option(
+        "observation", "what steps have in common that are compared; or what register_anchor named", needs=ANCHORED
+    )
+    anchor_digits: int | None = option(
+        None, "decimals of floating observations that count (null: all)", low=0, needs=ANCHORED
+    )
+    anchor_history: int = option(0, "earlier observations that must agree as well", low=0, needs=ANCHORED)
+    critic_learning_rate: float = option(1e-3, "learning rate of the critic", above=0.0, needs=CRITIC)
+    gae_lambda: float = option(0.95, "λ of generalised advantages", low=0.0, high=1.0, needs=CRITIC)
+    table: int | None = option(
+        None,
+        "a table of so many entries in place of a network, over what an observation offers in its leaf choices",
+        low=1,
+    )
     optimiser: OptimiserConfig = option(OptimiserConfig, "optimiser of every network")
     network: NetworkConfig = option(lambda: NetworkConfig(hidden=(64, 64), activation="tanh"), "shape of the networks")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, default, used, users in (
-            ("anchor", "observation", self.anchored, "gigpo and step"),
-            ("anchor_digits", None, self.anchored, "gigpo and step"),
-            ("anchor_history", 0, self.anchored, "gigpo and step"),
-            ("critic_learning_rate", 1e-3, self.estimator == "ppo", "ppo"),
-            ("gae_lambda", 0.95, self.estimator == "ppo", "ppo"),
-        ):
-            if getattr(self, name) != default and not used:
-                raise RloptError(
-                    f"agent.{name}={getattr(self, name)} means nothing to agent.estimator={self.estimator}, only to "
-                    f"{users}; leave it out"
-                )
         for name in ("critic_hidden", "value_gain"):
             if getattr(self.network, name) is not None and self.estimator != "ppo":
                 raise RloptError(f"agent.network.{name}: agent.estimator={self.estimator} has no critic; leave it out")
+        if self.table is not None and self.estimator == "ppo":
+            raise RloptError("agent.table: there is no critic of texts; choose another agent.estimator, or a network")
+        if self.table is not None and self.network != default_of(GiGPOConfig, "network"):
+            raise RloptError("agent.network: agent.table takes the place of the network; leave one of them out")
 
 
 class Samples(NamedTuple):
@@ -171,6 +175,8 @@ class GiGPO(Agent):
         c, spec = self.config, self.spec
         options = network_options(c.network)
         kind: Any = KINDS.get(type(spec.action_space), GaussianActor)
+        if c.table is not None:
+            kind, options = ChoiceTable, {"size": c.table}
         self.actor = self.net("actor", lambda: kind(spec.observation_space, spec.action_space, options))
         self.actor_module: PolicyNetwork = self.actor.module  # type: ignore[assignment]
         if isinstance(self.actor_module, GaussianActor):

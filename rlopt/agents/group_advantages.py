@@ -16,9 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlopt.types import Metrics, RloptError, option
+from rlopt.types import Metrics, option
 
 ESTIMATORS = ("gigpo", "grpo", "rloo", "step", "reinforce", "ppo")
+ANCHORED = {"estimator": ("gigpo", "step")}
+"""What options of anchors need to count."""
 EPSILON = 1e-6
 """Added to a deviation before dividing by it (released code)."""
 
@@ -34,38 +36,33 @@ class EstimatorConfig:
         "(ppo)",
         choices=ESTIMATORS,
     )
-    omega: float = option(1.0, "ω: weight of the step advantage beside the episode's (gigpo)", low=0.0)
+    omega: float = option(
+        1.0, "ω: weight of the step advantage beside the episode's", low=0.0, needs={"estimator": ("gigpo",)}
+    )
     normaliser: str = option(
-        "std", "what centred scores are divided by: their deviation, or nothing (hard, unbalanced tasks)",
+        "std",
+        "what centred scores are divided by: their deviation, or nothing (hard, unbalanced tasks)",
         choices=("std", "none"),
-    )  # fmt: skip
+        needs={"estimator": ("gigpo", "grpo", "step")},
+    )
     statistics: str = option(
         "trajectory",
         "what counts once in a group's mean and deviation: an episode (paper), or a step, so that long episodes count "
         "more (released code)",
         choices=("trajectory", "step"),
+        needs={"estimator": ("gigpo", "grpo")},
     )
     nested: int = option(
-        0, "anchors that also agree in up to so many earlier observations count as finer groups (HGPO)", low=0
+        0,
+        "anchors that also agree in up to so many earlier observations count as finer groups (HGPO)",
+        low=0,
+        needs=ANCHORED,
     )
-
-    def __post_init__(self) -> None:
-        def unused(name: str, default: object, users: Sequence[str]) -> None:
-            if getattr(self, name) != default and self.estimator not in users:
-                raise RloptError(
-                    f"agent.{name}={getattr(self, name)} means nothing to agent.estimator={self.estimator}, only to "
-                    f"{', '.join(users)}; leave it out"
-                )
-
-        unused("omega", 1.0, ("gigpo",))
-        unused("normaliser", "std", ("gigpo", "grpo", "step"))
-        unused("statistics", "trajectory", ("gigpo", "grpo"))
-        unused("nested", 0, ("gigpo", "step"))
 
     @property
     def anchored(self) -> bool:
         """Whether steps are compared with others at the same anchor."""
-        return self.estimator in ("gigpo", "step")
+        return self.estimator in ANCHORED["estimator"]
 
 
 class Rows(NamedTuple):

@@ -14,6 +14,16 @@ OWN = {
     "Inventory-v0": "rlopt.robust.problems.environments:InventoryEnv",
 }
 
+TEXT_GAMES = ("cookingworld", "twc", "coin", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")
+
+for _game in TEXT_GAMES:
+    if f"textworld_express/{_game}" not in gymnasium.registry:
+        gymnasium.register(
+            f"textworld_express/{_game}",
+            entry_point="rlopt.envs.text.textworld_express:TextWorldExpressEnv",
+            kwargs={"game": _game},
+        )
+
 for _id, _entry_point in OWN.items():
     if _id not in gymnasium.registry:
         gymnasium.register(_id, entry_point=_entry_point)

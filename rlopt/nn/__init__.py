@@ -11,6 +11,7 @@ from rlopt.nn.actors import (
     make_actor,
     register_actor,
 )
+from rlopt.nn.choices import ChoiceTable
 from rlopt.nn.encoders import make_encoder, register_encoder
 from rlopt.nn.module import Net, Params, build_seeded
 from rlopt.nn.networks import PRECISIONS, NetworkConfig, hidden_products, network_options
@@ -24,6 +25,7 @@ __all__ = [
     "RULES",
     "Actor",
     "CategoricalActor",
+    "ChoiceTable",
     "Critic",
     "DeterministicActor",
     "GaussianActor",

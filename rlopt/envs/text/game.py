@@ -1,5 +1,5 @@
-"""The protocol of text games: words in, words out. ``ChoiceEnv`` makes an ordinary environment of one, for policies that
-choose among what it offers; policies that write words play the game itself."""
+"""The protocol of text games: words in, words out. ``ChoiceEnv`` makes an ordinary environment of one, for policies
+that choose among what it offers; policies that write words play the game itself."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from rlopt.envs.registered import TEXT_GAMES
 from rlopt.envs.text.game import ChoiceEnv, Moved, Seen, TextGame
 from rlopt.types import RloptError
 
-GAMES = ("cookingworld", "twc", "coin", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")
 FOLDS = {"train": "train", "seen": "dev", "unseen": "test"}
 
 
@@ -21,7 +21,7 @@ class TextWorldExpress(TextGame):
     All games of a process share one Java machine, which is started by the first.
 
     Args:
-        game: one of ``GAMES``.
+        game: one of ``TEXT_GAMES``.
         params: what its tasks are like, as TextWorld-Express writes it: ``numLocations=6,includeDoors=1``.
         horizon: actions after which a task is cut off.
         reward: ``success``, ``won`` at the end where the task was solved and 0 otherwise; or ``score``, by how much the
@@ -38,11 +38,17 @@ class TextWorldExpress(TextGame):
     def __init__(
         self, game: str, params: str = "", horizon: int = 50, reward: str = "success", won: float = 10.0
     ) -> None:
-        if game not in GAMES:
-            raise RloptError(f"TextWorld-Express has no game {game!r}; it has {', '.join(GAMES)}")
+        if game not in TEXT_GAMES:
+            raise RloptError(f"TextWorld-Express has no game {game!r}; it has {', '.join(TEXT_GAMES)}")
         if reward not in ("success", "score"):
             raise RloptError(f"reward={reward} is unknown; choose success or score")
-        self.id, self.game, self.horizon, self.reward, self.won = f"textworld_express/{game}", game, horizon, reward, won
+        self.id, self.game, self.horizon, self.reward, self.won = (
+            f"textworld_express/{game}",
+            game,
+            horizon,
+            reward,
+            won,
+        )
         self._simulator = _simulator(self._shared())
         try:
             self._simulator.load(game, params)
@@ -83,7 +89,7 @@ class TextWorldExpress(TextGame):
         return _seen(self._simulator.reset(seed=int(task), gameFold=fold)[1])
 
     def act(self, words: str) -> Moved:
-        _, _, over, found = self._simulator.step(words)
+        _, _, _, found = self._simulator.step(words)
         self._taken += 1
         success, failure = bool(found["tasksuccess"]), bool(found["taskfailure"])
         risen, self._score = float(found["score"]) - self._score, float(found["score"])
@@ -123,11 +129,13 @@ def _simulator(machine: Any) -> Any:
         def __init__(self) -> None:
             self._gateway = machine._gateway
             self.server = self._gateway.jvm.textworldexpress.runtime.PythonInterface()
-            self.lastStepScore, self.runHistory, self.envStepLimit = 0, [], 2**31 - 1  # the limit is ours
+            self.runHistory: list[dict[str, Any]] = []
+            self.lastStepScore, self.envStepLimit = 0, 2**31 - 1  # the limit is ours
             self.seed, self.gameName, self.gameParams, self.gameFold = None, None, "", "train"
 
         def addStepToHistory(self, step: Any) -> None:
-            """Keep nothing: it grows with every step."""
+            """Keep the last alone, which ``help`` shows."""
+            self.runHistory = [dict(step)]
 
         def close(self) -> None:
             """Leave the machine to the others."""
