@@ -143,11 +143,11 @@ PAGE = """# GiGPO on text games, with tables
 `python experiments/gigpo_text.py --out results/gigpo --seeds {seeds} --updates {updates}`
 · rlopt {version} · seeds 0 to {last} · CPU
 
-TextWorld-Express: 4 fixed tasks x 8 episodes from one start per update, at most 40 actions, 10 for success only, γ = 0.95,
-F = std, tables, one step of gradient descent per update. Success is that of the episodes an update learns from.
-*elsewhere*: an independent implementation of the same setting, three seeds, whose learning rate is not the same; ours was
-chosen so that GRPO's last number on coin agrees. "Ahead" is by how much GiGPO's success is larger, paired by seed: mean and
-95 % interval by Student's t.
+TextWorld-Express: 4 fixed tasks x 8 episodes from one start per update, at most 40 actions, 10 for success only,
+γ = 0.95, F = std, tables, one step of gradient descent per update. Success is that of the episodes an update learns
+from. *elsewhere*: an independent implementation of the same setting, three seeds, whose learning rate is not the same;
+ours was chosen so that GRPO's last number on coin agrees. "Ahead" is by how much GiGPO's success is larger, paired by
+seed: mean and 95 % interval by Student's t.
 
 """
 
