@@ -197,7 +197,9 @@ def test_the_first_agents_loss_sees_the_present_policies_not_the_stored_actions(
 
 
 @pytest.mark.parametrize("runs", [1, 2])
-@pytest.mark.parametrize("options", [{"lr_schedule": "linear", "schedule_steps": 9}, {"temperature": 0.2, "max_grad_norm": 0.3}])
+@pytest.mark.parametrize(
+    "options", [{"lr_schedule": "linear", "schedule_steps": 9}, {"temperature": 0.2, "max_grad_norm": 0.3}]
+)
 def test_with_one_agent_it_is_sac_bit_for_bit(options: dict[str, Any], runs: int) -> None:
     """From the seed on: initial weights, warm-up, exploration, updates."""
     spec = EnvSpec("t", OBSERVATION, TORQUE)
