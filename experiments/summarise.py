@@ -1,10 +1,13 @@
-"""From run folders to a results folder: tables, curves and intervals of SAC on MuJoCo beside the published ones.
+"""From run folders to a results folder: tables, curves and intervals of one agent on MuJoCo beside the published ones.
 
     python experiments/summarise.py --root runs/sac_mujoco --out results/sac_mujoco
+    python experiments/summarise.py --root runs/td3_mujoco --out results/td3_mujoco --steps 100000 150000 200000
+    python experiments/summarise.py --root runs/ppo --out results/ppo_mujoco --steps 100000 300000 500000 --training
 
 Reads what ``run_queue.py`` made (``ROOT/<experiment>/seed<seed>``), finished or not, and writes ``evaluations.csv``
-(every seed's mean return at every evaluation), ``table.csv`` and ``table.md``, ``curves.png`` and ``README.md``. The
-last is kept where it exists, unless ``--readme`` asks for a new one: it is where findings are written by hand.
+(every seed's mean return at every evaluation), ``table.csv`` and ``table.md``, ``curves.png`` and ``README.md``. With
+``--training`` the table has the returns of training episodes too, which CleanRL publishes. The README is kept where it
+exists, unless ``--readme`` asks for a new one: it is where findings are written by hand.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from rlopt.analysis.plots import draw_panels, format_steps
 from rlopt.analysis.reference import TD3_NORMALISATION, reference, td3_normalised
 from rlopt.analysis.run_results import Run, load_run
 from rlopt.analysis.statistics import Array, ConfidenceInterval, bootstrap_interval, iqm
-from rlopt.analysis.tables import write_csv
+from rlopt.analysis.tables import read_csv, write_csv
 from rlopt.types import RloptError
 
 PRESETS = ("tianshou", "classic")
@@ -33,7 +36,10 @@ STEPS = (100_000, 110_000)
 STATISTICS = {
     "single": "The one evaluation nearest to the step",
     "window": f"Each seed's mean over its evaluations in the {format_steps(WINDOW)} steps before",
+    "training": f"Each seed's mean over its training episodes in the {format_steps(WINDOW)} steps before",
 }
+BIN = 10_000
+"""Steps whose training episodes are averaged first."""
 HARDWARE = "two x86-64 server cores, no GPU, one single-threaded run per core"
 _RESAMPLES = 20_000
 _NONE = "\N{EN DASH}"
@@ -77,15 +83,25 @@ def find_runs(root: Path) -> dict[tuple[str, str], list[Run]]:
     return {key: sorted(found[key], key=lambda run: int(run.config["seed"])) for key in sorted(found, key=rank)}
 
 
-def cells(curves: Iterable[Curve], steps: Sequence[int]) -> list[Cell]:
-    """Every curve at every step that it reaches, by both statistics."""
-    made = []
-    for curve in curves:
-        for step in steps:
-            for statistic, scores in zip(STATISTICS, (curve.at(step), curve.window(step)), strict=True):
-                if scores is not None:
-                    made.append(Cell(curve.name, curve.env_id, step, statistic, scores))
-    return made
+def cells(curves: Iterable[Curve], steps: Sequence[int], training: Iterable[Curve] = ()) -> list[Cell]:
+    """Every curve at every step that it reaches, by every statistic."""
+    found = [(c, step, "single", c.at(step)) for c in curves for step in steps]
+    found += [(c, step, "window", c.window(step)) for c, step, *_ in found]
+    found += [(c, step, "training", c.window(step)) for c in training for step in steps]
+    return [
+        Cell(c.name, c.env_id, step, statistic, scores) for c, step, statistic, scores in found if scores is not None
+    ]
+
+
+def training_returns(run: Run) -> tuple[list[int], list[float]]:
+    """Steps and mean returns of the training episodes that ended in the ``BIN`` steps before each."""
+    table = read_csv(run.folder / "episodes.csv") if (run.folder / "episodes.csv").is_file() else {"step": []}
+    bins: dict[int, list[float]] = {}
+    for step, total in zip(table["step"], table.get("return", []), strict=True):
+        bins.setdefault(-(-int(step) // BIN) * BIN, []).append(float(total))
+    # The last bin is whole once an evaluation lies behind it.
+    whole = [step for step in sorted(bins) if step <= run.evaluations[0].steps[-1]]
+    return whole, [sum(bins[step]) / len(bins[step]) for step in whole]
 
 
 def pooled(made: Sequence[Cell], tasks: Sequence[str]) -> ConfidenceInterval | None:
@@ -112,7 +128,9 @@ def task_sets(rows: Iterable[Sequence[Cell]]) -> list[list[str]]:
     return [list(tasks) for tasks in sorted(sets, key=lambda tasks: (-len(tasks), tasks)) if tasks]
 
 
-def summarise(root: Path, out: Path, command: str, steps: Sequence[int] = STEPS, new_readme: bool = False) -> None:
+def summarise(
+    root: Path, out: Path, command: str, steps: Sequence[int] = STEPS, new_readme: bool = False, training: bool = False
+) -> None:
     """Write the results folder ``out`` from the run folders under ``root``."""
     runs = find_runs(root)
     own = [
@@ -124,12 +142,16 @@ def summarise(root: Path, out: Path, command: str, steps: Sequence[int] = STEPS,
     published = {(curve.name, curve.env_id): curve for env in envs for curve in reference(env, agents[env])}
     out.mkdir(parents=True, exist_ok=True)
     write_evaluations(out / "evaluations.csv", runs)
-    made = cells([*own, *published.values()], steps)
+    trained = [
+        merge(_name(*key), key[1], [training_returns(run) for run in group]) for key, group in runs.items() if training
+    ]
+    made = cells([*own, *published.values()], steps, trained)
     write_table(out / "table.csv", made)
-    (out / "table.md").write_text(markdown(made), encoding="utf-8")
+    agent = own[0].agent.upper()
+    (out / "table.md").write_text(markdown(made, agent), encoding="utf-8")
     draw_panels({env: [curve for curve in own if curve.env_id == env] for env in envs}, out / "curves.png")
     if new_readme or not (out / "README.md").exists():
-        (out / "README.md").write_text(readme(runs, command), encoding="utf-8")
+        (out / "README.md").write_text(readme(runs, root, command), encoding="utf-8")
 
 
 def write_evaluations(path: Path, runs: dict[tuple[str, str], list[Run]]) -> None:
@@ -162,15 +184,16 @@ def write_table(path: Path, made: Sequence[Cell]) -> None:
     write_csv(path, ["env", "name", "step", "statistic", "seeds", "mean", "sd", "iqm", "low", "high"], rows)
 
 
-def markdown(made: Sequence[Cell]) -> str:
+def markdown(made: Sequence[Cell], agent: str) -> str:
     """A table per statistic: curves and steps down, tasks and the pooled IQM across."""
     envs = list(dict.fromkeys(_task(cell.env_id) for cell in made))
     parts = []
     for statistic, heading in STATISTICS.items():
-        rows_of = groups(made, statistic)
+        if not (rows_of := groups(made, statistic)):
+            continue
         sets = task_sets(rows_of.values())
         names = [f"IQM, {len(tasks)} task{'s' if len(tasks) > 1 else ''}" for tasks in sets]
-        lines = ["| SAC | at | " + " | ".join([*envs, *names]) + " |", "|---" * (2 + len(envs) + len(sets)) + "|"]
+        lines = [f"| {agent} | at | " + " | ".join([*envs, *names]) + " |", "|---" * (2 + len(envs) + len(sets)) + "|"]
         for (name, step), row in rows_of.items():
             by_task = {_task(cell.env_id): _mean_sd(cell) for cell in row}
             texts = [by_task.get(task, _NONE) for task in envs]
@@ -186,10 +209,17 @@ def markdown(made: Sequence[Cell]) -> str:
     return "".join(parts)
 
 
-def readme(runs: dict[tuple[str, str], list[Run]], command: str) -> str:
+def readme(runs: dict[tuple[str, str], list[Run]], root: Path, command: str) -> str:
     """What was run, on what, and how to run it again."""
+    queue = Path("experiments") / "jobs" / f"{root.name}.yaml"
+    jobs = queue if (REPOSITORY / queue).is_file() else "JOBS"
     every = [run for group in runs.values() for run in group]
-    lines = ["# SAC on five MuJoCo tasks", "", "| preset | task | seeds | steps reached |", "|---|---|---|---|"]
+    lines = [
+        f"# {every[0].agent.upper()} on MuJoCo",
+        "",
+        "| preset | task | seeds | steps reached |",
+        "|---|---|---|---|",
+    ]
     for (preset, env), group in runs.items():
         evaluations = [e for run in group for e in run.evaluations]
         seeds = ", ".join(str(e.seed) for e in evaluations)
@@ -203,8 +233,7 @@ def readme(runs: dict[tuple[str, str], list[Run]], command: str) -> str:
         " environments of their own. Step counts include the random warm-up steps.",
         f"- **Versions**: {_versions(every)}.",
         f"- **Hardware**: {HARDWARE}.",
-        "- **Trained by** `python experiments/run_queue.py experiments/jobs/sac_mujoco_100k.yaml"
-        " --root DIR --workers 2`",
+        f"- **Trained by** `python experiments/run_queue.py {jobs} --root DIR --workers 2`",
         f"- **Summarised by** `{command}`",
         "",
         "`evaluations.csv` has every seed's mean return at every evaluation; `table.md` and `table.csv` compare with",
@@ -242,14 +271,14 @@ def _place(word: str, words: list[str]) -> int:
 
 
 def _preset(experiment: str) -> str:
-    """Of the five tasks; any other experiment is its own."""
-    if experiment.endswith("_tianshou"):
-        return "tianshou"
-    return "classic" if re.fullmatch(r"sac_\w+_v[45]", experiment) else experiment
+    """What stands behind ``<agent>_<task>_v<version>``; any other experiment is its own."""
+    found = re.fullmatch(r"[a-z0-9]+_[a-z0-9]+_v[45](?:_(\w+))?", experiment)
+    return (found[1] or "classic") if found else experiment
 
 
 def _name(preset: str, env_id: str) -> str:
-    return f"rlopt ({env_id.rpartition('-')[2]}, {preset} preset)"
+    version = env_id.rpartition("-")[2]
+    return f"CleanRL's script ({version})" if preset == "script" else f"rlopt ({version}, {preset} preset)"
 
 
 def _shown(path: Path) -> str:
@@ -267,14 +296,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, required=True, help="the queue's --root")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="steps of the table")
+    parser.add_argument("--training", action="store_true", help="training returns in the table too")
     parser.add_argument("--readme", action="store_true", help="write README.md anew even where it exists")
     given = parser.parse_args(arguments)
     words = ["--root", _shown(given.root), "--out", _shown(given.out)]
     if given.steps != list(STEPS):
         words += ["--steps", *map(str, given.steps)]
+    if given.training:
+        words += ["--training"]
     command = f"python experiments/summarise.py {shlex.join(words)}"
     try:
-        summarise(given.root, given.out, command, given.steps, given.readme)
+        summarise(given.root, given.out, command, given.steps, given.readme, given.training)
     except RloptError as e:
         print(e, file=sys.stderr)
         return 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from rlopt.agents.rollout_agent import generalised_advantages
 from rlopt.buffers import Rollout
 from rlopt.envs import Normalizer
 from rlopt.envs.classic import CartPole
-from rlopt.envs.torch_env import TorchEnv
+from rlopt.envs.t_maze import TMaze
 from rlopt.loops.evaluation import run_episodes
 from rlopt.loops.rollout import RolloutLoop
 from rlopt.nn import GaussianActor, NetworkConfig, OptimiserConfig
@@ -257,28 +257,6 @@ def test_the_first_ratio_is_1(memory: str, monkeypatch: pytest.MonkeyPatch) -> N
             assert found[before].abs().max() < 1e-5
             assert found[-1].abs().max() > 1e-3
     assert ends > 10 and len(found) == 16
-
-
-class TMaze(TorchEnv):
-    """The passive T-maze of Ni et al. 2023 (arXiv 2307.03864): the goal's side is shown at the start alone, and asked
-    for L steps later. No action matters before that, so without a memory no policy gets more than 0.5 on average."""
-
-    observation_space, action_space = spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2)
-    length = 10
-    episode_limit = 11
-    defaults: ClassVar[dict[str, float]] = {}
-
-    def initial(self, streams: Any) -> Tensor:
-        return torch.stack((2.0 * (streams.uniform() < 0.5) - 1.0, torch.zeros(self.num_envs)), 1)
-
-    def dynamics(self, state: Tensor, action: Tensor) -> Any:
-        goal, t = state.unbind(1)
-        over = t == self.length
-        return torch.stack((goal, t + 1.0), 1), (over & (action == (goal > 0))).float(), over
-
-    def observe(self, state: Tensor) -> Tensor:
-        goal, t = state.unbind(1)
-        return torch.stack(((t == self.length).float(), goal * (t == 0.0)), 1)
 
 
 @pytest.mark.parametrize(("memory", "least", "most"), [("gru", 0.95, 1.0), ("none", 0.0, 0.6)])

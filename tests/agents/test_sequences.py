@@ -16,6 +16,7 @@ from rlopt.agents.actor_critic import Nets
 from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
 from rlopt.agents.sequences import Course, Remembering, mean, priorities, rows
 from rlopt.buffers import Batch, PrioritizedSampler, ReplayBuffer, SequenceSampler, UniformSampler
+from rlopt.envs.t_maze import TMaze
 from rlopt.loops.evaluation import run_episodes
 from rlopt.loops.replay import ReplayLoop
 from rlopt.nn import Actor, NetworkConfig
@@ -25,7 +26,6 @@ from rlopt.training import train_config
 from rlopt.training.setup import make_loop, resolve_config
 from rlopt.types import EnvSpec, RloptError, map_obs
 from tests.agents.cases import make_slices
-from tests.agents.test_ppo import TMaze
 
 D = torch.float64
 

@@ -105,6 +105,26 @@ def test_readme_states_the_conditions_and_is_kept(tmp_path: Path, root: Path, su
     assert (out / "README.md").read_text(encoding="utf-8") == text
 
 
+def test_another_agent_beside_a_script_of_elsewhere_with_returns_of_training(
+    tmp_path: Path, make_run: MakeRun, summarise: ModuleType
+) -> None:
+    agent = {"name": "ppo"}
+    for name, at in (("ppo_hopper_v4", 100.0), ("ppo_hopper_v4_cleanrl", 200.0), ("ppo_hopper_v4_script", 300.0)):
+        training = [(step, at + step / 1000) for step in range(1_000, 60_001, 1_000)]
+        make_run(f"root/{name}/seed0", {50_000: [at]}, env="Hopper-v4", agent=agent, training=training)
+    words = ["--root", str(tmp_path / "root"), "--out", str(tmp_path / "out"), "--steps", "50000"]
+    summarise.main([*words, "--training"])
+    table = [r for r in _rows(tmp_path / "out" / "table.csv") if r["env"] == "Hopper-v4"]
+    rows = {(r["name"], r["statistic"]): r["mean"] for r in table}
+    names = ("rlopt (v4, classic preset)", "rlopt (v4, cleanrl preset)", "CleanRL's script (v4)")
+    for name, at in zip(names, (100, 200, 300), strict=True):
+        # Five bins of ten episodes; those after the last evaluation are left out.
+        assert rows[name, "single"] == f"{at:.1f}" and float(rows[name, "training"]) == at + 25.5
+    text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "| PPO | at | Hopper |" in text and "training episodes in the 50k steps before" in text
+    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8").startswith("# PPO on MuJoCo")
+
+
 def test_nothing_there_yet(tmp_path: Path, summarise: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert summarise.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "has no run with an evaluation yet" in capsys.readouterr().err
