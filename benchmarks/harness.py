@@ -202,7 +202,7 @@ class Entrant:
     """Whom it stands for; the best of its settings is compared."""
     setting: str
     library: str
-    """``rlopt``, ``stable_baselines3``, ``sbx`` or ``cleanrl``."""
+    """``rlopt``, ``stable_baselines3``, ``sbx``, ``cleanrl`` or, of environments, ``peer``."""
     threads: int
     config: Mapping[str, Any] = field(default_factory=dict)
     """rlopt's, on top of the benchmark's; a peer's, where the benchmark has any."""
@@ -342,7 +342,7 @@ def measure(
     entrants, still waiting.
 
     ``settings`` are every worker's: ``env``, and ``warmup`` and ``extra`` (steps before the first update, and after it
-    before the first window), or ``algorithm=ppo``.
+    before the first window), or ``algorithm=ppo`` or ``teams``.
     """
     parked: list[Parked] = []
     left_out: list[str] = []
@@ -482,7 +482,11 @@ def worker(spec: Mapping[str, Any]) -> None:
     warnings.simplefilter("ignore")
     env_id, warmup, extra = spec["env"], int(spec.get("warmup", 0)), int(spec.get("extra", 0))
     config = {"env": {"id": env_id}, "device": "cpu", "threads": spec["threads"], "seed": spec["number"]}
-    if spec["library"] == "rlopt" and spec.get("algorithm") == "ppo":
+    if spec.get("algorithm") == "teams":
+        from teams import serve
+
+        serve(spec)
+    elif spec["library"] == "rlopt" and spec.get("algorithm") == "ppo":
         own = spec["config"]
         serve_rlopt_ppo({**config, **own, "env": {**config["env"], **own.get("env", {})}})
     elif spec["library"] == "rlopt":
