@@ -133,6 +133,19 @@ def test_ppo_throughput_is_judged_by_the_number_of_environments(load):
     ]
 
 
+def test_environments_of_teams_are_judged_by_the_package_they_come_from(load):
+    teams = load("teams")
+    mine = [teams.Entrant("rlopt, 8 copies", f"{t} threads", "rlopt", t) for t in (1, 2)]
+    peer = teams.Entrant("gymnasium_robotics", "1 thread", "peer", 1)
+    speeds = {mine[0]: [300.0], mine[1]: [500.0, 520.0, 540.0], peer: [100.0]}
+    rows, notes = teams.judge("mamujoco/HalfCheetah-2x3", 8, speeds)
+    assert rows[1] == ["mamujoco/HalfCheetah-2x3", "rlopt, 8 copies", "2 threads", "520.0", "500.0", "540.0"]
+    assert notes == [
+        "mamujoco/HalfCheetah-2x3: rlopt, 8 copies (2 threads) / gymnasium_robotics: 5.20 (target at least 5: met)"
+    ]
+    assert teams.rlopt_step("lbf/8x8-2p-2f-coop", 3)() == 3
+
+
 def test_ppo_throughput_can_be_tried_out(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ppo = load("ppo_throughput")
     monkeypatch.setattr(ppo, "TARGETS", {1: 1.5})

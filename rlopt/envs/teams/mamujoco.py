@@ -64,7 +64,7 @@ class Factorization:
         """(n, O): where in the source each number lies that an agent sees, -1 for padding."""
         for i, places in enumerate(() if self.full else see):
             self.places[own_index(i, (len(places),))] = places
-        self._padded = bool((self.places < 0).any()) and not self.full
+        self.padded = bool((self.places < 0).any()) and not self.full
         self._gather = np.where(self.places < 0, 0, self.places).reshape(-1)
         # The reference hands a single agent's action on as it is, so that its cost is summed in float32.
         self._precision = np.float32 if agent_obsk is None else np.float64
@@ -90,11 +90,11 @@ class Factorization:
 
     def observe(self, source: Array) -> dict[str, Array]:
         """Return what the agents see, (…, n, O), and the state, (…, S), of sources (…, D)."""
-        state = source[..., : self.source.size]
+        state = source[..., : self.source.size] if self.source.extra else source
         if self.full:
             return self._scored(state)
         obs = source.take(self._gather, -1).reshape(*source.shape[:-1], *self.places.shape)
-        if self._padded:
+        if self.padded:
             obs[..., self.places < 0] = 0
         return {"obs": obs, "state": state}
 
@@ -248,16 +248,16 @@ class NativeTeamEnv(ParametricNativeEnv):
         return self._factors.controls(self._actions.batch(action, self.num_envs))
 
     def _tensor(self, array: Array) -> Obs:
-        if self._factors.full:
-            return {key: self._sent(leaf) for key, leaf in self._factors.observe(array).items()}
+        factors = self._factors
+        if factors.full or self._away is None:  # gathered in float32, which is less to move
+            leaves = factors.observe(array if factors.full else array.astype(self._dtype))
+            return {key: self._sent(leaf) for key, leaf in leaves.items()}
         source = self._sent(array)
         obs = source.index_select(1, self._places).view(-1, *self._there.shape)
-        if self._factors._padded:
-            obs.mul_(self._there)
-        return {"obs": obs, "state": source[:, : self._factors.source.size].contiguous()}
+        return {"obs": obs * self._there if factors.padded else obs, "state": source[:, : factors.source.size]}
 
     def _sent(self, array: Array) -> Tensor:
-        tensor = torch.from_numpy(array.astype(self._dtype))
+        tensor = torch.from_numpy(array.astype(self._dtype, order="C", copy=False))
         return tensor if self._away is None else tensor.to(self._away)
 
 
