@@ -32,7 +32,7 @@ from rlopt.version import __version__
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-GAMES = {"coin": "numLocations=6,includeDoors=1", "mapreader": "numLocations=6"}
+GAMES = {"coin": "numLocations=6,includeDoors=1", "mapreader": "numLocations=6,maxDistanceApart=1"}
 RATE = 4.0
 AT = (1, 5, 10, 15, 25)
 ELSEWHERE = {
@@ -40,7 +40,8 @@ ELSEWHERE = {
     ("coin", "step"): (0.29, 0.46, 0.49, 0.70, 0.79), ("mapreader", "step"): (0.17, 0.24, 0.35, 0.59, 0.92),
     ("coin", "gigpo"): (0.29, 0.52, 0.56, 0.66, 0.94), ("mapreader", "gigpo"): (0.17, 0.32, 0.57, 0.79, 0.99),
 }  # fmt: skip
-"""Success at the updates ``AT`` in an independent implementation of the same setting, three seeds."""
+"""Success at the updates ``AT`` in an independent implementation of the same setting, three seeds (of mapreader
+only the number of rooms is known)."""
 
 
 class Way(NamedTuple):
@@ -146,8 +147,9 @@ PAGE = """# GiGPO on text games, with tables
 TextWorld-Express: 4 fixed tasks x 8 episodes from one start per update, at most 40 actions, 10 for success only,
 γ = 0.95, F = std, tables, one step of gradient descent per update. Success is that of the episodes an update learns
 from. *elsewhere*: an independent implementation of the same setting, three seeds, whose learning rate is not the same;
-ours was chosen so that GRPO's last number on coin agrees. "Ahead" is by how much GiGPO's success is larger, paired by
-seed: mean and 95 % interval by Student's t.
+ours was chosen so that GRPO's last number on coin agrees. Of its mapreader only the number of rooms, six, is known; at
+the game's default distance a random policy solves 4 % of our four tasks, so here the box is in the next room. "Ahead"
+is by how much GiGPO's success is larger, paired by seed: mean and 95 % interval by Student's t.
 
 """
 

@@ -197,6 +197,10 @@ def test_textworld_express_says_what_is_wrong() -> None:
     pytest.importorskip("textworld_express")
     with pytest.raises(RloptError, match=r"params='nonsense=1'"):
         make_env("textworld_express/coin", 1, kwargs={"params": "nonsense=1"})
+    env = make_env("textworld_express/mapreader", 1, kwargs={"params": "numLocations=5"})
+    with pytest.raises(RloptError, match=r"task \d+ cannot be made with params='numLocations=5': ERROR: No locations"):
+        for seed in range(40):
+            env.reset(seeds=[seed])
     with pytest.raises(RloptError, match="has 1000 in its train list"):
         make_env("textworld_express/coin", 1, kwargs={"tasks": 5_000})
 

@@ -54,7 +54,7 @@ class TextWorldExpress(TextGame):
             self._simulator.load(game, params)
         except ValueError as e:
             raise RloptError(f"{self.id}: params={params!r}: {' '.join(str(e).split())}") from e
-        self._taken, self._score = 0, 0.0
+        self.params, self._taken, self._score = params, 0, 0.0
 
     @classmethod
     def _shared(cls) -> Any:
@@ -86,7 +86,13 @@ class TextWorldExpress(TextGame):
     def begin(self, task: int | str) -> Seen:
         self._taken, self._score = 0, 0.0
         fold = next(name for first, name in ((20_000, "test"), (10_000, "dev"), (0, "train")) if int(task) >= first)
-        return _seen(self._simulator.reset(seed=int(task), gameFold=fold)[1])
+        try:
+            return _seen(self._simulator.reset(seed=int(task), gameFold=fold)[1])
+        except Exception as e:
+            said = next((line for line in str(e).splitlines() if "Exception: " in line), str(e)).rpartition(
+                "Exception: "
+            )
+            raise RloptError(f"{self.id}: task {task} cannot be made with params={self.params!r}: {said[2]}") from e
 
     def act(self, words: str) -> Moved:
         _, _, _, found = self._simulator.step(words)
