@@ -23,7 +23,6 @@ def main(steps: int = 10_000, env_id: str = "Pendulum-v1", seed: int = 0) -> lis
         action = agent.act(torch.as_tensor(obs[None])).action
         next_obs, reward, terminated, truncated, _ = env.step(action[0].numpy())
         buffer.add(*map(torch.as_tensor, (obs[None], action, [reward], next_obs[None], [terminated], [truncated])))
-        agent.clock.env_steps += 1
         if step >= agent.config.warmup_steps:
             agent.update(buffer.sample(agent.config.batch_size))
         obs, total = next_obs, total + float(reward)

@@ -190,15 +190,26 @@ class Clock:
     """What every schedule reads."""
 
     env_steps: int = 0
-    """Transitions collected so far, warm-up included (or a solver's iterations)."""
+    """Transitions collected so far, warm-up included (or a solver's iterations). A loop moves it; in a loop of one's
+    own it may stay 0."""
     updates: int = 0
     """Gradient updates applied so far."""
+    acted: int = 0
+    """Observations that the agent has acted on, not counting its most likely actions."""
+
+    @property
+    def steps(self) -> int:
+        """The environment steps that warm-up and schedules count: ``env_steps``, or ``acted`` where nobody has moved
+        that."""
+        return self.env_steps or self.acted
 
     def state_dict(self) -> State:
-        return {"env_steps": self.env_steps, "updates": self.updates}
+        acted = {} if self.env_steps else {"acted": self.acted}
+        return {"env_steps": self.env_steps, "updates": self.updates, **acted}
 
     def load_state_dict(self, state: State) -> None:
         self.env_steps, self.updates = int(state["env_steps"]), int(state["updates"])
+        self.acted = int(state.get("acted", 0))
 
 
 def map_obs(fn: Callable[[Tensor], Tensor], obs: Obs) -> Obs:

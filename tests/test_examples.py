@@ -24,6 +24,11 @@ def test_the_custom_loop_runs_past_its_warm_up(capsys):
     assert len(returns) == 5 and all(math.isfinite(r) and -2_000 < r < 0 for r in returns)
 
 
+def test_the_custom_loop_over_a_vector_runs_past_its_warm_up():
+    lengths = load("custom_vector_loop").main(steps=260)
+    assert len(lengths) > 20 and min(lengths) > 4 and sum(lengths) <= 4 * 260
+
+
 def test_the_custom_loop_is_short():
     body = (EXAMPLES / "custom_loop.py").read_text().split("def main")[1].splitlines()
     assert sum(bool(line.strip()) for line in body) <= 32

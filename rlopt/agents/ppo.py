@@ -298,6 +298,7 @@ class PPO(Agent):
         outputs, after = (actor(obs), None) if carry is None else self.module(obs, carry)[::2]
         rows = len(outputs[0] if isinstance(outputs, tuple) else outputs)
         noise = None if deterministic else actor.noise(rows, self.act_generator)
+        self.clock.acted += 0 if deterministic else rows
         if isinstance(actor, GaussianActor):
             sample = actor.sample(outputs, noise)
             return Act(actor.to_env(sample), after, {"sample": sample})
@@ -310,7 +311,7 @@ class PPO(Agent):
         assert batch.next_obs is not None
         self.open_update(observation=batch.obs, next_observation=batch.next_obs, reward=batch.reward)
         position = batch.positions()
-        begun = Clock(self.clock.env_steps - len(position))  # [4] the first update is made at the full rate
+        begun = Clock(max(0, self.clock.steps - len(position)))  # [4] the first update is made at the full rate
         self.factor, narrowed = (schedule.factor(begun) for schedule in self.schedules)
         clip = c.clip * narrowed
         data = self.samples(batch, position)

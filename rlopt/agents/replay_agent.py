@@ -62,7 +62,8 @@ class ReplayAgent(Agent):
     def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
         """Return actions (N, …) in environment units: uniform during the warm-up, then explored, or the mode.
 
-        Of several runs the rows are R·N, run by run.
+        Of several runs the rows are R·N, run by run. Where nobody moves ``clock.env_steps``, the warm-up ends after as
+        many rows acted on.
         """
         module, streams = self.actor_module, self.act_generators
         rows = next(iter(obs.values())).shape[0] if isinstance(obs, dict) else obs.shape[0]
@@ -70,7 +71,10 @@ class ReplayAgent(Agent):
         recalled = None
         if self.memories is not None:  # in the warm-up too: what is remembered is stored from the first step on
             recalled, carry = self.memories.step(obs, carry)
-        if not deterministic and self.clock.env_steps < self.config.warmup_steps:
+        random = not deterministic and self.clock.steps < self.config.warmup_steps
+        if not deterministic:
+            self.clock.acted += each
+        if random:
             draws = [module.uniform(each, g, _rows(obs, r * each, each)) for r, g in enumerate(streams)]
             return Act(_join(draws), carry)
         if self.fast_act is not None and isinstance(obs, Tensor) and rows <= FEW:

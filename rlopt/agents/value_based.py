@@ -39,7 +39,7 @@ class ValueBasedConfig(ReplayAgentConfig):
         Papers that count updates instead (LAP: 250,000, one for every four steps) come to the same number of steps.
         """
         steps = EPSILON_STEPS if self.epsilon_steps is None else self.epsilon_steps
-        done = min(max(clock.env_steps - self.warmup_steps, 0) / steps, 1.0)
+        done = min(max(clock.steps - self.warmup_steps, 0) / steps, 1.0)
         return self.epsilon_start + (self.epsilon_end - self.epsilon_start) * done
 
 
@@ -61,7 +61,7 @@ class ValueBased(ReplayAgent):
         every, now, before = self.config.target_every, self.clock, self.latest
         if self.config.target_counts == "updates":
             return (now.updates + 1) // every > now.updates // every
-        return now.env_steps // every > before.env_steps // every
+        return now.steps // every > before.steps // every
 
     def end_update(self) -> None:
         super().end_update()

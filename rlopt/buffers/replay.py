@@ -16,6 +16,7 @@ from rlopt.buffers.datasets import store
 from rlopt.buffers.frames import SideStore
 from rlopt.buffers.layout import Fields, Layout
 from rlopt.buffers.placement import Placement
+from rlopt.buffers.reset_rows import ResetRowWatch
 from rlopt.buffers.samplers.base import NothingToDraw, Sampler, SamplerOver, UniformSampler, check_identity
 from rlopt.buffers.storage import Storage
 from rlopt.buffers.transition import Batch, make_reward_transform
@@ -106,6 +107,7 @@ class ReplayBuffer:
         self.reward_shape, self._transform = reward_shape, make_reward_transform(reward_transform)
         self.rows_written = 0
         self._invalid = 0
+        self._watch = ResetRowWatch()
         self.forgotten = 0
         """Transitions that were lost before this buffer was resumed."""
         self.several = isinstance(sampler, Mapping)
@@ -201,6 +203,8 @@ class ReplayBuffer:
             RloptError: a field is missing, unknown, or of another size or kind; nothing is stored then.
         """
         values = self.layout.values(obs, action, reward, next_obs, terminated, truncated, ended, extras)
+        if ended is None and valid is None and not self._watch.done:  # a loop of the user's
+            self._watch.see(values, self.rows_written)
         if valid is not None:
             valid = self.layout.flag("valid", valid)
         if self.storage.frames:

@@ -189,7 +189,7 @@ class Schedule:
         if self.kind == "constant":
             return 1.0
         assert self.steps
-        x = min(clock.env_steps / self.steps, 1.0)
+        x = min(clock.steps / self.steps, 1.0)
         shape = 1.0 - x if self.kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * x))
         return self.final + (1.0 - self.final) * shape
 

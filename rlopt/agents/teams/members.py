@@ -196,7 +196,8 @@ class ActingTeam(ReplayAgent):
         rows are R·N, run by run."""
         rows = (next(iter(obs.values())) if isinstance(obs, dict) else obs).shape[0]
         each, found = rows // self.runs, []
-        uniform = not deterministic and self.clock.env_steps < self.config.warmup_steps
+        uniform = not deterministic and self.clock.steps < self.config.warmup_steps
+        self.clock.acted += 0 if deterministic else each
         for r, (team, stream) in enumerate(zip(self.teams, self.act_generators, strict=True)):
             part = map_obs(lambda x, r=r: x[r * each : (r + 1) * each], obs)  # type: ignore[misc]
             found.append(
