@@ -80,7 +80,7 @@ def _ended(result: Result, config: TrainConfig) -> int:
     """Say how the run ended and what can be done next; returns the exit code."""
     where = shlex.quote(str(result.folder))
     if result.evaluation:
-        print(f"evaluation   {summary(Evaluation(result.evaluation, config.env.id, config.seed))}")
+        print(f"evaluation   {summary(Evaluation(result.evaluation, config.env.id, config.seed, result.mode))}")
     print(f"run folder   {result.folder} ({result.status} at step {result.step} of {config.total_steps})")
     twice = 2 * config.total_steps
     if result.status == NONFINITE and config.on_nonfinite == "stop":

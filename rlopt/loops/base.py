@@ -18,7 +18,7 @@ from rlopt.envs.factory import find_spec
 from rlopt.envs.make import find_backend, resolve_backend
 from rlopt.loops.configuration import TrainConfig, schedule_end
 from rlopt.loops.evaluation import Evaluator
-from rlopt.policy import Policy
+from rlopt.policy import EvaluationMode, Policy
 from rlopt.state import RowLog
 from rlopt.types import Episode, Obs, RloptError, State
 
@@ -139,13 +139,19 @@ class Loop(ABC):
     def policies(self) -> list[Policy]:
         """Return what one deploys of every run, with its observation statistics and the mode in which it is
         evaluated."""
-        policies, mode = self.agent.policies, self.agent.evaluation_mode
+        policies = self.agent.policies
         if self.normalizer is not None:
             each = enumerate(policies)
             policies = [Policy(policy.spec, policy.actor, self.normalizer.of_run(r)) for r, policy in each]
         for policy in policies:
-            policy.evaluation_mode = mode if self.evaluator is None else self.evaluator.mode_of(mode)
+            policy.evaluation_mode = self.evaluation_mode
         return policies
+
+    @property
+    def evaluation_mode(self) -> EvaluationMode:
+        """How policies act where they are evaluated: as the protocol says, and where it is silent as the agent does."""
+        mode = self.agent.evaluation_mode
+        return mode if self.evaluator is None else self.evaluator.mode_of(mode)
 
     def policy(self) -> Policy:
         """Return the first run's."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlopt.analysis.tables import as_frame
+from rlopt.policy import EvaluationMode
 from rlopt.runs.run_folder import RunFolder
 from rlopt.types import Episode
 
@@ -27,6 +28,8 @@ class Result:
     first_bad: str | None = None
     saved: bool = True
     """Whether the last checkpoint was written."""
+    mode: EvaluationMode = EvaluationMode()  # noqa: RUF009 - a tuple
+    """How the policy acted in the last evaluation."""
 
     @property
     def evaluations(self) -> Any:

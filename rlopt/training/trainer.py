@@ -175,16 +175,15 @@ class Trainer:
             self.logger = Logger(
                 self.folder, self.tensorboard, resume_step=first, marks=self._marks, num_runs=self.loop.runs
             )
-        for c in self.callbacks:
-            c.on_start(self)
-        self._window_start, self._window_step = perf_counter(), first
         idle = self.loop.idle_reason()
         if idle is not None:
             self._say(f"{idle}: nothing will be learnt")
         with Signals(self.request_stop):
+            self._tell(lambda c: c.on_start(self))
+            self._window_start, self._window_step = perf_counter(), first
             try:
                 with memory_told(SMALLER):
-                    status = self._train()
+                    status = self._train() if self._failure is None else STOPPED
             except Exception:
                 self._save_on_the_way_out()
                 raise
@@ -194,9 +193,19 @@ class Trainer:
         if idle is not None and status == FINISHED:
             self._say(f"no update was made, so nothing was learnt: {idle}")
         signum = self._signal if status == INTERRUPTED else None
-        result = Result(status, self.loop.step, self.last_evaluation, self.folder.path, signum, self._first_bad, saved)
-        for c in self.callbacks:
-            c.on_end(self, result)
+        result = Result(
+            status,
+            self.loop.step,
+            self.last_evaluation,
+            self.folder.path,
+            signum,
+            self._first_bad,
+            saved,
+            self.loop.evaluation_mode,
+        )
+        self._tell(lambda c: c.on_end(self, result))
+        if self._failure is not None:
+            raise self._failure
         return result
 
     def _train(self) -> str:
@@ -228,7 +237,7 @@ class Trainer:
             self._say(f"step {self.loop.step} could not be saved on the way out: {' '.join(str(e).split())}")
 
     def _tell(self, call: Callable[[Callback], object]) -> bool:
-        """Call every callback; true where one wishes to stop, or has failed."""
+        """Call every callback, also those after one that fails; true where one wishes to stop, or has failed."""
         wish = False
         for c in self.callbacks:
             try:

@@ -115,6 +115,8 @@ def test_the_agent_or_the_protocol_says_how_evaluations_act(tmp_path: Path, monk
     assert again == plain
     for name, mode in {"sampled": SAMPLE, "greedy": EvaluationMode(True, 1.0), "both": EvaluationMode()}.items():
         assert evaluate_path(tmp_path / name).mode == mode
+    with begin(echo_config(tmp_path / "told", eval={"episodes": 1, "epsilon": 0.5})) as trainer:
+        assert trainer.run().mode == EvaluationMode(False, 0.5)
 
 
 def test_evaluations_may_run_by_another_protocol(tmp_path: Path) -> None:

@@ -235,3 +235,11 @@ def test_an_evaluation_tells_the_means_of_facts() -> None:
     assert describe(found).endswith("over 2 episodes (E-v0); success 0.5")
     data = found.to_json()
     assert data["facts"] == {"success": 0.5} and data["episodes"][0] == {"return": 1.0, "length": 2, "success": 1.0}
+
+
+def test_an_evaluation_that_is_cut_off_knows_no_facts_that_nobody_told(tmp_path: Path) -> None:
+    """The environment tells them where its episode ends. Their cells are empty, and no mean counts them."""
+    result = finish(begin(config(tmp_path / "run", eval={"every": 20, "episodes": 3, "max_steps": 1})))
+    assert [(e.length, e.facts) for e in result.evaluation] == [(1, {})] * 3
+    assert all(row.get("success", "") == "" for row in rows(tmp_path / "run" / "evaluations.csv"))
+    assert describe(Evaluation(result.evaluation, "Task", 0)).endswith("(Task)")

@@ -76,6 +76,9 @@ class Failing(Callback):
         if hook == self.hook and trainer.loop.step >= self.at:
             raise ValueError(f"{hook} failed")
 
+    def on_start(self, trainer: Trainer) -> None:
+        self.fail("on_start", trainer)
+
     def on_step(self, trainer: Trainer, progress: Any) -> None:
         self.fail("on_step", trainer)
 
@@ -93,16 +96,27 @@ class Failing(Callback):
     ("hook", "at", "saved"),
     [
         ("on_step", 90, 90), ("on_step", 100, 100), ("on_step", 150, 150), ("on_end", 150, 150),
-        ("on_evaluation", 60, 100), ("on_checkpoint", 60, 65),
+        ("on_evaluation", 60, 100), ("on_checkpoint", 60, 65), ("on_start", 0, 0),
     ],
 )  # fmt: skip
 def test_an_error_in_a_callback_is_raised_once_the_run_is_saved(
     tmp_path: Path, straight: Path, hook: str, at: int, saved: int
 ) -> None:
-    """Resumed, the run is the one that met no error, rows that were due at that very step included."""
-    trainer = begin(config("sac", tmp_path / "run"), callbacks=[Failing(hook, at)])
+    """Resumed, the run is the one that met no error, rows that were due at that very step included. Every other
+    callback is told what it would be told without that error."""
+    told: list[str] = []
+
+    class Listening(Callback):
+        def on_start(self, trainer: Trainer) -> None:
+            told.append("on_start")
+
+        def on_end(self, trainer: Trainer, result: Any) -> None:
+            told.append("on_end")
+
+    trainer = begin(config("sac", tmp_path / "run"), callbacks=[Failing(hook, at), Listening()])
     with pytest.raises(ValueError, match=f"{hook} failed"):
         run_to_end(trainer)
+    assert told == ["on_start"] + ["on_end"] * (hook == "on_end")
     assert Checkpoints(tmp_path / "run/checkpoints").load().step == saved  # type: ignore[union-attr]
     assert (tmp_path / "run/policy/policy.json").is_file()
     run_to_end(resume(tmp_path / "run", {}))
