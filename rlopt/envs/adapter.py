@@ -193,14 +193,15 @@ class VectorAdapter(BaseVectorEnv):
             self._write(self._current, i, final[i] if objects else self._observations.row(final, i))
 
     def _facts(self, info: dict[str, Any], ended: Array) -> Array | None:
-        """Return the facts (N, F) of the rows that have ended; None where none has."""
-        if not (self.spec.facts and ended.any()):
+        """Return the facts (N, F) of every row; None where there are no facts."""
+        if not self.spec.facts:
             return None
-        facts = np.zeros((self.num_envs, len(self.spec.facts)), np.float32)
-        last = info.get("final_info", info) if self.mode == AutoresetMode.SAME_STEP else info
-        for i in np.flatnonzero(ended).tolist():
-            told = {k: v[i] for k, v in last.items() if not k.startswith("_") and last.get(f"_{k}", ended)[i]}
-            facts[i] = told_facts(told, self.spec)
+        facts, every = np.zeros((self.num_envs, len(self.spec.facts)), np.float32), np.ones(self.num_envs, bool)
+        final = info.get("final_info", info) if self.mode == AutoresetMode.SAME_STEP else info
+        for i, over in enumerate(ended.tolist()):
+            last = final if over else info
+            told = {k: v[i] for k, v in last.items() if k[0] != "_" and last.get(f"_{k}", every)[i]}
+            facts[i] = told_facts(told, self.spec, over)
         return facts
 
     def _reset_underneath(

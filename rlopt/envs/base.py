@@ -158,16 +158,16 @@ class StepBuilder:
 
     def build(self, obs: Obs, next_obs: Obs, reward: Array, flags: Array | None, facts: Array | None = None) -> Step:
         """Return the step of ``reward`` (N, …) float32, ``flags`` (4, N), None for an ordinary one, and ``facts``
-        (N, F) float32 where some episode has ended and ``spec.facts`` names some; the arrays are handed over."""
+        (N, F) float32 where something is told of ``spec.facts``; the arrays are handed over."""
         rewards = torch.from_numpy(reward)
         if not self._cpu:
             rewards = rewards.to(self._device)
+        info: dict[str, Tensor] = {}
+        if facts is not None and self._facts:
+            info = dict(zip(self._facts, torch.from_numpy(facts).to(self._device).unbind(1), strict=True))
         if flags is None:
             if self._no._version or self._yes._version:
                 self._renew()
-            return Step(obs, next_obs, rewards, self._no, self._no, self._no, self._yes, {})
+            return Step(obs, next_obs, rewards, self._no, self._no, self._no, self._yes, info)
         terminated, truncated, ended, valid = torch.from_numpy(flags).to(self._device).unbind(0)
-        info: dict[str, Tensor] = {}
-        if facts is not None:
-            info = dict(zip(self._facts, torch.from_numpy(facts).to(self._device).unbind(1), strict=True))
         return Step(obs, next_obs, rewards, terminated, truncated, ended, valid, info)

@@ -5,6 +5,7 @@ What fits costs a few comparisons. What does not is told in one line, with the e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -128,21 +129,22 @@ class Edge:
 
 
 class End(NamedTuple):
-    """How an episode ended."""
+    """How an episode ended, or what is told of one that goes on."""
 
     terminated: bool
     truncated: bool
     facts: list[float]
-    """The ``spec.facts``."""
+    """The ``spec.facts``; of an episode that goes on NaN where nothing is told yet."""
 
 
 def _stepper(spec: EnvSpec, write: Write) -> Callable[[Env, Any, list[Array], int, Array], End | None]:
     """Return ``step(env, action, arrays, row, rewards)``, which takes a step, checks all that it gives, puts
-    observation and reward into ``row`` of the arrays, and returns the ``End`` of the episode, or None where it goes on.
+    observation and reward into ``row`` of the arrays, and returns the ``End`` of the episode, or None where it goes on
+    and there are no facts.
 
     It is a closure, because it runs at every step of the fastest environments.
     """
-    env_id, apart = spec.id, bool(spec.reward_shape)
+    env_id, apart, facts = spec.id, bool(spec.reward_shape), bool(spec.facts)
 
     def step(env: Env, action: Any, arrays: list[Array], row: int, rewards: Array) -> End | None:
         given = env.step(action)
@@ -151,12 +153,13 @@ def _stepper(spec: EnvSpec, write: Write) -> Callable[[Env, Any, list[Array], in
         obs, reward, terminated, truncated, info = given
         write(arrays, row, obs)
         rewards[row] = check_reward(reward, spec) if apart or not isinstance(reward, float) else reward
-        if terminated is False and truncated is False:
+        if terminated is False and truncated is False and not facts:
             return None
         terminated, truncated = _flag(terminated, "terminated", env_id), _flag(truncated, "truncated", env_id)
-        if not (terminated or truncated):
-            return None
-        return End(terminated, truncated, told_facts(info, spec) if spec.facts else [])
+        over = terminated or truncated
+        if facts:
+            return End(terminated, truncated, told_facts(info, spec, over))
+        return End(terminated, truncated, []) if over else None
 
     return step
 
@@ -334,12 +337,17 @@ def check_flags(value: Any, name: str, env_id: str, rows: int) -> Array:
     return array
 
 
-def told_facts(info: Any, spec: EnvSpec) -> list[float]:
-    """Return the ``spec.facts`` of an episode from the ``info`` of its last step.
+def told_facts(info: Any, spec: EnvSpec, over: bool = True) -> list[float]:
+    """Return the ``spec.facts`` of an episode from the ``info`` of its last step; of one that is not ``over`` those that
+    there are, else NaN.
 
     Raises:
-        RloptError: one is missing or is no number.
+        RloptError: one is missing or is no number, though the episode is over.
     """
+    if not over:
+        return [
+            _told_so_far(info[name]) if isinstance(info, Mapping) and name in info else math.nan for name in spec.facts
+        ]
     if not isinstance(info, Mapping):
         raise RloptError(f"{spec.id}: info is {_shown(info)}, not a dict with the facts {', '.join(spec.facts)}")
     found = []
@@ -352,6 +360,14 @@ def told_facts(info: Any, spec: EnvSpec) -> list[float]:
         except (TypeError, ValueError) as e:
             raise RloptError(f"{spec.id}: the fact {name!r} must be a number, not {_shown(info[name])}") from e
     return found
+
+
+def _told_so_far(value: Any) -> float:
+    """Return a number, NaN for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 # Words

@@ -78,13 +78,15 @@ class SyncVectorEnv(BaseVectorEnv):
                 flags[VALID, i] = False
                 continue
             end = step(env, a, current, i, reward)
-            if end is not None:
-                if flags is None:
-                    flags = ordinary_flags(n)
-                if facts is None:
-                    facts = np.zeros((n, len(end.facts)), np.float32)
+            if end is None:
+                continue
+            if end.facts:
+                facts = np.full((n, len(end.facts)), np.nan, np.float32) if facts is None else facts
+                facts[i] = end.facts
+            if end.terminated or end.truncated:
+                flags = ordinary_flags(n) if flags is None else flags
                 flags[:VALID, i] = end.terminated, end.truncated, True
-                facts[i], ended[i] = end.facts, not self.autoreset
+                ended[i] = not self.autoreset
         next_obs = observed = edge.observations.tensors(current, self._away)
         if flags is not None and self.autoreset:
             for i in flags[ENDED].nonzero()[0]:

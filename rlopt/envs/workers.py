@@ -69,8 +69,8 @@ def _answer(env: Env, edge: Edge, row: list[Array], message: bytes, autoreset: b
             array = np.frombuffer(message, actions.dtype, offset=1).reshape(actions.row_shape).copy()
             reward = np.zeros((1, *edge.spec.reward_shape))
             end = edge.step(env, int(array) if actions.discrete else array, row, 0, reward)
-            terminated, truncated, told = end or (False, False, [0.0] * len(edge.spec.facts))
-            again = autoreset and end is not None
+            terminated, truncated, told = end or (False, False, [])
+            again = autoreset and (terminated or truncated)
             numbers = np.array([*np.ravel(reward), *told], np.float64).tobytes()
             body = _HEAD.pack(terminated, truncated, again) + numbers + packed()
             if again:
@@ -282,7 +282,8 @@ class AsyncVectorEnv(BaseVectorEnv):
         actions = self._actions.batch(action, self.num_envs)
         answers = self._exchange({i: b"s" + actions[i].tobytes() for i in range(self.num_envs) if not self._ended[i]})
         reward = np.zeros((self.num_envs, *self.spec.reward_shape), np.float32)
-        flags, facts = ordinary_flags(self.num_envs), np.zeros((self.num_envs, len(self.spec.facts)), np.float32)
+        flags = ordinary_flags(self.num_envs)
+        facts = np.full((self.num_envs, len(self.spec.facts)), np.nan, np.float32)
         paid = reward[0].size
         firsts: list[tuple[int, bytes, int]] = []
         for i in range(self.num_envs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -37,6 +38,8 @@ class EpisodeCounter:
         """Episodes that were lost, by row."""
         self.valid = self.ended = torch.zeros(num_envs, dtype=torch.bool)
         """Of the last step, on the host."""
+        self.told: dict[str, Tensor] = {}
+        """{fact: (N,)} that the environment told with the last step, on the host; NaN where it told nothing."""
 
     def count(self, step: Step, facts: Mapping[str, Tensor] = NOTHING) -> dict[int, Episode]:
         """Add one vector step and the agent's ``facts`` {name: (N,)} of it; return the episodes that came to their end
@@ -47,6 +50,7 @@ class EpisodeCounter:
         rows = on_host(reward, step.valid, step.ended, *apart.values(), *told.values())
         reward, valid, ended = rows[:3]
         self.valid, self.ended = valid, ended
+        self.told = dict(zip(told, rows[3 + len(apart) :], strict=True))
         self.returns += torch.where(valid, reward, 0.0)
         self.lengths += valid
         summed = zip(apart, rows[3 : 3 + len(apart)], strict=True)
@@ -55,17 +59,17 @@ class EpisodeCounter:
         if not bool(ended.any()):
             return {}
         self.lost += ended & ~valid
-        told = dict(zip(told, rows[3 + len(apart) :], strict=True))
         closed = (ended & valid & ~self.partial).nonzero().flatten().tolist()
-        episodes = {i: self.episode(i, told) for i in closed}
+        episodes = {i: self.episode(i) for i in closed}
         for total in (self.returns, self.lengths, self.partial, *self.sums.values()):
             total.masked_fill_(ended, 0)
         return episodes
 
-    def episode(self, row: int, told: Mapping[str, Tensor] = NOTHING) -> Episode:
-        """Return the open episode of ``row`` as it stands, with what the environment ``told`` {fact: (N,)}."""
-        facts = {name: float(number[row]) for name, number in (*told.items(), *self.sums.items())}
-        return Episode(float(self.returns[row]), int(self.lengths[row]), row // self.each, facts)
+    def episode(self, row: int) -> Episode:
+        """Return the open episode of ``row`` as it stands, with what the environment told with its last step."""
+        facts = {name: float(number[row]) for name, number in (*self.told.items(), *self.sums.items())}
+        known = {name: number for name, number in facts.items() if not math.isnan(number)}
+        return Episode(float(self.returns[row]), int(self.lengths[row]), row // self.each, known)
 
     def drop(self, rows: Tensor) -> None:
         """Leave out the open episodes of ``rows`` (N,) bool, which make a transition that is not counted."""

@@ -14,10 +14,12 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from rlopt.agents.sac_discrete import DiscreteSAC
+from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
 from rlopt.envs import AsyncVectorEnv, SyncVectorEnv, TorchEnv, VectorAdapter, VectorEnv, make_env
 from rlopt.envs.factory import EnvFactory, find_spec
 from rlopt.loops.episodes import EpisodeCounter
+from rlopt.loops.evaluation import run_episodes
+from rlopt.nn import NetworkConfig
 from rlopt.policy import load_policy
 from rlopt.training import train_config
 from rlopt.training.evaluate import Evaluation, describe, evaluate_path
@@ -238,8 +240,28 @@ def test_an_evaluation_tells_the_means_of_facts() -> None:
 
 
 def test_an_evaluation_that_is_cut_off_knows_no_facts_that_nobody_told(tmp_path: Path) -> None:
-    """The environment tells them where its episode ends. Their cells are empty, and no mean counts them."""
+    """This environment tells them where its episode ends. Their cells are empty, and no mean counts them."""
     result = finish(begin(config(tmp_path / "run", eval={"every": 20, "episodes": 3, "max_steps": 1})))
     assert [(e.length, e.facts) for e in result.evaluation] == [(1, {})] * 3
     assert all(row.get("success", "") == "" for row in rows(tmp_path / "run" / "evaluations.csv"))
     assert describe(Evaluation(result.evaluation, "Task", 0)).endswith("(Task)")
+
+
+class Telling(Task):
+    """Tells at every step, and never ends."""
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return np.full(1, min(self.t, 9), np.float32), 1.0, False, False, {"success": self.t > 2, "steps": self.t}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_an_evaluation_that_is_cut_off_knows_what_was_told_so_far(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where success does not end an episode, and ``eval.max_steps`` does."""
+    monkeypatch.setattr(gymnasium.registry["rlopt-tests/Task-v0"], "entry_point", Telling)
+    env = BACKENDS[name](False)
+    policy = DiscreteSAC(env.spec, DiscreteSACConfig(network=NetworkConfig(hidden=(4,)))).policy
+    for limit, success in ((2, 0.0), (3, 1.0)):
+        found = run_episodes(policy, env, 2, seed=0, max_steps=limit)
+        assert found == [Episode(float(limit), limit, 0, {"success": success, "steps": float(limit)})] * 2
+    env.close()
