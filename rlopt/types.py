@@ -147,7 +147,8 @@ class Step(NamedTuple):
     valid: Tensor
     """(N,) bool: False where the row is no transition (an episode that was lost, a surplus row)."""
     info: dict[str, Tensor]
-    """{name: (N, …)}. The ``spec.facts`` (N,) are there where a row has ended, and count in those rows only."""
+    """{name: (N, …)}. The ``spec.facts`` (N,) are there where a row has ended; in other rows they are what is told so
+    far, which counts where an evaluation is cut off, or NaN."""
 
 
 class Act(NamedTuple):
