@@ -338,8 +338,8 @@ def check_flags(value: Any, name: str, env_id: str, rows: int) -> Array:
 
 
 def told_facts(info: Any, spec: EnvSpec, over: bool = True) -> list[float]:
-    """Return the ``spec.facts`` of an episode from the ``info`` of its last step; of one that is not ``over`` those there
-    are, else NaN.
+    """Return the ``spec.facts`` of an episode from the ``info`` of its last step; of one that is not ``over`` yet NaN
+    where nothing is told.
 
     Raises:
         RloptError: one is missing or is no number, though the episode is over.
