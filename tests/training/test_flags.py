@@ -98,7 +98,7 @@ class Script:
     def obs(self) -> Tensor:
         return torch.tensor([[float(self.now % 5)]])
 
-    def reset(self, seeds: Any = None, mask: Any = None, options: Any = None) -> Obs:
+    def reset(self, seeds: Any = None, mask: Any = None, options: Any = None, noise_seeds: Any = None) -> Obs:
         self.waits = False
         return self.obs()
 
@@ -346,7 +346,7 @@ class TwoScripts(Script):
 
     num_envs = 2
 
-    def reset(self, seeds: Any = None, mask: Any = None, options: Any = None) -> Obs:
+    def reset(self, seeds: Any = None, mask: Any = None, options: Any = None, noise_seeds: Any = None) -> Obs:
         self.left = 4
         return map_obs(lambda x: torch.cat([x, x]), super().reset())
 
