@@ -79,12 +79,15 @@ class PPOConfig(RolloutAgentConfig):
     max_grad_norm: float | None = option(0.5, "clip the gradient of policy and value together to this norm", above=0.0)
     log_std: float = option(0.0, "where the log standard deviation of continuous actions begins")
     unit_box: bool = option(True, "sample bounded continuous actions in units of [-1, 1], not the environment's")
+    shared_encoder: bool = option(False, "see images through one encoder for policy and value, as on Atari")
     optimiser: OptimiserConfig = option(lambda: OptimiserConfig(epsilon=1e-5), "optimiser of both networks")  # [3]
     network: NetworkConfig = option(  # [13] and [c4]: policy and value share nothing
         lambda: NetworkConfig(hidden=(64, 64), activation="tanh", init="orthogonal"), "shape of policy and value"
     )
 
     def __post_init__(self) -> None:
+        if self.shared_encoder and self.network.memory != "none":
+            raise RloptError("agent.shared_encoder is not combined with agent.network.memory; leave one of them out")
         if self.network.memory != "none" and self.batch_size < self.rollout_steps:
             raise RloptError(
                 f"agent.batch_size={self.batch_size}: with agent.network.memory={self.network.memory} a minibatch is "
@@ -93,7 +96,8 @@ class PPOConfig(RolloutAgentConfig):
 
 
 class PolicyAndValue(nn.Module):
-    """The policy π(a|s) and the value V(s): two networks, one set of parameters to clip and to step [11].
+    """The policy π(a|s) and the value V(s): two networks, one set of parameters to clip and to step [11]. They may have
+    one encoder, through which observations are then seen once.
 
     Where they remember, a carry is ``{"actor": (N, H), "critic": (N, 1, H)}``.
     """
@@ -101,6 +105,7 @@ class PolicyAndValue(nn.Module):
     def __init__(self, actor: PolicyNetwork, critic: Critic) -> None:
         super().__init__()
         self.actor, self.critic = actor, critic
+        self.shared = critic.encoders[0] is actor.encoder
 
     def initial_carry(self, rows: int) -> Carry:
         parts = {"actor": self.actor.initial_carry(rows), "critic": self.critic.initial_carry(rows)}
@@ -111,6 +116,9 @@ class PolicyAndValue(nn.Module):
     ) -> tuple[Any, Tensor, Carry]:
         """Return what the policy gives, the values (B,) and the next carry; of sequences, told by ``ended`` (B, L),
         each is (B, L, …)."""
+        if self.shared:
+            seen = self.actor.encoder(obs)
+            return self.actor.head(self.actor.body(seen), obs), self.critic.values(seen)[0], None
         if carry is None:
             return self.actor(obs), self.critic(obs)[0], None
         outputs, actors = self.actor(obs, {"memory": carry["actor"]}, ended, valid)
@@ -257,12 +265,16 @@ class PPO(Agent):
             else:  # [c1] a Gaussian, [c2] its deviation a parameter of its own, [c3] dimensions independent
                 own = {"log_std": c.log_std, "unit_box": c.unit_box}
                 actor = GaussianActor(observed, acted, options | own)
-            return PolicyAndValue(actor, Critic(observed, c.network, ensemble=1))
+            encoder = actor.encoder if c.shared_encoder else None
+            return PolicyAndValue(actor, Critic(observed, c.network, ensemble=1, encoder=encoder))
 
         self.networks = self.net("networks", make)
         assert isinstance(self.networks.module, PolicyAndValue)
         self.module: PolicyAndValue = self.networks.module
         self.actor_module = self.module.actor
+        if self.module.shared and next(self.actor_module.encoder.parameters(), None) is None:
+            what = one_line(spec.observation_space)
+            raise RloptError(f"agent.shared_encoder: no encoder learns to read {what}; leave it out")
         self.optimiser = self.add_optimiser("optimiser", self.networks, c.learning_rate)
         self.factor, self.schedules = 1.0, [Schedule(k, c.schedule_steps) for k in (c.lr_schedule, c.clip_schedule)]
         if isinstance(self.actor_module, GaussianActor):

@@ -15,6 +15,7 @@ class Critic(nn.Module):
     """E independent value functions that share nothing: Q(s, a) or V(s) (E, B), or Q(s, ·) (E, B, K).
 
     ``action_features`` is A for Q(s, a), 0 for Q(s, ·) and V(s); ``outputs`` is K for Q(s, ·) over K discrete actions.
+    ``encoder`` is one that is shared with somebody else, for an ensemble of one.
     With a memory the observations are seen through it and the answer is a pair, as of ``NetworkActor.forward``; carries
     are then (N, E, H).
     """
@@ -26,10 +27,11 @@ class Critic(nn.Module):
         action_features: int = 0,
         outputs: int | None = None,
         ensemble: int = 2,
+        encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         config = fitted(config.of_critic(), space)
-        first = encoder_of(space, config)
+        first = encoder_of(space, config) if encoder is None else encoder
         shared = next(first.parameters(), None) is None
         rest = [] if shared else [encoder_of(space, config) for _ in range(ensemble - 1)]
         self.encoders = nn.ModuleList([first, *rest])
@@ -55,11 +57,11 @@ class Critic(nn.Module):
     ) -> Tensor | tuple[Tensor, Carry]:
         """Return the values; with a memory a pair of them, (E, B, L) or (E, B, L, K) over sequences, and the carry."""
         if self.memory is None:
-            return self._values(self._encode(obs), action)
+            return self.values(self._encode(obs), action)
         x, carry = self.memory.read(self._encode, obs, carry, ended, valid, burnt)
         if ended is None:
-            return self._values(x, action), carry
-        q = self._values(x.flatten(1, 2), None if action is None else action.flatten(0, 1))
+            return self.values(x, action), carry
+        q = self.values(x.flatten(1, 2), None if action is None else action.flatten(0, 1))
         return q.unflatten(1, ended.shape), carry  # type: ignore[no-untyped-call]
 
     def _encode(self, obs: Obs) -> Tensor:
@@ -68,7 +70,8 @@ class Critic(nn.Module):
             return x
         return torch.stack([encoder(obs) for encoder in self.encoders])
 
-    def _values(self, x: Tensor, action: Tensor | None) -> Tensor:
+    def values(self, x: Tensor, action: Tensor | None = None) -> Tensor:
+        """Return the values of what is known of states, (B, F) or (E, B, F)."""
         if action is not None:
             x = torch.cat([x, action if x.dim() == 2 else action.expand(x.shape[0], *action.shape)], -1)
         q: Tensor = self.body(x)

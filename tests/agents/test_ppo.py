@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -17,6 +18,7 @@ from rlopt.buffers import Rollout
 from rlopt.envs import Normalizer
 from rlopt.envs.classic import CartPole
 from rlopt.envs.t_maze import TMaze
+from rlopt.envs.torch_env import TorchEnv
 from rlopt.loops.evaluation import run_episodes
 from rlopt.loops.rollout import RolloutLoop
 from rlopt.nn import GaussianActor, NetworkConfig, OptimiserConfig
@@ -277,6 +279,57 @@ def test_what_was_seen_ten_steps_ago(memory: str, least: float, most: float, tmp
     assert least <= sum(e.total_reward for e in found) / 200 <= most
 
 
+class Looks(TorchEnv):
+    """An image whose left or right half is bright, and 1 for the action that says which; an episode is one step."""
+
+    observation_space, action_space = spaces.Box(0, 255, (1, 12, 12), np.uint8), spaces.Discrete(2)
+    episode_limit = 1
+
+    def initial(self, streams: Any) -> Tensor:
+        return (streams.uniform() < 0.5).float()
+
+    def dynamics(self, state: Tensor, action: Tensor) -> Any:
+        return state, (action == state).float(), torch.ones_like(state, dtype=torch.bool)
+
+    def observe(self, state: Tensor) -> Tensor:
+        right = (torch.arange(12) >= 6).float()
+        bright = torch.where(state[:, None] > 0, right, 1.0 - right)
+        return (200.0 * bright)[:, None, None, :].expand(-1, 1, 12, 12).to(torch.uint8)
+
+
+def test_policy_and_value_may_see_through_one_encoder(tmp_path: Any) -> None:
+    """Then the last layers stand on it directly, with the gains 0.01 and 1, as in CleanRL's ``ppo_atari``."""
+    env = Looks(32, seed=1)
+    config = PPOConfig(
+        rollout_steps=4, batch_size=32, epochs=4, learning_rate=1e-3, shared_encoder=True,
+        network=NetworkConfig(hidden=(), init="orthogonal"),
+    )  # fmt: skip
+    agent = PPO(env.spec, config, seed=0)
+    actor, critic = agent.actor_module, agent.module.critic
+    assert critic.encoders[0] is actor.encoder and len(actor.body.layers) == 1
+    assert actor.body.layers[0].weight.norm(dim=1).tolist() == pytest.approx([0.01, 0.01])
+    assert critic.body.layers[0].weight.norm().item() == pytest.approx(1.0)
+    owned = sum(p.numel() for part in (actor, critic.body) for p in part.parameters())
+    assert agent.networks.flat.numel() == owned  # nothing is there twice
+    obs = env.reset(seeds=range(32))
+    outputs, value, _ = agent.module(obs)
+    torch.testing.assert_close(outputs, actor(obs))
+    torch.testing.assert_close(value, critic(obs)[0])
+    first = next(actor.encoder.parameters())
+    for part in (outputs[:, 0], value):
+        assert torch.autograd.grad(part.sum(), first, retain_graph=True)[0].any()
+
+    loop = RolloutLoop(agent, env, 32 * 4 * 12)
+    while loop.step < loop.total_steps:
+        loop.advance()
+    save_policy(loop.policy(), tmp_path / "policy")
+    found = run_episodes(load_policy(tmp_path / "policy"), Looks(50, seed=9, autoreset=False), 50, seed=5)
+    assert sum(e.total_reward for e in found) / 50 >= 0.95
+    other = PPO(env.spec, config, seed=1)
+    other.load_state_dict(agent.state_dict())
+    assert torch.equal(other.networks.flat, agent.networks.flat)
+
+
 # --- spaces -----------------------------------------------------------------------------------------------------------
 
 DICT = spaces.Dict({"arm": spaces.Box(-1, 1, (2,)), "camera": spaces.Box(0, 255, (1, 12, 12), "uint8")})
@@ -332,6 +385,10 @@ def test_it_finds_the_best_action(acted: str, observed: str, memory: str) -> Non
 def test_mistakes_are_told() -> None:
     with pytest.raises(RloptError, match=r"agent\.batch_size=4: .* give at least that"):
         make(batch_size=4, network=network(memory="gru"))
+    with pytest.raises(RloptError, match="shared_encoder: no encoder learns to read Box"):
+        make(shared_encoder=True)
+    with pytest.raises(RloptError, match="shared_encoder is not combined"):
+        make(shared_encoder=True, network=network(memory="gru"))
     with pytest.raises(RloptError, match="schedule_steps"):
         make(clip_schedule="linear")
     with pytest.raises(RloptError, match="Gaussian policy acts in Box"):
