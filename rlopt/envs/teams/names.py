@@ -17,6 +17,7 @@ MAMUJOCO = "rlopt.envs.teams.mamujoco:MaMuJoCoEnv"
 PETTINGZOO = "rlopt.envs.teams.pettingzoo:PettingZooEnv"
 OPPONENT = "rlopt.envs.teams.opponents:OpponentEnv"
 FORAGING = "rlopt.envs.teams.lbforaging:ForagingEnv"
+TWO_ROOMS, _TWO_ROOMS = "two_rooms", "rlopt.envs.teams.two_rooms:TwoRooms"
 _FULL = "-full"
 
 
@@ -26,6 +27,8 @@ def team_spec(name: str) -> GymSpec | None:
     Raises:
         RloptError: there is no such task in that namespace.
     """
+    if name == TWO_ROOMS:
+        return GymSpec(name, entry_point=_TWO_ROOMS, max_episode_steps=20)
     namespace, slash, task = name.partition("/")
     find = _NAMESPACES.get(namespace)
     return find(name, task) if slash and find is not None else None
@@ -33,7 +36,7 @@ def team_spec(name: str) -> GymSpec | None:
 
 def team_names() -> list[str]:
     """Return the names that ``rlopt list envs`` shows; more can be made by their pattern."""
-    return [f"{namespace}/{task}" for namespace, tasks in _COMMON.items() for task in tasks()]
+    return [*(f"{namespace}/{task}" for namespace, tasks in _COMMON.items() for task in tasks()), TWO_ROOMS]
 
 
 def _mamujoco(name: str, task: str) -> GymSpec:
@@ -111,6 +114,8 @@ def _lbf_names() -> list[str]:
 def twin(name: str) -> tuple[str, dict[str, Any]] | None:
     """Return the ``TorchEnv`` that is the same as the team ``name``, as ``module:Class`` with keywords; None where
     there is none."""
+    if name == TWO_ROOMS:
+        return _TWO_ROOMS, {}
     namespace, _, task = name.partition("/")
     base = task.removesuffix(_CONTINUOUS)
     if namespace == "mpe" and base in _MPE:
