@@ -120,6 +120,8 @@ class ActorCritic(ReplayAgent):
     def critic_stage(self, work: Work) -> Update:
         loss, metrics = self.critic_objective(work)
         self.descend("critic", self.critic_optimiser, loss, self.critic)
+        # Priorities are the plain errors: a weight corrects the loss for how often a transition is drawn, and in its
+        # priority it would undo what the priority is for.
         priority = metrics.pop("td").flatten()
         return Update(metrics | {"critic_loss": loss.detach()}, priority)
 

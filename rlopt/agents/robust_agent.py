@@ -13,8 +13,6 @@ from torch import Tensor
 
 from rlopt.agents.base import AgentConfig
 from rlopt.agents.solver_agent import SolverAgent
-from rlopt.nn import Net, TabularActor
-from rlopt.policy import Policy
 from rlopt.robust import (
     KL,
     L1,
@@ -31,7 +29,7 @@ from rlopt.robust.problems.environments import model_of
 from rlopt.robust.problems.garnet import random_policy
 from rlopt.robust.solvers.base import Solver
 from rlopt.robust.solvers.solve import solution
-from rlopt.types import Act, Carry, Obs, RloptError, Update, option
+from rlopt.types import RloptError, Update, option
 
 SETS: dict[str, type[Any]] = {
     "l1": L1, "state_l1": StateL1, "linf": LInf, "kl": KL, "chi2": ChiSquared, "contamination": Contamination
@@ -102,16 +100,7 @@ class RobustAgent(SolverAgent):
         self.solver = self.solver_class(self.robust_model, options(**{n: getattr(c, n) for n in names}), start)
         for name, tensor in self.solver.state.items():
             self.persist(name, tensor)
-        self.table = TabularActor(self.spec.observation_space, self.spec.action_space, {})
-        self.actor = self.persist("actor", Net(self.table, self.device, trainable=False))
-
-    @property
-    def policy(self) -> Policy:
-        return Policy(self.spec, self.table)
-
-    def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
-        """Return actions (N,) for states (N,)."""
-        return Act(*self.table.act(obs, carry, deterministic, self.act_generator))
+        self.build_table()
 
     @torch.no_grad()
     def update(self, batch: None = None) -> Update:

@@ -60,6 +60,7 @@ def critic_loss(
         next_action, next_log_prob = squashed_gaussian(mean, log_std, noise)
         next_q = nets.critic(target, batch.next_obs, next_action).amin(0)
         next_value = next_q - temperature * next_log_prob
+        # A time limit is no end (``terminated`` is 0 there): the value goes on beyond it.
         y = batch.reward + batch.discount * (1.0 - batch.terminated) * next_value
     q = nets.critic(params, batch.obs, batch.action)
     residual = q - y
@@ -75,6 +76,8 @@ def actor_loss(
     """
     mean, log_std = nets.actor(params, obs)
     action, log_prob = squashed_gaussian(mean, log_std, noise)
+    # The gradient runs through the critic to the action, and on to the actor; of the critic's own parameters none is
+    # taken, since the caller differentiates by ``params``. Detached, log π moves the temperature and not the actor.
     q = nets.critic(critic, obs, action).amin(0)
     loss = (temperature * log_prob - q).mean()
     return loss, {"log_prob": log_prob.detach()}

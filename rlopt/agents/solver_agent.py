@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from rlopt.agents.base import Agent
+from rlopt.nn import Net, TabularActor
+from rlopt.policy import Policy
 from rlopt.robust import TabularMDP, from_toy_text
-from rlopt.types import RloptError, Update, resolve_device
+from rlopt.types import Act, Carry, Obs, RloptError, Update, resolve_device
 
 
 class SolverAgent(Agent):
@@ -44,6 +46,19 @@ class SolverAgent(Agent):
     def model_of(cls, env_id: str, kwargs: Mapping[str, Any]) -> Any:
         """Return the model of an environment, as this agent takes it; RloptError where that shows none."""
         return from_toy_text(env_id, kwargs)
+
+    def build_table(self) -> None:
+        """Make ``table``, the policy: probabilities of actions in every state."""
+        self.table = TabularActor(self.spec.observation_space, self.spec.action_space, {})
+        self.actor = self.persist("actor", Net(self.table, self.device, trainable=False))
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(self.spec, self.table)
+
+    def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
+        """Return actions (N,) for states (N,)."""
+        return Act(*self.table.act(obs, carry, deterministic, self.act_generator))
 
     def update(self, batch: None = None) -> Update:
         """Do one iteration; there is no batch."""

@@ -9,10 +9,8 @@ import torch
 
 from rlopt.agents.base import AgentConfig
 from rlopt.agents.solver_agent import SolverAgent
-from rlopt.nn import Net, TabularActor
-from rlopt.policy import Policy
 from rlopt.robust import action_values, discounted_bounds, expected_reward, greedy
-from rlopt.types import Act, Carry, Obs, RloptError, Update, option
+from rlopt.types import RloptError, Update, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +48,7 @@ class ValueIteration(SolverAgent):
         # Before the first backup: no return is below that of the worst reward for ever, none above that of the best.
         self.lower = self.persist("lower", torch.full_like(self.value, float(reward.min()) / (1.0 - c.gamma)))
         self.upper = self.persist("upper", torch.full_like(self.value, float(reward.max()) / (1.0 - c.gamma)))
-        self.table = TabularActor(self.spec.observation_space, self.spec.action_space, {})
-        self.actor = self.persist("actor", Net(self.table, self.device, trainable=False))
-
-    @property
-    def policy(self) -> Policy:
-        return Policy(self.spec, self.table)
-
-    def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
-        """Return actions (N,) for states (N,)."""
-        return Act(*self.table.act(obs, carry, deterministic, self.act_generator))
+        self.build_table()
 
     @torch.no_grad()
     def update(self, batch: None = None) -> Update:

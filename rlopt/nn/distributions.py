@@ -27,6 +27,8 @@ def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Ten
     """
     u = torch.addcmul(mean, log_std.exp(), noise)
     log_normal = -0.5 * noise.square() - log_std - HALF_LOG_TWO_PI
+    # The density is that of the action, not of u: without tanh's determinant the entropy would be a Gaussian's that
+    # nobody acts with. It takes u: log(1 - a²) of a float32 action near the bounds is -∞.
     log_det = log_det_tanh(u)  # before the tanh: backward adds up gradients in this order, which fixes the last bit
     return torch.tanh(u), (log_normal - log_det).sum(-1)
 

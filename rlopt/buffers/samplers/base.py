@@ -216,7 +216,7 @@ class UniformSampler:
         self.validity.load_state_dict(state["validity"])
 
 
-class DistinctSampler:
+class DistinctSampler(UniformSampler):
     """Draws every stored transition with equal probability, without replacement inside a minibatch.
 
     The control of "Experience Replay with Random Reshuffling" (arXiv 2503.02269): it has no epochs. A minibatch larger
@@ -224,14 +224,6 @@ class DistinctSampler:
     """
 
     name: ClassVar[str] = "distinct"
-
-    def bind(self, slots: int, device: torch.device, seed: int) -> None:
-        self.slots, self.device = slots, device
-        self.generator = torch_generator(seed, "sampler", device=device)
-        self.validity = Validity(slots, device)
-
-    def wrote(self, first: int, count: int, valid: Tensor | None) -> None:
-        self.validity.wrote(first, count, valid)
 
     def sample(self, batch_size: int, size: int) -> tuple[Tensor, Tensor | None]:
         held = self.validity.count(size)
@@ -253,21 +245,6 @@ class DistinctSampler:
         if self.validity.mask is not None:
             keys.masked_fill_(~self.validity.mask[:size], 2.0)
         return keys.topk(batch_size, largest=False).indices
-
-    def update_priority(self, index: Tensor, priority: Tensor) -> None:
-        pass
-
-    def state_dict(self) -> State:
-        return {
-            "of": identity(self),
-            "generator": generator_state(self.generator),
-            "validity": self.validity.state_dict(),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        check_identity(state, identity(self), "sampler")
-        set_generator_state(self.generator, state["generator"])
-        self.validity.load_state_dict(state["validity"])
 
 
 def checked_slots(index: Tensor, priority: Tensor) -> Tensor:
