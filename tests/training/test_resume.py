@@ -52,9 +52,17 @@ FEATURES = {
     "torch-environments": {
         "agent": {"update_ratio": [1, 4]}, "num_envs": 8, "buffer": {"name": "uniform", "capacity": 120},
     },
+    "atari-games-played-again": {
+        "agent": {"name": "sac_discrete", "update_ratio": [1, 8]}, "num_envs": 2,
+        "env": {
+            "id": "ALE/Breakout-v5", **GYM, "protocol": "classic",
+            "kwargs": {"max_episode_steps": 34, "img_height": 44, "img_width": 44},
+        },
+        "buffer": {"name": "reshuffled", "capacity": 90},
+    },
     "async-workers": {"env": {**GYM, "backend": "async"}, "num_envs": 2},
 }  # fmt: skip
-"""Runs of SAC that differ in what must be saved."""
+"""Runs (of SAC, where nothing else is said) that differ in what must be saved."""
 CASES = {
     **{name: {"agent": {"name": name}} for name in AGENTS},
     **{
