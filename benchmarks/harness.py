@@ -202,7 +202,7 @@ class Entrant:
     """Whom it stands for; the best of its settings is compared."""
     setting: str
     library: str
-    """``rlopt``, ``stable_baselines3``, ``sbx``, ``cleanrl`` or, of environments, ``peer``."""
+    """``rlopt``, ``stable_baselines3``, ``sbx``, ``cleanrl`` or, of environments, ``peer``, ``ale``, ``gymnasium``."""
     threads: int
     config: Mapping[str, Any] = field(default_factory=dict)
     """rlopt's, on top of the benchmark's; a peer's, where the benchmark has any."""
@@ -486,6 +486,10 @@ def worker(spec: Mapping[str, Any]) -> None:
         from teams import serve
 
         serve(spec)
+    elif spec.get("algorithm") == "games":
+        from atari import serve as serve_games
+
+        serve_games(spec)
     elif spec["library"] == "rlopt" and spec.get("algorithm") == "ppo":
         own = spec["config"]
         serve_rlopt_ppo({**config, **own, "env": {**config["env"], **own.get("env", {})}})

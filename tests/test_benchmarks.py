@@ -155,6 +155,29 @@ def test_ppo_throughput_can_be_tried_out(load, tmp_path: Path, monkeypatch: pyte
     assert all(float(r["steps/s (median)"]) > 0 for r in rows)
 
 
+def test_atari_throughput_is_judged_under_the_protocol_that_hides_nothing(load):
+    atari = load("atari")
+    speeds = {e: [100.0, 300.0, 200.0] for e in atari.entrants() if "wrappers" not in e.name}
+    speeds |= {e: [90.0] for e in atari.entrants() if "wrappers" in e.name}
+    assert atari.report(speeds, ["a remark"]).notes == [
+        "dopamine: rlopt / AtariVectorEnv: 1.00 (target at least 0.9: met)",
+        "dopamine: rlopt / Gymnasium's wrappers: 2.22 (target at least 2: met)",
+        "classic: rlopt / AtariVectorEnv: 1.00",
+        "classic: rlopt / Gymnasium's wrappers: 2.22",
+        "a remark",
+    ]
+
+
+def test_atari_throughput_can_be_tried_out(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("ale_py.vector_env")
+    atari = load("atari")
+    two = [e for e in atari.entrants(1, 1) if e.name in ("rlopt, classic", "AtariVectorEnv, classic")]
+    monkeypatch.setattr(atari, "entrants", lambda *sizes: two)
+    atari.main(["--quick", "--env", "ALE/Pong-v5", "--out", str(tmp_path)])
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [r["entrant"] for r in rows] == ["rlopt, classic", "AtariVectorEnv, classic"]
+
+
 def test_many_seeds_is_judged_against_the_best_arrangement_of_float32_processes(load):
     many = load("many_seeds")
     speeds = {e: [100.0] for e in many.entrants(8) if "Stable" not in e.name}
