@@ -43,11 +43,22 @@ def save_agent(agent: Agent, path: Path | str) -> None:
             folder holds.
     """
     path = Path(os.path.abspath(path))
-    if agent.loop == "solver":
-        raise RloptError(f"agent={agent.name} solves a model, which is not saved with it; save its policy")
     if path.exists() and not (path / DESCRIPTION).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise RloptError(f"{path} is there and is no agent; name another folder for this one")
     staged = path.with_name(f".{path.name}.new")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_agent(agent, fresh_folder(staged))
+        replace_folder(staged, path)
+    finally:
+        with suppress(OSError):
+            remove(staged)
+
+
+def write_agent(agent: Agent, folder: Path) -> None:
+    """Write ``agent`` into an empty folder. Raises as ``save_agent`` does."""
+    if agent.loop == "solver":
+        raise RloptError(f"agent={agent.name} solves a model, which is not saved with it; save its policy")
     description = {
         "format": FORMAT,
         "rlopt": __version__,
@@ -59,16 +70,10 @@ def save_agent(agent: Agent, path: Path | str) -> None:
         "precision": agent.precision,
         "frozen": {name: list(net.frozen) for name, net in nets_of(agent).items()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        digests = save_state(fresh_folder(staged), agent.state_dict())
-        description["files"] = {name: digest._asdict() for name, digest in digests.items()}
-        description["checksum"] = checksum(description)
-        write_file(staged / DESCRIPTION, [json.dumps(description, indent=1, allow_nan=False).encode()])
-        replace_folder(staged, path)
-    finally:
-        with suppress(OSError):
-            remove(staged)
+    digests = save_state(folder, agent.state_dict())
+    description["files"] = {name: digest._asdict() for name, digest in digests.items()}
+    description["checksum"] = checksum(description)
+    write_file(folder / DESCRIPTION, [json.dumps(description, indent=1, allow_nan=False).encode()])
 
 
 def load_agent(path: Path | str, cls: type[A], device: str | torch.device = "cpu") -> A:

@@ -188,10 +188,6 @@ class Loop(ABC):
         """Return what a complete run leaves beside its policy, by name; nothing unless the agent solves a model."""
         return {}
 
-    def agent_state(self) -> State:
-        """Return the agent alone (what the best checkpoint holds)."""
-        return self.agent.state_dict()
-
     def row_logs(self) -> dict[str, RowLog]:
         """Return append-only data, by name."""
         return {}

@@ -5,7 +5,7 @@
     checkpoints/
         step-000000012345/   manifest.json  state.json  tensors.safetensors
         segments/<log>/<start>-<stop>.safetensors
-        best/                the same three files, the agent alone
+        best/                the agent alone, as ``Agent.save`` writes it
         damaged-step-…/      what was refused, kept for inspection
 
 A checkpoint is staged in ``.step-….tmp``, fsynced, given its manifest (sizes and SHA-256 of everything, segments
@@ -20,7 +20,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -119,7 +119,12 @@ class Checkpoints:
         try:
             self.folder.mkdir(exist_ok=True)
             saved = {name: self._save_log(name, log, new_files) for name, log in logs.items()}
-            self._write_folder(target, state, Manifest(step, kind, {}, saved, tables=dict(tables or {})))
+            manifest = Manifest(step, kind, {}, saved, tables=dict(tables or {}), config=self.config)
+
+            def write(staged: Path) -> None:
+                write_manifest(staged, replace(manifest, files=save_state(staged, state)))
+
+            self._write_folder(target, write)
         except BaseException as e:
             if not self._refers(target, new_files):
                 for path in new_files:
@@ -135,12 +140,12 @@ class Checkpoints:
         self._prune(target)
         return target
 
-    def save_best(self, step: int, agent_state: State) -> Path:
-        """Replace ``best/`` by ``agent_state``. Raises as ``save`` does."""
+    def save_best(self, step: int, write: Callable[[Path], object]) -> Path:
+        """Replace ``best/`` by what ``write`` puts into an empty folder: the agent. Raises as ``save`` does."""
         target = self.folder / "best"
         try:
             self.folder.mkdir(exist_ok=True)
-            self._write_folder(target, agent_state, Manifest(step, "best", {}, {}))
+            self._write_folder(target, write)
         except OSError as e:
             raise CheckpointFailed(
                 f"the best agent of step {step} could not be written to {target}: {e}; "
@@ -198,15 +203,6 @@ class Checkpoints:
         """Say that ``loaded`` fits the run: those that did not step aside."""
         self._chosen(loaded, [(path, CorruptCheckpoint(reason)) for path, reason in self.unfit.items()])
 
-    def load_best(self) -> State | None:
-        """Return the agent state of ``best/``, checked; None where there is none.
-
-        Raises:
-            CorruptCheckpoint: if it is damaged.
-        """
-        path = self.folder / "best"
-        return self._read(path).state if path.exists() else None
-
     def restore_logs(self, loaded: Loaded, logs: dict[str, RowLog]) -> None:
         """Write the rows that ``loaded`` refers to back into ``logs``, oldest first, dead rows left out, and have them
         forget those that are lost.
@@ -241,11 +237,10 @@ class Checkpoints:
 
     # Writing
 
-    def _write_folder(self, target: Path, state: State, manifest: Manifest) -> None:
+    def _write_folder(self, target: Path, write: Callable[[Path], object]) -> None:
         staged = self.folder / f".{target.name}.tmp"
         try:
-            files = save_state(fresh_folder(staged), state)
-            write_manifest(staged, replace(manifest, files=files, config=self.config))
+            write(fresh_folder(staged))
             sync_folder(staged)
             replace_folder(staged, target)
         finally:

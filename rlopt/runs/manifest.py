@@ -61,7 +61,7 @@ class SavedLog:
 class Manifest:
     step: int
     kind: str
-    """``last`` or ``best``, or what the caller named it."""
+    """``last``, or what the caller named it."""
     files: dict[str, Digest]
     logs: dict[str, SavedLog]
     format: int = FORMAT

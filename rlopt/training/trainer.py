@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any, Self
 
 import safetensors.torch
 
+from rlopt.agents.saving import write_agent
 from rlopt.allocation import memory_told
 from rlopt.analysis.tables import read_csv
 from rlopt.files import replace_file
@@ -404,8 +406,8 @@ class Trainer:
 
     def _save_best(self, better: list[int], whole: bool) -> None:
         """The agent where it is ``better`` on the whole, and the policies of the runs that are."""
-        if whole:
-            self.checkpoints.save_best(self.loop.step, self.loop.agent_state())
+        if whole and self.loop.agent.loop != "solver":  # a solver is nothing without its model
+            self.checkpoints.save_best(self.loop.step, partial(write_agent, self.loop.agent))
         policies = self.loop.policies()
         for r in better:
             self._save_policy(r, policies[r], self.folder.policy_best, "best", evaluation_return=self._best_of_runs[r])

@@ -8,14 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from rlopt.agents import SAC, Agent, SACConfig
 from rlopt.agents.value_iteration import ValueIteration
 from rlopt.nn import NetworkConfig
+from rlopt.policy import load_policy
 from rlopt.robust import from_toy_text
 from rlopt.state import states_equal
+from rlopt.training.setup import begin
 from rlopt.types import RloptError
 from tests.agents.cases import (
     ACTOR_CRITICS,
@@ -26,6 +29,7 @@ from tests.agents.cases import (
     every_gradient_learner,
     every_learning_net,
     known,
+    short_run,
 )
 
 SMALL = NetworkConfig(hidden=(8,))
@@ -169,3 +173,20 @@ def test_an_agent_without_values_of_actions_says_so() -> None:
         agent.q(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     assert agent.log_prob(torch.tensor([3]), torch.tensor([1])).shape == (1,)
     assert set(LEARNERS) < set(AGENTS) and copy.deepcopy(agent) is not agent
+
+
+@pytest.mark.parametrize("name", ["sac_discrete", "ppo", "value_iteration"])
+def test_the_best_agent_of_a_run_is_loaded_like_one_of_ones_own(name: str, tmp_path: Path) -> None:
+    """It is the agent whose policy the run exported as its best; a solver leaves its policy alone."""
+    with begin(short_run(name, tmp_path / "run")) as trainer:
+        trainer.run()
+        best = tmp_path / "run" / "checkpoints" / "best"
+        if name == "value_iteration":
+            assert not best.exists()
+            return
+        agent = Agent.load(best)
+        assert type(agent) is type(trainer.loop.agent) and agent.clock.updates > 0
+    obs = agent.spec.observation_space.sample()[None]
+    policy = load_policy(tmp_path / "run" / "policy_best")
+    assert np.array_equal(agent.policy(obs), policy(obs))
+    assert agent.clock.env_steps == policy.meta["step"]

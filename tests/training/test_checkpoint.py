@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from rlopt.runs import checkpoint
-from rlopt.runs.checkpoint import Checkpoints, CorruptCheckpoint, estimate_bytes, free_bytes
+from rlopt.runs.checkpoint import Checkpoints, estimate_bytes, free_bytes
+from rlopt.state import load_state, save_state
 from rlopt.types import RloptError
 from tests.training.saved_runs import WIDTH, Ring, assert_holds, names, save, segments
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "new").load() is None
-    assert Checkpoints(tmp_path / "new").load_best() is None
 
 
 def test_a_save_writes_only_the_rows_added_since_the_last(tmp_path: Path) -> None:
@@ -130,27 +131,23 @@ def test_what_cannot_be_saved_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_best_is_replaced_and_stays_when_others_go(tmp_path: Path) -> None:
     ring, checkpoints = Ring(10, rows=1), Checkpoints(tmp_path, keep=1)
-    checkpoints.save_best(1, {"w": torch.zeros(3)})
-    checkpoints.save_best(2, {"w": torch.ones(3)})
+    checkpoints.save_best(1, partial(save_state, state={"w": torch.zeros(3)}))
+    checkpoints.save_best(2, partial(save_state, state={"w": torch.ones(3)}))
     for step in range(4):
         save(checkpoints, step, ring)
-    best = Checkpoints(tmp_path).load_best()
-    assert best is not None and best["w"].tolist() == [1.0, 1.0, 1.0]
-    (tmp_path / "best/state.json").write_text("{}")
-    with pytest.raises(CorruptCheckpoint, match=r"best/state\.json"):
-        Checkpoints(tmp_path).load_best()
+    assert load_state(tmp_path / "best")["w"].tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("target", ["best", "step-000000000001"])
 def test_a_replacement_cut_in_half_is_undone(tmp_path: Path, target: str) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"x": 1}, {})
-    checkpoints.save_best(1, {"x": 1})
+    checkpoints.save_best(1, partial(save_state, state={"x": 1}))
     os.replace(tmp_path / target, tmp_path / f".{target}.old")  # where a crash may fall
     checkpoints = Checkpoints(tmp_path)
     loaded = checkpoints.load()
     assert loaded is not None and loaded.state == {"x": 1}
-    assert checkpoints.load_best() == {"x": 1}
+    assert load_state(tmp_path / "best") == {"x": 1}
     assert not list(tmp_path.glob(".*"))
 
 

@@ -74,7 +74,7 @@ def test_a_resumed_team_equals_one_that_never_stopped_and_its_policy_needs_no_st
     results.append((trainer.run(), trainer.loop))
     trainer.close()
     (reference, first), _, (continued, second) = results
-    assert states_equal(first.agent_state(), second.agent_state()) is None
+    assert states_equal(first.agent.state_dict(), second.agent.state_dict()) is None
     assert [e.total_reward for e in continued.evaluation] == [e.total_reward for e in reference.evaluation]
     run = 0 if "num_runs" in RUNS[case].more else None
     assert evaluate_path(broken, run=run).returns == evaluate_path(straight, run=run).returns

@@ -125,7 +125,7 @@ def test_a_resumed_team_equals_one_that_never_stopped(case: str, tmp_path: Path)
     results.append((trainer.run(), trainer.loop))
     trainer.close()
     (reference, first), _, (continued, second) = results
-    assert states_equal(first.agent_state(), second.agent_state()) is None
+    assert states_equal(first.agent.state_dict(), second.agent.state_dict()) is None
     rows = [log.read_rows(0, log.rows_written) for loop in (first, second) for log in loop.row_logs().values()]
     assert states_equal(*rows) is None
     assert table(straight / "episodes.csv") == table(broken / "episodes.csv")
