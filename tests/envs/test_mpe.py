@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rlopt.envs import SyncVectorEnv, TorchEnv, make_env
+from rlopt.envs.factory import EnvFactory, find_spec
 from rlopt.envs.teams.mpe import ParticleEnv, Reference, SpeakerListener, Spread
-from rlopt.envs.teams.pettingzoo import PettingZooEnv
 from rlopt.types import RloptError
 
 TASKS = {"spread": Spread, "reference": Reference, "speaker_listener": SpeakerListener}
@@ -118,6 +118,7 @@ def test_options_of_the_tasks() -> None:
 
 def test_a_film_is_drawn_by_mpe2() -> None:
     pytest.importorskip("mpe2")
-    env = PettingZooEnv("mpe2.simple_spread_v3", render_mode="rgb_array")
+    env = EnvFactory(find_spec("mpe/spread"), {"render_mode": "rgb_array", "N": 4})()
     env.reset(seed=0)
-    assert env.render().shape == (700, 700, 3)
+    assert env.render().shape == (700, 700, 3)  # type: ignore[union-attr]
+    assert env.metadata["render_fps"] == 10

@@ -27,6 +27,8 @@ class ForagingEnv(gymnasium.Env[Any, Any]):
         render_mode: ``rgb_array`` or None.
     """
 
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}
+
     def __init__(
         self,
         size: int = 8,
@@ -56,8 +58,7 @@ class ForagingEnv(gymnasium.Env[Any, Any]):
         self.render_mode, self._foods = render_mode, foods
         self.observation_space, self.action_space = team.observation_space, team.action_space
         self.metadata = {
-            "render_modes": ["rgb_array"],
-            "render_fps": 5,
+            **self.metadata,
             "agents": team.agents,
             "agent_spaces": team.own,
             "reward_shape": (players,),

@@ -130,6 +130,8 @@ class MaMuJoCoEnv(gymnasium.Env[Any, Any]):
         RloptError: see ``Factorization``.
     """
 
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "depth_array"]}
+
     def __init__(
         self,
         scenario: str,

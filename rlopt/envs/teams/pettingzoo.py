@@ -36,6 +36,8 @@ class PettingZooEnv(gymnasium.Env[Any, Any]):
         RloptError: there is no such module, it has no ``parallel_env``, or its agents have no common kind of space.
     """
 
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
+
     def __init__(
         self,
         module: str,
