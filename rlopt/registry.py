@@ -223,3 +223,5 @@ def register_games(name: str) -> None:
         gymnasium.register_envs(importlib.import_module("ale_py"))
     elif name.lower().startswith("minatar/") and "MinAtar/Breakout-v1" not in gymnasium.registry:
         importlib.import_module("minatar.gym").register_envs()
+    elif name.startswith(("MiniGrid-", "BabyAI-")):
+        importlib.import_module("minigrid")  # which registers when it is imported

@@ -74,7 +74,7 @@ def _envs(dirs: list[Path]) -> Lines:
     import gymnasium
 
     registry.load_extensions()
-    for package, beginning in (("ale_py", "ALE/"), ("minatar", "MinAtar/")):
+    for package, beginning in (("ale_py", "ALE/"), ("minatar", "MinAtar/"), ("minigrid", "MiniGrid-")):
         if importlib.util.find_spec(package) is not None:
             registry.register_games(beginning)
     presets = {name: head_comment(file) for name, file in group_files("env", dirs).items() if name != "default"}

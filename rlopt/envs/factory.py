@@ -22,6 +22,7 @@ from gymnasium.envs.registration import EnvSpec as GymSpec
 from gymnasium.envs.registration import load_env_creator
 
 from rlopt.config import call_options, nearest
+from rlopt.envs.minigrid import Symbols, has_mission
 from rlopt.envs.teams.names import pettingzoo_spec, team_spec
 from rlopt.envs.torch_env import class_spec
 from rlopt.registry import register_games
@@ -33,10 +34,9 @@ Wrapper = str | Mapping[str, Any] | Callable[[Env], Env]
 
 _EXTRAS = {
     "mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "minatar": "minatar", "shimmy": "atari",
-    "gymnasium_robotics": "marl", "pettingzoo": "marl", "mpe2": "marl", "lbforaging": "marl",
+    "gymnasium_robotics": "marl", "pettingzoo": "marl", "mpe2": "marl", "lbforaging": "marl", "minigrid": "text",
 }  # fmt: skip
 _ELSEWHERE = {
-    "minigrid": ("MiniGrid-", "BabyAI-"),
     "gymnasium_robotics": ("Fetch", "Hand", "PointMaze_", "AntMaze_", "Adroit", "FrankaKitchen"),
     "panda_gym": ("Panda",),
     "highway_env": ("highway-", "merge-", "roundabout-", "parking-", "intersection-", "racetrack-"),
@@ -308,6 +308,8 @@ class EnvFactory:
             raise RloptError(f"{name} cannot be built{given}: {said(e)}{_versions(self.spec)}") from e
         for wrapper in self.wrappers:
             env = wrap(env, wrapper)
+        if has_mission(env.observation_space):
+            env = Symbols(env)
         _refuse_statistics(env, name)
         if self.facts:
             env.metadata = with_facts(env.metadata, self.facts)

@@ -228,10 +228,6 @@ def test_ales_own_vector_environment_is_another_task_but_may_be_adapted() -> Non
 @pytest.mark.parametrize(
     ("env_id", "words"),
     [
-        (
-            "MiniGrid-Empty-5x5-v0",
-            "write env=minigrid:MiniGrid-Empty-5x5-v0 once it is installed (pip install minigrid)",
-        ),
         ("FetchReach-v4", "write env=gymnasium_robotics:FetchReach-v4 once it is installed"),
         ("simple_spread_v3", "it looks like one of PettingZoo: write env=pettingzoo:MODULE"),
         ("mpe/simple_spread_v3", "MPE has no task 'simple_spread_v3'"),
@@ -243,6 +239,12 @@ def test_an_id_of_somewhere_else_is_told_where_it_is(env_id: str, words: str) ->
     with pytest.raises(RloptError) as caught:
         make_env(env_id)
     assert words in str(caught.value) and "did you mean Ant" not in str(caught.value)
+
+
+def test_minigrid_is_found_once_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "minigrid", None)  # as where it is not
+    with pytest.raises(RloptError, match=r"env=MiniGrid-Empty-5x5-v0 needs the package minigrid, .*\[text\]"):
+        make_env("MiniGrid-Empty-5x5-v0")
 
 
 def test_an_atari_game_without_its_namespace_is_found() -> None:
