@@ -480,4 +480,6 @@ def _describe(layout: Layout, placement: Placement, planned: int | None) -> str:
     each, size = layout.nbytes / layout.slots, placement.taken(layout.nbytes, layout.slots, planned)
     part = "" if size == layout.nbytes else f"{planned:,} of "
     what = f"{part}{layout.slots:,} transitions of {each:,.0f} bytes"
-    return f"replay buffer: {what}, {size / 2**30:.2f} GiB on {placement}"
+    spare = planned is not None and planned < layout.slots and size == layout.nbytes
+    fewer = f" at once; the run stores {planned:,} (buffer.capacity)" if spare else ""
+    return f"replay buffer: {what}, {size / 2**30:.2f} GiB on {placement}{fewer}"

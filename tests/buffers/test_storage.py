@@ -197,6 +197,8 @@ def test_a_short_run_takes_what_it_stores(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert buffer.describe() == "replay buffer: 600 of 100,000 transitions of 15,508 bytes, 0.01 GiB on cpu"
     with pytest.raises(RloptError, match=r"needs 1\.4 GiB"):  # reserved at once
         ReplayBuffer(100_000, image, spaces.Discrete(2), planned=600, device="disk", folder=tmp_path)
+    whole = ReplayBuffer(1_000, image, spaces.Discrete(2), planned=600, device="disk", folder=tmp_path)
+    assert whole.describe().endswith(f"0.01 GiB on disk ({tmp_path}) at once; the run stores 600 (buffer.capacity)")
 
 
 @pytest.mark.parametrize("name", ["uniform", "reshuffled", "prioritized", "prioritized_reshuffled"])
