@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import math
 import os
 import statistics
 import subprocess
@@ -37,6 +38,8 @@ LABELS = {
     "raw_gymnasium": "Gymnasium",
     "raw_envpool": "EnvPool",
 }
+BEFORE = "before "
+"""What stands before the name of an entrant of another checkout (``--against``)."""
 PEERS = ("raw_gymnasium", "raw_envpool")
 TARGETS = {
     ("HalfCheetah-v5", "raw_gymnasium"): 2.3,
@@ -45,6 +48,7 @@ TARGETS = {
     ("Hopper-v5", "raw_envpool"): 0.9,
 }
 """What native is to be, times the peer, with 8 environments on two cores."""
+OWN = ("native", "sync", "envpool")
 PACKAGES = ("rlopt", "gymnasium", "mujoco", "envpool", "torch", "numpy")
 ACTIONS = 256
 
@@ -102,9 +106,12 @@ def single_window(env, actions: list[np.ndarray]) -> Window:
 def window_of(name: str, env_id: str, num_envs: int, threads: int) -> Window:
     """The entrant ``name``, ready to be timed."""
     torch.set_num_threads(threads)
-    space = gymnasium.make(env_id).action_space
-    drawn = np.random.default_rng(0).uniform(space.low, space.high, (ACTIONS, num_envs, *space.shape))
-    arrays = list(drawn.astype(np.float32))
+    space, chance = gymnasium.make(env_id).action_space, np.random.default_rng(0)
+    if isinstance(space, gymnasium.spaces.Discrete):
+        arrays = list(chance.integers(space.n, size=(ACTIONS, num_envs)))
+    else:
+        drawn = chance.uniform(space.low, space.high, (ACTIONS, num_envs, *space.shape))
+        arrays = list(drawn.astype(np.float32))
     if name == "raw_envpool":
         import envpool
 
@@ -142,15 +149,21 @@ def measure(env_id: str, args) -> tuple[dict[str, list[float]], list[str]]:
     """Transitions per second of each entrant, one number per window, and what must be said about them."""
     settings = ["--num-envs", str(args.num_envs), "--threads", str(args.threads), "--seconds", str(args.seconds)]
     workers = {}
-    for name in LABELS:
-        if "envpool" not in name or importlib.util.find_spec("envpool"):
-            command = [sys.executable, __file__, "--worker", name, "--envs", env_id, *settings]
-            workers[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    chosen = [name for name in args.entrants if "envpool" not in name or importlib.util.find_spec("envpool")]
+    if args.against is not None:
+        chosen += [BEFORE + name for name in chosen if name in OWN]
+    for label in chosen:
+        name = label.removeprefix(BEFORE)
+        environment = {**os.environ, "PYTHONPATH": str(args.against)} if label != name else None
+        command = [sys.executable, __file__, "--worker", name, "--envs", env_id, *settings]
+        workers[label] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
     speeds: dict[str, list[float]] = {name: [] for name in workers}
     try:
         for name, worker in workers.items():
             if worker.stdout.readline() != "ready\n":
-                raise SystemExit(f"{LABELS[name]} failed on {env_id}")
+                raise SystemExit(f"{label_of(name)} failed on {env_id}")
         clean: dict[str, list[float]] = {name: [] for name in workers}
         patience = time.monotonic() + args.patience
         while min(map(len, clean.values())) < args.repeats and time.monotonic() < patience:
@@ -170,15 +183,21 @@ def measure(env_id: str, args) -> tuple[dict[str, list[float]], list[str]]:
     return speeds, [f"{env_id}: the machine was busy; windows that other processes disturbed are among these"]
 
 
+def label_of(name: str) -> str:
+    """The name of an entrant in tables."""
+    own = name.removeprefix(BEFORE)
+    return LABELS[own] if own == name else f"{LABELS[own]}, {BEFORE.strip()}"
+
+
 def report(env_id: str, speeds: dict[str, list[float]], num_envs: int) -> tuple[list[list[str]], list[str]]:
     """Rows of the table, and sentences about the ratios."""
     medians = {name: statistics.median(values) for name, values in speeds.items()}
-    base = medians["raw_gymnasium"]
+    base = medians.get("raw_gymnasium", math.nan)
     rows = [
         [
             env_id,
             str(num_envs),
-            LABELS[n],
+            label_of(n),
             *(f"{x:.0f}" for x in (m, min(speeds[n]), max(speeds[n]))),
             f"{m / base:.2f}",
         ]
@@ -186,10 +205,15 @@ def report(env_id: str, speeds: dict[str, list[float]], num_envs: int) -> tuple[
     ]
     notes = []
     for peer in PEERS:
-        if peer in medians:
+        if {peer, "native"} <= medians.keys():
             target = TARGETS.get((env_id, peer)) if num_envs == 8 else None
             aim = f" (target {target})" if target else ""
             notes.append(f"{env_id}: native / {LABELS[peer]} = {medians['native'] / medians[peer]:.2f}{aim}")
+    for name, now in medians.items():
+        if BEFORE + name in medians:
+            best = max(speeds[name]) / max(speeds[BEFORE + name])
+            ratio = now / medians[BEFORE + name]
+            notes.append(f"{env_id}: {LABELS[name]} now / before = {ratio:.3f} (fastest windows: {best:.3f})")
     return rows, notes
 
 
@@ -231,6 +255,8 @@ def save(out: Path, header: list[str], rows: list[list[str]], table: str, notes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "Hopper-v5"])
+    parser.add_argument("--entrants", nargs="+", choices=list(LABELS), default=list(LABELS), help="who takes part")
+    parser.add_argument("--against", type=Path, help="another checkout, whose rlopt takes part beside this one")
     parser.add_argument("--num-envs", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2, help="threads of native and of EnvPool")
     parser.add_argument("--seconds", type=float, default=0.5, help="length of one window")

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+import rlopt
+
 QUIET, LEAST = 0.05, 3
 """The share of the machine that other processes may take in a window that counts, and how many count in any case."""
 BLUE, SKY, GREEN, ORANGE, GREY = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#999999"
@@ -442,7 +444,8 @@ def versions(*names: str) -> str:
     found = [f"Python {platform.python_version()}"]
     for name in names:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            version = rlopt.__version__ if name == "rlopt" else importlib.metadata.version(name)
+            found.append(f"{name} {version}")
         except importlib.metadata.PackageNotFoundError:
             continue
     return ", ".join(found)
