@@ -96,6 +96,9 @@ CASES = {
     "sac-discrete": DISCRETE,
     "sac-discrete-average": f"{DISCRETE} agent.average_critics=true agent.critic_entropy=false buffer=reshuffled",
     "sac-discrete-runs": f"{DISCRETE} num_runs=2 num_envs=2",
+    "sac-discrete-gru": (
+        f"{DISCRETE} agent.network.memory=gru buffer=prioritized buffer.sequence_length=6 buffer.burn_in=2 num_envs=2"
+    ),
     "sac-discrete-images": f"agent=sac_discrete env=ALE/Breakout-v5 {SMALL} {SCREEN}",
     "hasac": f"agent=hasac {TEAM} env.kwargs.actions=box",
     "masac": f"agent=masac {TEAM} env.kwargs.actions=heads agent.expectation=exact",
@@ -110,6 +113,7 @@ CASES = {
     "td3": f"agent=td3 env=Pendulum-v1 {SMALL}",
     "ppo": f"{PPO} env=Pendulum-v1 num_envs=2",
     "ppo-discrete-normalized": f"{PPO} env=CartPole-v1 env.normalize_obs=true env.normalize_reward=true",
+    "ppo-gru": f"{PPO} env=CartPole-v1 num_envs=2 agent.network.memory=gru agent.batch_size=32",
     "reinforce": f"{REINFORCE} env=CartPole-v1",
     "reinforce-box": f"{REINFORCE} env=Pendulum-v1 agent.horizon=40 agent.entropy_coefficient=0.01",
     "reinforce-whole-episodes": f"{REINFORCE} env=CartPole-v1 agent.credit=episode agent.max_grad_norm=0.5",

@@ -160,8 +160,8 @@ def test_what_is_remembered_is_stored_from_the_first_step_on() -> None:
         agent.q(obs, torch.zeros(2, dtype=torch.int64))
 
 
-def maze_loop(memory: str, sampler: Any, rows: int = 16, steps: int = 10_000, **options: Any) -> ReplayLoop:
-    env = TMaze(rows, seed=1)
+def maze_loop(memory: str, sampler: Any, update_mode: str = "eager", **options: Any) -> ReplayLoop:
+    env = TMaze(16, seed=1)
     network = NetworkConfig(hidden=(16,), memory=memory, memory_size=16 if memory == "gru" else None)
     config = DiscreteSACConfig(
         **{"batch_size": 32, "warmup_steps": 352, "learning_rate": 1e-2, "temperature": 0.02, "gamma": 1.0,
@@ -169,9 +169,9 @@ def maze_loop(memory: str, sampler: Any, rows: int = 16, steps: int = 10_000, **
     )  # fmt: skip
     agent = DiscreteSAC(env.spec, config, seed=0)
     buffer = ReplayBuffer(
-        20_000, env.observation_space, env.action_space, rows, sampler, extra_fields=agent.extra_fields, gamma=1.0
+        20_000, env.observation_space, env.action_space, 16, sampler, extra_fields=agent.extra_fields, gamma=1.0
     )
-    return ReplayLoop(agent, env, buffer, steps)
+    return ReplayLoop(agent, env, buffer, 10_000, update_mode=update_mode)
 
 
 @pytest.mark.parametrize(("memory", "least", "most"), [("gru", 0.95, 1.0), ("none", 0.0, 0.6)])
@@ -201,6 +201,18 @@ def test_a_loop_goes_on_exactly_in_the_middle_of_episodes() -> None:
         loop.advance()
         back.advance()
     assert loop.agent.clock.updates == 31 and states_equal(loop.state_dict(), back.state_dict()) is None
+
+
+def test_recorded_updates_are_the_same() -> None:
+    options = {"warmup_steps": 64, "update_ratio": (1, 16)}
+    loops = []
+    for mode in ("eager", "captured"):
+        loop = maze_loop("gru", SequenceSampler(UniformSampler(), 6, burn_in=2), update_mode=mode, **options)
+        for _ in range(12):
+            loop.advance()
+        loops.append(loop)
+    assert loops[0].agent.clock.updates > 5
+    assert states_equal(loops[0].agent.state_dict(), loops[1].agent.state_dict()) is None
 
 
 def test_runs_side_by_side_remember_apart() -> None:
