@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,26 @@ os.environ["LOCALAPPDATA" if os.name == "nt" else "XDG_STATE_HOME"] = tempfile.m
 
 settings.register_profile("rlopt", deadline=None, derandomize=True, database=None)
 settings.load_profile("rlopt")
+
+CORE = (
+    "test_config.py", "test_imports.py", "test_joint.py", "test_policy.py",
+    "agents/test_every_agent.py", "agents/test_losses.py", "agents/test_td.py",
+    "analysis/test_statistics.py",
+    "buffers/test_replay.py", "buffers/test_rollout.py", "buffers/test_samplers.py",
+    "cli/test_arguments.py",
+    "envs/test_edge.py", "envs/test_spaces.py",
+    "nn/test_networks.py", "nn/test_optim.py",
+    "robust/test_mdp.py",
+    "training/test_checkpoint.py", "training/test_flags.py", "training/test_resume.py", "training/test_run_folder.py",
+)  # fmt: skip
+"""The files that ``-m core`` runs: a little of every layer, in under two minutes on two cores."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is ``core``."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix() in CORE:
+            item.add_marker(pytest.mark.core)
 
 
 def pytest_configure(config: pytest.Config) -> None:

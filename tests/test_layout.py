@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import CORE
+
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs a checkout")
 
@@ -71,6 +73,12 @@ def test_train_py_runs_in_a_checkout_that_is_not_installed(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_core_of_the_tests_has_a_little_of_every_folder() -> None:
+    core = {Path(name).parent.as_posix() for name in CORE if (ROOT / "tests" / name).is_file()}
+    assert len(CORE) == sum((ROOT / "tests" / name).is_file() for name in CORE)
+    assert core >= {path.name for path in (ROOT / "tests").iterdir() if (ROOT / "rlopt" / path.name).is_dir()}
+
+
 def definitions() -> dict[str, list[str]]:
     """Return where each module and class of rlopt is named, by its name without regard to case and underscores."""
     found: dict[str, list[str]] = {}
@@ -91,6 +99,8 @@ SHARED_NAMES = {
     "group": "groups of episodes: the loop that runs them, and what agents share that learn from them",
     "replay": "the replay buffer, and the loop that fills and draws from it",
     "rollout": "a rollout, and the loop that collects it",
+    "Nets": "the networks that an agent's losses are made of",
+    "Work": "what the stages of one update of an agent read",
     "PrioritizedReshuffledSampler": "the same sampler, for TorchRL",
     "ReshuffledSampler": "the same sampler, for TorchRL",
     "Samples": "what an agent's minibatches are cut from",

@@ -41,7 +41,7 @@ def pal(residual: Tensor, weight: Tensor | None, threshold: float, alpha: float)
 
 
 def averaged(error: Tensor, weight: Tensor | None) -> Tensor:
-    """mean w · error, of errors that are losses already: cross-entropies, quantile losses."""
+    """Return mean w · error, of errors that are losses already: cross-entropies, quantile losses."""
     return _total(error, weight)
 
 
