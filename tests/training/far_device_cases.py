@@ -5,7 +5,6 @@ Run by ``test_far_device.py``.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch.utils._python_dispatch import _disable_current_modes
 
 import tests.training.screen_env  # noqa: F401 (registers its environment)
 from rlopt.agents import SACConfig
@@ -24,18 +22,20 @@ from rlopt.loops import replay as replay_loop
 from rlopt.nn import NetworkConfig
 from rlopt.policy import load_policy
 from rlopt.registry import get_agent
+from rlopt.state import load_state, save_state
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.grid_evaluation import evaluate_grid
-from rlopt.training.setup import begin, make_loop, resolve_config, resume
+from rlopt.training.setup import begin, make_loop, resume
 from rlopt.training.trainer import Callback
 from rlopt.types import EnvSpec
-from tests.agents.cases import AGENTS, LEARNERS, PENDULUM, short_run
+from tests.agents.cases import AGENTS, PENDULUM
 from tests.agents.three_actors import ThreeActors
 from tests.agents.two_learners import TwoLearners, TwoLearnersConfig
 from tests.buffers.cases import SAMPLERS
-from tests.training.far_device import NAME, FarDevice, FarTensor
+from tests.training.far_device import NAME, FarDevice
+from tests.training.far_runs import SAC, assert_equal, config, finished, numbers, on_the_cpu, result
 
-SAC, SAC_DISCRETE, REINFORCE = {"name": "sac"}, {"name": "sac_discrete"}, {"name": "reinforce"}
+SAC_DISCRETE, REINFORCE = {"name": "sac_discrete"}, {"name": "reinforce"}
 SCREEN = {
     "id": "rlopt-tests/Screen-v0",
     "backend": "auto",
@@ -44,17 +44,6 @@ SCREEN = {
 FRAMES = {"name": "reshuffled", "capacity": 16, "frame_stack": 3}
 INVERTED = {"id": "InvertedPendulum-v5", "backend": "native"}
 HOPPER = {"id": "Hopper-v5", "backend": "native"}
-
-
-def config(device: str, run_dir=None, agent=SAC, **options):
-    """The short run of an agent, shorter still."""
-    options = {
-        "seed": 4, "total_steps": 30, "device": device, "eval": {"every": None, "episodes": 1},
-        "log": {"every": 10, "tensorboard": False}, **options,
-    }  # fmt: skip
-    if agent["name"] in LEARNERS:
-        options = {"num_envs": 2, "buffer": {"name": "uniform", "capacity": 100}, **options}
-    return resolve_config(short_run(agent["name"], run_dir, agent=agent, **options))
 
 
 @pytest.fixture
@@ -80,53 +69,6 @@ def far_graphs(far, monkeypatch):
     far.graphs(monkeypatch)
     monkeypatch.setattr(captured, "has_graphs", lambda device: device.type == NAME)
     return far
-
-
-def numbers(tree):
-    """Every number of a state by its path, tensors near and others as they are."""
-    if isinstance(tree, dict):
-        return {f"{k}/{path}": x for k, child in tree.items() for path, x in numbers(child).items()}
-    if isinstance(tree, list | tuple):
-        return numbers(dict(enumerate(tree)))
-    return {"": tree.near if isinstance(tree, FarTensor) else tree}
-
-
-def result(loop):
-    """What a loop has become: its state, and the rows of its buffer."""
-    buffer = getattr(loop, "buffer", None)
-    rows = None
-    if buffer is not None:
-        rows = buffer.read_rows(max(0, buffer.rows_written - buffer.capacity_rows), buffer.rows_written)
-    return numbers({"state": loop.state_dict(), "rows": rows})
-
-
-def finished(loop):
-    """``result`` at the end, with every step's episodes and metrics on the way."""
-    told = []
-    while loop.step < loop.total_steps:
-        progress = loop.advance()
-        told.append([progress.updates, progress.episodes, progress.metrics])
-        told[-1] = {path: x.clone() if isinstance(x, torch.Tensor) else x for path, x in numbers(told[-1]).items()}
-    found = {**result(loop), **numbers(told)}
-    loop.close()
-    return found
-
-
-def on_the_cpu(**options):
-    """What a run becomes that is not far away; watched, it would cost twice its time."""
-    with _disable_current_modes():
-        return finished(make_loop(config("cpu", **options)))
-
-
-def assert_equal(first, second, **tolerance):
-    assert first.keys() == second.keys()
-    for name, x in first.items():
-        if tolerance and isinstance(x, torch.Tensor) and x.is_floating_point():
-            torch.testing.assert_close(x, second[name], msg=name, **tolerance)
-        elif isinstance(x, torch.Tensor):
-            assert torch.equal(x, second[name]), name
-        else:
-            assert x == second[name] or math.isnan(x), name
 
 
 # ---- the tool
@@ -466,6 +408,22 @@ def test_a_far_run_goes_on_anywhere_and_there_to_the_bit(runs, device, far, tmp_
         obs = np.zeros((1, 4), np.float32)
         policies = load_policy(tmp_path / "whole", device=NAME), load_policy(tmp_path / "part")
         assert np.array_equal(*(policy(obs) for policy in policies))
+
+
+@pytest.mark.parametrize("device", [NAME, "cpu"])
+def test_a_carry_is_loaded_to_where_the_agent_is(device, far, tmp_path) -> None:
+    """And with it the carries that are stored in an open rollout."""
+    agent = {"name": "ppo", "network": {"memory": "gru", "hidden": [8]}, "rollout_steps": 5, "batch_size": 5}
+    options = {"agent": agent, "num_envs": 2, "total_steps": 20}
+    loop, again = make_loop(config(NAME, **options)), make_loop(config(device, **options))
+    for _ in range(3):
+        loop.advance()
+    save_state(tmp_path / "state", loop.state_dict())
+    again.load_state_dict(load_state(tmp_path / "state"))
+    carries = {**again.carry, **again.steps[0].extras}
+    assert len(again.steps) == 3 and {x.device.type for x in carries.values()} == {device}
+    assert_equal(numbers(loop.carry), numbers(again.carry))
+    assert_equal(finished(loop), finished(again))
 
 
 class StopAt(Callback):
