@@ -48,6 +48,7 @@ SCREEN = (
     "agent.update_ratio=[1,4] total_steps=90"
 )
 PPO = f"agent=ppo {ACT} agent.network.hidden=[16] agent.rollout_steps=32 agent.batch_size=16 agent.epochs=2"
+TEAM_PPO = PPO.removeprefix("agent=ppo ") + " env=rlopt.envs.counting:rlopt/CountTeam-v0 env.kwargs.length=4"
 REINFORCE = f"agent=reinforce {ACT} agent.network.hidden=[16] agent.groups=2 agent.group_size=2"
 GIGPO = "agent=gigpo agent.network.hidden=[] agent.groups=2 agent.group_size=4 agent.batch_size=16"
 DEEP = f"{SMALL} num_envs=4 env.backend=torch agent.adversary_every=60 agent.bag=3"
@@ -110,6 +111,9 @@ CASES = {
     "ddqn-lap": f"agent=ddqn_lap {Q} agent.target_counts=env_steps num_runs=2",
     "qr-dqn": f"agent=qr_dqn {Q} agent.atoms=8 agent.double=true num_envs=2",
     "rainbow": f"agent=rainbow {Q} agent.atoms=11",
+    "ippo": f"agent=ippo {TEAM_PPO} agent.share_parameters=true",
+    "mappo": f"agent=mappo {TEAM_PPO} env.kwargs.actions=box",
+    "happo": f"agent=happo {TEAM_PPO} env.kwargs.actions=heads",
     "td3": f"agent=td3 env=Pendulum-v1 {SMALL}",
     "ppo": f"{PPO} env=Pendulum-v1 num_envs=2",
     "ppo-discrete-normalized": f"{PPO} env=CartPole-v1 env.normalize_obs=true env.normalize_reward=true",

@@ -105,5 +105,5 @@ def test_importing_an_agent_loads_no_other(name: str) -> None:
     homes = {get_agent(other).__module__ for other in AGENTS}
     together = [get_agent(other) for other in AGENTS if get_agent(other).__module__ == cls.__module__]
     built_on = {base.__module__ for one in together for base in one.__mro__}
-    built_on |= {one.learner.__module__ for one in together if hasattr(one, "learner")}  # its children
+    built_on |= {base.__module__ for one in together if hasattr(one, "learner") for base in one.learner.__mro__}
     assert loaded(cls.__module__) & homes <= built_on

@@ -43,7 +43,7 @@ from rlopt.nn import (
 from rlopt.nn.boxes import bounds, scale
 from rlopt.nn.distributions import gaussian_log_prob
 from rlopt.policy import Policy
-from rlopt.types import Act, Carry, Clock, Metrics, Obs, RloptError, Update, map_obs, one_line, option
+from rlopt.types import Act, Carry, Clock, Metrics, Obs, RloptError, Space, Update, map_obs, one_line, option
 
 PolicyNetwork = GaussianActor | CategoricalActor | MultiCategoricalActor
 SCHEDULES = ("constant", "linear")
@@ -144,6 +144,8 @@ class Samples(NamedTuple):
     ended: Tensor | None = None
     valid: Tensor | None = None
     """(M, T) bool; None where all are transitions."""
+    factor: Tensor | None = None
+    """(M,) what the policy's loss of a transition is multiplied by, from the extra ``factor``; None: nothing."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Samples:
         """Apply ``function`` to every tensor."""
@@ -224,6 +226,8 @@ def ppo_loss(net: Net, params: Params, batch: Samples, c: PPOConfig, clip: float
     log_ratio = log_prob(actor, outputs, batch.sample) - batch.log_prob
     entropy = mean(actor.entropy(outputs), batch.valid)
     advantage = normalised(batch.advantage, batch.valid) if c.normalise_advantage else batch.advantage
+    if batch.factor is not None:
+        advantage = advantage * batch.factor
     policy = policy_loss(log_ratio, advantage, clip, batch.valid)
     fit = value_loss(value, batch.target, batch.value, clip if c.value_clip else None, batch.valid)
     loss = torch.add(policy, fit, alpha=c.value_coefficient)
@@ -254,21 +258,9 @@ class PPO(Agent):
     config: PPOConfig
 
     def build(self) -> None:
-        c, spec = self.config, self.spec
-        options = network_options(c.network)
+        c = self.config
         self.refuse_idle(c)
-
-        def make() -> PolicyAndValue:
-            observed, acted = spec.observation_space, spec.action_space
-            if (kind := KINDS.get(type(acted))) is not None:
-                actor: PolicyNetwork = kind(observed, acted, options)  # [2] gains: √2, policy 0.01, value 1
-            else:  # [c1] a Gaussian, [c2] its deviation a parameter of its own, [c3] dimensions independent
-                own = {"log_std": c.log_std, "unit_box": c.unit_box}
-                actor = GaussianActor(observed, acted, options | own)
-            encoder = actor.encoder if c.shared_encoder else None
-            return PolicyAndValue(actor, Critic(observed, c.network, ensemble=1, encoder=encoder))
-
-        self.networks = self.net("networks", make)
+        self.networks = self.net("networks", self.make_networks)
         assert isinstance(self.networks.module, PolicyAndValue)
         self.module: PolicyAndValue = self.networks.module
         self.actor_module = self.module.actor
@@ -281,6 +273,20 @@ class PPO(Agent):
             self.extra_fields = {"sample": ((self.actor_module.action_features,), torch.float32)}
         for name, leaf in (self.initial_carry(1) or {}).items():
             self.extra_fields = {**self.extra_fields, CARRY + name: (tuple(leaf.shape[1:]), leaf.dtype)}
+
+    def make_networks(self) -> PolicyAndValue:
+        observed = self.spec.observation_space
+        actor = self.make_policy(observed)
+        encoder = actor.encoder if self.config.shared_encoder else None
+        return PolicyAndValue(actor, Critic(observed, self.config.network, ensemble=1, encoder=encoder))
+
+    def make_policy(self, observed: Space) -> PolicyNetwork:
+        """Return a policy that sees ``observed``."""
+        c, acted, options = self.config, self.spec.action_space, network_options(self.config.network)
+        if (kind := KINDS.get(type(acted))) is not None:
+            return kind(observed, acted, options)  # [2] gains: √2, policy 0.01, value 1
+        # [c1] a Gaussian, [c2] its deviation a parameter of its own, [c3] dimensions independent
+        return GaussianActor(observed, acted, options | {"log_std": c.log_std, "unit_box": c.unit_box})
 
     def refuse_idle(self, c: PPOConfig) -> None:
         """Refuse options of a Gaussian that have no effect on the actions of this environment."""
@@ -323,7 +329,7 @@ class PPO(Agent):
         assert batch.next_obs is not None
         self.open_update(observation=batch.obs, next_observation=batch.next_obs, reward=batch.reward)
         position = batch.positions()
-        begun = Clock(max(0, self.clock.steps - len(position)))  # [4] the first update is made at the full rate
+        begun = self.begun(position)
         self.factor, narrowed = (schedule.factor(begun) for schedule in self.schedules)
         clip = c.clip * narrowed
         data = self.samples(batch, position)
@@ -346,6 +352,11 @@ class PPO(Agent):
         metrics |= {"policy_loss": terms.policy, "value_loss": terms.value, "entropy": terms.entropy}
         return Update(metrics | {"explained_variance": 1.0 - residual / spread.clamp(min=1e-12)})
 
+    def begun(self, position: Tensor) -> Clock:
+        """Return the clock when the rollout began, of which the transitions lie at ``position``: schedules make the
+        first update at the full rate [4]."""
+        return Clock(max(0, self.clock.steps - len(position)))
+
     def samples(self, rollout: Rollout, position: Tensor) -> Samples:
         """Return what is learnt from a rollout, of which the transitions lie at the flat ``position`` (M,)."""
         c = self.config
@@ -354,7 +365,9 @@ class PPO(Agent):
         old, value, next_value = self.judge(rollout)
         advantage = generalised_advantages(rollout, value, next_value, c.gamma, c.gae_lambda)
         sample = rollout.extras.get("sample", rollout.action)
-        data = Samples(rollout.obs, sample, old, value, advantage, advantage + value)
+        data = Samples(
+            rollout.obs, sample, old, value, advantage, advantage + value, factor=rollout.extras.get("factor")
+        )  # fmt: skip
         if c.network.memory == "none":
             return data.map(lambda x: x.flatten(0, 1).index_select(0, position))
         data = data.map(lambda x: x.transpose(0, 1))

@@ -36,6 +36,7 @@ CARTPOLE = {"id": "CartPole-v1", "backend": "torch"}
 TEAM = {"id": "rlopt.envs.counting:rlopt/CountTeam-v0", "kwargs": {"length": 4, "end": "truncate"}}
 GARNET = {"id": "Garnet-v0", "kwargs": {"states": 4, "actions": 2, "branching": 2, "seed": 0}}
 SMALL = {"network": {"hidden": [16, 16]}, "batch_size": 8, "warmup_steps": 20}
+ON_POLICY = {"network": {"hidden": [16]}, "rollout_steps": 20, "batch_size": 8, "epochs": 2}
 SEARCH = {"adversary_every": 40, "search": {"candidates": 3, "episodes": 1, "rounds": 1}}
 
 
@@ -167,6 +168,9 @@ AGENTS: dict[str, Case] = {
             "atoms": 21, "double": True, "dueling": True, "noisy": 0.1,
         }, patience=2.0),
     ),
+    "ippo": Case(TEAM, ON_POLICY, team=True),
+    "mappo": Case({**TEAM, "kwargs": {"actions": "box", "length": 4, "end": "truncate"}}, ON_POLICY, team=True),
+    "happo": Case({**TEAM, "kwargs": {"actions": "heads", "length": 4, "end": "truncate"}}, ON_POLICY, team=True),
     "drpg_deep": Case(
         PENDULUM, {**SMALL, **SEARCH, "fused": False, "box": {"m": [0.5, 1.5]}}, actions=TORQUE,
         always={"box": {"m": (0.5, 1.5)}, "fused": False},

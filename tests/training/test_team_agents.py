@@ -18,6 +18,7 @@ from rlopt.training.setup import begin, make_loop, resume
 from tests.agents.completeness import tensors_of, unregistered
 
 pytestmark = pytest.mark.usefixtures("without_curves")
+ROLLOUT = {"rollout_steps": 3, "epochs": 2}
 SMALL = {"network": {"hidden": [8]}, "batch_size": 8}
 
 
@@ -37,6 +38,12 @@ RUNS = {
     "masac": Run({"name": "masac", "critic_temperature": "agents"}, "heads"),
     "isac": Run({"name": "isac", "expectation": "exact", "team_reward": False}, "discrete"),
     "hatd3": Run({"name": "hatd3"}),
+    "mappo": Run(
+        {"name": "mappo", **ROLLOUT, "lr_schedule": "linear", "schedule_steps": 99},
+        more={"env": {"normalize_obs": True}},
+    ),
+    "ippo-shared": Run({"name": "ippo", **ROLLOUT, "share_parameters": True}, "discrete"),
+    "happo": Run({"name": "happo", **ROLLOUT, "target_kl": 1.0}, "heads"),
     "matd3": Run({"name": "matd3", "order": "fixed"}, more={"num_runs": 2}),
 }
 every_run = pytest.mark.parametrize("case", RUNS)
