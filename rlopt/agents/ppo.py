@@ -265,7 +265,7 @@ class PPO(Agent):
         self.module: PolicyAndValue = self.networks.module
         self.actor_module = self.module.actor
         if self.module.shared and next(self.actor_module.encoder.parameters(), None) is None:
-            what = one_line(spec.observation_space)
+            what = one_line(self.spec.observation_space)
             raise RloptError(f"agent.shared_encoder: no encoder learns to read {what}; leave it out")
         self.optimiser = self.add_optimiser("optimiser", self.networks, c.learning_rate)
         self.factor, self.schedules = 1.0, [Schedule(k, c.schedule_steps) for k in (c.lr_schedule, c.clip_schedule)]

@@ -19,6 +19,7 @@ from tests.agents.completeness import tensors_of, unregistered
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 ROLLOUT = {"rollout_steps": 3, "epochs": 2}
+LINEAR = {"lr_schedule": "linear", "schedule_steps": 99}
 SMALL = {"network": {"hidden": [8]}, "batch_size": 8}
 
 

@@ -136,7 +136,7 @@ class IPPO(Agent):
     @torch.no_grad()
     def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
         """Return joint actions (N, n, …); in a Box with the unclipped ``sample`` (N, n, A)."""
-        seen = self.members.seen(obs)
+        seen, acted = self.members.seen(obs), self.clock.acted
         if self.members.shared:
             rows = {key: torch.cat([one[key] for one in seen]) for key in seen[0]}  # type: ignore[index]
             act = self.learners[0].act(rows, None, deterministic)
@@ -147,6 +147,7 @@ class IPPO(Agent):
         else:
             acts = [one.act(own, None, deterministic) for one, own in zip(self.learners, seen, strict=True)]
         action = joint.join_actions(self.spec, [one.action for one in acts])
+        self.clock.acted = acted + (0 if deterministic else len(action))  # not once for each agent
         if not self.boxed:
             return Act(action)
         width = action.shape[-1]
