@@ -26,6 +26,8 @@ class Curve:
     """(T, seeds) mean evaluation return, undiscounted; NaN where a seed has no evaluation at that step."""
     agent: str = "sac"
     """Whose published curves it is seen beside."""
+    protocol: str | None = None
+    """How an Atari game was played."""
 
     def at(self, step: int) -> Array | None:
         """Return (seeds',) scores of the evaluation nearest to ``step``, of those seeds that have it.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rlopt.analysis.curves import Curve
 from rlopt.analysis.figures import COLOURS, save_figure
+from rlopt.analysis.games import FRAMES, PooledCurve, in_frames, pool_games, pooled_rows
 from rlopt.analysis.reference import PublishedCurve, reference
 from rlopt.analysis.robust_plots import certified, draw_bounds
 from rlopt.analysis.run_results import Run, curves, load_run
@@ -67,16 +68,21 @@ def draw_run(run_folder: str | Path, out: str | Path, unit: str = "environment s
 
 
 def draw_runs(
-    paths: Iterable[str | Path], out: str | Path, title: str | None = None, steps: Sequence[int] | None = None
+    paths: Iterable[str | Path],
+    out: str | Path,
+    title: str | None = None,
+    steps: Sequence[int] | None = None,
+    frames: bool = False,
 ) -> list[dict[str, Any]]:
     """Draw several run folders to the image ``out``: a panel per environment, a curve per experiment (runs that differ
-    only in their seed).
+    only in their seed), and a panel of human-normalised scores where there are several Atari games. With ``frames`` the
+    axis is emulator frames.
 
     Returns the table of ``summary_rows`` at ``steps`` (default: the last step that all seeds of a curve have reached),
-    published curves included.
+    published curves and pooled games included.
 
     Raises:
-        RloptError: a folder is no run folder, or none has an evaluation.
+        RloptError: a folder is no run folder, none has an evaluation, or ``frames`` are asked for of what has none.
     """
     runs = _load_all(paths)
     if not any(run.evaluations for run in runs):
@@ -84,40 +90,61 @@ def draw_runs(
     panels: dict[str, list[Curve]] = {}
     for curve in curves(runs):
         panels.setdefault(curve.env_id, []).append(curve)
-    draw_panels(panels, out, title)
+    pooled = pool_games(curve for own in panels.values() for curve in own)
+    draw_panels(panels, out, title, pooled, frames)
     rows = []
     for env_id, own in panels.items():
         common = [int(curve.steps[curve.common()][-1]) for curve in own if curve.common().any()]
         asked = list(steps) if steps is not None else sorted(set(common))
         rows += summary_rows([*own, *reference(env_id, [curve.agent for curve in own])], asked)
-    return rows
+    return [*rows, *pooled_rows(pooled, steps)]
 
 
-def draw_panels(panels: Mapping[str, Sequence[Curve]], out: str | Path, title: str | None = None) -> None:
-    """Draw curves to the image ``out``, a panel per key (an environment id) with its published curves.
+def draw_panels(
+    panels: Mapping[str, Sequence[Curve]],
+    out: str | Path,
+    title: str | None = None,
+    pooled: Sequence[PooledCurve] = (),
+    frames: bool = False,
+) -> None:
+    """Draw curves to the image ``out``, a panel per key (an environment id) with its published curves, and one of games
+    ``pooled`` for each of their labels.
 
     Each curve is the interquartile mean over seeds with its 95 % bootstrap band, where all seeds have been evaluated,
     and a thin line per seed. Curves of one name share a colour across panels; the axis ends where the own curves end.
     """
-    columns = min(len(panels), _COLUMNS)
-    rows = -(-len(panels) // columns)
-    size = (6.4, 4.4) if len(panels) == 1 else (3.3 * columns + 0.3, 2.7 * rows + 0.9)
+    labels_of_pools = list(dict.fromkeys(curve.label for curve in pooled))
+    count = len(panels) + len(labels_of_pools)
+    columns = min(count, _COLUMNS)
+    rows = -(-count // columns)
+    unit, scale = ("emulator frames", FRAMES) if frames else ("environment steps", 1)
+    size = (6.4, 4.4) if count == 1 else (3.3 * columns + 0.3, 2.7 * rows + 0.9)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     everything = [curve for own in panels.values() for curve in own]
     names = list(dict.fromkeys(curve.name for curve in everything))
     labels = {name: _label(name, [c.scores.shape[1] for c in everything if c.name == name]) for name in names}
     drawn = []
-    for i, (env_id, own) in enumerate(panels.items()):
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    for i, (env_id, given) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
+        own = [in_frames(curve) for curve in given] if frames else given
         for curve in own:
-            _draw_curve(axes, curve, COLOURS[names.index(curve.name) % len(COLOURS)], labels[curve.name])
+            _draw_curve(axes, curve, colours[curve.name], labels[curve.name])
         for published, style in zip(reference(env_id, [curve.agent for curve in own]), _REFERENCE_STYLES, strict=False):
             _draw_reference(axes, published, style)
         _dress(axes, env_id, max((int(curve.steps[-1]) for curve in own), default=1_000_000))
-        if i + columns >= len(panels):
-            axes.set_xlabel("environment steps")
+        if i + columns >= count:
+            axes.set_xlabel(unit)
         if i % columns == 0:
             axes.set_ylabel("evaluation return")
+        drawn.append(axes)
+    for i, label in enumerate(labels_of_pools, len(panels)):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        mine = [pool for pool in pooled if pool.label == label]
+        for pool in mine:
+            _line(axes, pool.steps * scale, pool.band(), colours[pool.name], labels[pool.name])
+        _dress(axes, label, max(int(pool.steps[-1]) for pool in mine) * scale)
+        axes.set_xlabel(unit)
         drawn.append(axes)
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)

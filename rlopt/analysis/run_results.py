@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,10 @@ def curves(runs: Iterable[Run]) -> list[Curve]:
         else:
             groups.append([run])
     return [
-        merge(name, env_id, [(e.steps, e.means) for e in _one_per_seed(group)], group[0].agent)
+        replace(
+            merge(name, env_id, [(e.steps, e.means) for e in _one_per_seed(group)], group[0].agent),
+            protocol=group[0].config.get("env.protocol"),
+        )
         for env_id, groups in by_env.items()
         for name, group in zip(_names([group[0] for group in groups]), groups, strict=True)
     ]

@@ -12,7 +12,9 @@ from rlopt.types import RloptError
 def run(arguments: argparse.Namespace) -> int:
     """Draw, then print one line per curve and step."""
     try:
-        rows = draw_runs(arguments.runs, arguments.out, title=arguments.title, steps=arguments.at)
+        rows = draw_runs(
+            arguments.runs, arguments.out, title=arguments.title, steps=arguments.at, frames=arguments.frames
+        )
     except OSError as error:
         raise RloptError(f"--out {arguments.out} cannot be written: {error}") from error
     if not rows:
@@ -23,16 +25,17 @@ def run(arguments: argparse.Namespace) -> int:
     head = ("env", "curve", "step", "seeds", "mean ± sd", "IQM [95 % interval]")
     cells = [head]
     for r in rows:
-        deviation = "" if math.isnan(r["sd"]) else f" ± {r['sd']:.1f}"
-        interval = "" if math.isnan(r["low"]) else f" [{r['low']:.1f}, {r['high']:.1f}]"
+        digits = 2 if r["env"].startswith("human-normalised") else 1
+        deviation = "" if math.isnan(r["sd"]) else f" ± {r['sd']:.{digits}f}"
+        interval = "" if math.isnan(r["low"]) else f" [{r['low']:.{digits}f}, {r['high']:.{digits}f}]"
         cells.append(
             (
                 r["env"],
                 r["name"],
                 str(r["step"]),
                 str(r["seeds"]),
-                f"{r['mean']:.1f}{deviation}",
-                f"{r['iqm']:.1f}{interval}",
+                f"{r['mean']:.{digits}f}{deviation}",
+                f"{r['iqm']:.{digits}f}{interval}",
             )
         )
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]

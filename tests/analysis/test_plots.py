@@ -141,6 +141,30 @@ def test_draw_runs_tables_the_steps_asked_for(tmp_path: Path, make_run: MakeRun)
     assert round(table[3]["mean"]) == 6156
 
 
+def test_games_are_pooled_on_the_human_scale(tmp_path: Path, make_run: MakeRun, drawn: list[Figure]) -> None:
+    """Breakout: 1.7 is random play, 30.5 a human's; Pong: -20.7 and 14.6."""
+    for seed, (bricks, points) in enumerate([(30.5, 14.6), (59.3, 14.6)]):
+        for name, returns in (("Breakout", {1000: [1.7], 2000: [bricks]}), ("Pong", {1000: [-20.7], 2000: [points]})):
+            env: dict[str, object] = {"id": f"ALE/{name}-v5", "kwargs": {}, "protocol": "classic"}
+            make_run(f"{name}{seed}", returns, seed=seed, env=env["id"])
+            path = tmp_path / f"{name}{seed}" / "config.yaml"
+            path.write_text(path.read_text().replace("  kwargs: {}", "  kwargs: {}\n  protocol: classic"))
+    folders = sorted(path.parent for path in tmp_path.glob("*/config.yaml"))
+    table = draw_runs(folders, tmp_path / "out.png", frames=True)
+    (figure,) = drawn
+    titles = ["ALE/Breakout-v5", "ALE/Pong-v5", "human-normalised, 2 games, classic"]
+    assert [axes.get_title() for axes in figure.axes] == titles
+    assert _line(figure, "sac (2 seeds)", axes=2) == ([4000, 8000], [0.0, 1.0])  # the middle of 1, 2, 1, 1
+    assert _line(figure, "sac (2 seeds)", axes=1) == ([4000, 8000], [-20.7, 14.6])
+    assert figure.axes[0].get_xlabel() == "emulator frames"
+    pooled = table[-1]
+    assert (pooled["env"], pooled["step"], pooled["seeds"], pooled["iqm"]) == (titles[2], 2000, 4, 1.0)
+    assert pooled["mean"] == pytest.approx(1.25) and pooled["low"] <= 1.0 <= pooled["high"]
+    other = make_run("other", {1000: [5.0]})
+    with pytest.raises(RloptError, match="--frames counts an emulator's, which HalfCheetah-v4 does not have"):
+        draw_runs([other], tmp_path / "out.png", frames=True)
+
+
 def test_pyplot_is_not_used() -> None:
     source = Path(sys.modules[draw_run.__module__].__file__ or "").read_text(encoding="utf-8")
     assert "import matplotlib.pyplot" not in source and "from matplotlib import pyplot" not in source
