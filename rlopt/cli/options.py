@@ -40,8 +40,8 @@ def _rows(obj: Any, where: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 def _bounds(metadata: Mapping[str, Any]) -> str:
     low, high, above, choices = (metadata.get(k) for k in ("low", "high", "above", "choices"))
-    words = [f"at least {low:g}" if low is not None else "", f"above {above:g}" if above is not None else ""]
-    words.append(f"at most {high:g}" if high is not None else "")
+    words = [f"at least {low:.10g}" if low is not None else "", f"above {above:.10g}" if above is not None else ""]
+    words.append(f"at most {high:.10g}" if high is not None else "")
     words.append("one of " + ", ".join(map(str, choices)) if choices else "")
     needs = [f"{name}={plain(one)}" for name, wanted in (metadata.get("needs") or {}).items() for one in wanted]
     words.append("counts with " + " or ".join(needs).replace("None", "null") if needs else "")
