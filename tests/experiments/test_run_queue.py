@@ -192,7 +192,7 @@ def test_the_shipped_jobs_name_experiments_that_exist(queue: ModuleType) -> None
         "classic_control": 3 * 3, "sac_300k": 1 + 3, "sac_halfcheetah_500k": 1, "sac_mujoco_100k": 8 * 3,
         "pendulum_overlap": 2, "pendulum_precision": 2, "pendulum_replay": 8,
         "sac_precision": 4 * 3, "sac_replay": 12 * 3, "ppo": 4 * 3, "td3_mujoco": 2 * 3,
-        "teams_mpe": 3 * 3, "teams_mamujoco": 3 * 3, "teams_lbf": 3 + 1,
+        "teams_mpe": 4 * 3, "teams_mamujoco": 3 * 3, "teams_lbf": 3 + 1,
     }  # fmt: skip
     assert known.items() <= {name: len(j) for name, j in jobs.items()}.items()
     assert {job.total_steps for job in jobs["sac_mujoco_100k"]} == {110_000}
