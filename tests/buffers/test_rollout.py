@@ -40,6 +40,19 @@ def test_steps_are_stacked_in_order() -> None:
     assert (~rollout.valid).nonzero().tolist() == [[1, 1]] and rollout.group is None is rollout.complete
 
 
+def test_gaps_hold_zeros_and_integers_that_there_are() -> None:
+    """An action 0 would be none of ``Discrete(3, start=2)``, nor an observation 0."""
+    rows = [step._replace(action=step.action + 2, reward=step.reward + 1) for step in steps()]
+    rows[1].next_obs["a"].fill_(torch.nan)
+    rollout = Rollout.of(rows)
+    clean = rollout.without_gaps()
+    assert isinstance(clean.obs, dict) and isinstance(clean.next_obs, dict)
+    for x in (clean.reward, clean.obs["a"], clean.next_obs["a"], clean.extras["log_prob"]):
+        assert not x[1, 1].any()
+    assert torch.equal(clean.reward[rollout.valid], rollout.reward[rollout.valid])
+    assert torch.equal(clean.action, rollout.action) and torch.equal(clean.obs["b"], rollout.obs["b"])  # type: ignore[index]
+
+
 def test_every_transition_comes_once_per_epoch_with_what_was_computed() -> None:
     rollout = Rollout.of(steps())
     rollout = rollout.with_extras(advantage=2 * rollout.reward)

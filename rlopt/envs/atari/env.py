@@ -257,9 +257,15 @@ class AtariGames(BaseVectorEnv):
         lost = (lives < was) & (lives > 0) & ~(over | cut) if self.protocol.lives else _never(over)
         if ordinary and not (over | cut | lost).any():
             seen = self._tensor()
-            return self._steps.build(seen, seen, reward, None)
+            return self._steps.build(seen, seen, reward, None, self._facts(False))
         stack[self._idle] = before
         return self._eventful(reward, over, cut, lost, live, hidden)
+
+    def _facts(self, ended: bool) -> Array | None:
+        """Return the facts (N, F) where some game has ended, and at every step of an evaluation, which may be cut."""
+        if not self.spec.facts or (self.autoreset and not ended):
+            return None
+        return np.array([[human_normalised(self.game, score)] for score in self._score], np.float32)
 
     def _eventful(self, reward: Array, over: Array, cut: Array, lost: Array, live: Array, hidden: Array) -> Step:
         """Return the step in which something else happens than transitions, and let rows begin anew."""
@@ -273,9 +279,7 @@ class AtariGames(BaseVectorEnv):
         flags[TRUNCATED] = cut & live
         flags[ENDED] = done & ~idle
         flags[VALID] = live
-        facts = None
-        if self.spec.facts and flags[ENDED].any():
-            facts = np.array([[human_normalised(self.game, s)] for s in self._score], np.float32)
+        facts = self._facts(bool(flags[ENDED].any()))
         next_obs = self._tensor()
         begins = flags[ENDED] if self.autoreset else flags[ENDED] & hidden  # a lost episode begins anew at once
         if old := [i for i in np.flatnonzero(begins).tolist() if len(self._played[i]) >= self._reseed_after]:
