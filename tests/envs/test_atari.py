@@ -336,6 +336,18 @@ def test_a_state_of_another_game_or_emulator_is_refused() -> None:
 # Scores
 
 
+def test_the_score_so_far_is_known_of_a_game_that_an_evaluation_cuts_off() -> None:
+    env = _env(n=2, autoreset=False)
+    env.reset()
+    counter = EpisodeCounter(env.spec, 2)
+    for step in _run(env, 150, _actions(env)):
+        counter.count(step)
+    found = [counter.episode(i) for i in range(2)]
+    assert any(e.total_reward > 0 for e in found)
+    for e in found:
+        assert e.facts["human_normalised"] == pytest.approx((e.total_reward - 1.7) / 28.8)
+
+
 def test_human_normalised_scores() -> None:
     assert len(RANDOM_HUMAN) == 57 and set(ATARI_10) <= set(RANDOM_HUMAN)
     assert human_normalised("breakout", 1.7) == 0.0 and human_normalised("breakout", 30.5) == 1.0
