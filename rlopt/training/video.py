@@ -41,7 +41,11 @@ def record_episode(
         path.parent.mkdir(parents=True, exist_ok=True)
         fps = float(env.envs[0].metadata.get("render_fps") or 30)
         with open_writer(str(staged), fps=fps, codec="libx264", macro_block_size=2) as writer:
-            episode = _film(policy, env, writer, seed, mode, max_steps)
+            try:
+                episode = _film(policy, env, writer, seed, mode, max_steps)
+            except BaseException:
+                writer.close()  # which imageio leaves out after an error: ffmpeg would write the file later
+                raise
         staged.replace(path)
     except OSError as e:
         raise RloptError(f"{path} cannot be written: {' '.join(str(e).split())}") from e

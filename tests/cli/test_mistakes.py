@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,24 @@ def test_the_other_commands_refuse_in_one_line(
     words: list[str], line: str, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert line in refused([str(trained) if word == "RUN" else word for word in words], capsys)
+
+
+def test_runs_without_an_evaluation_are_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    table = tmp_path / "run" / "evaluations.csv"
+    table.write_text(table.read_text().splitlines()[0] + "\n")
+    assert "none of these runs has an evaluation yet" in refused(["plot", str(tmp_path / "run")], capsys)
+
+
+def test_a_film_wrapper_names_its_package(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "moviepy", None)
+    wrapper = f"env.wrappers=[{{class:RecordVideo,kwargs:{{video_folder:{tmp_path}}}}}]"
+    words = ["train", "env=Pendulum-v1", "env.kwargs.render_mode=rgb_array", wrapper, f"run_dir={tmp_path / 'run'}"]
+    assert "RecordVideo refuses this environment: moviepy is not installed, run `pip install" in refused(words, capsys)
 
 
 def test_dollars_are_no_formula(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

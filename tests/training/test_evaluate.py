@@ -448,6 +448,54 @@ def test_an_environment_without_pictures_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*film*"))
 
 
+class Drawn(gymnasium.Env[Any, Any]):
+    """Draws the frames that it is given, one after the other."""
+
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (1,)), spaces.Box(-1.0, 1.0, (1,))
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def __init__(self, shapes: Any, dtype: str = "uint8", render_mode: str | None = None) -> None:
+        self.frames = [np.zeros(shape, dtype) for shape in shapes]
+        self.render_mode, self.shown = render_mode, -1
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self) -> Any:
+        self.shown = min(self.shown + 1, len(self.frames) - 1)
+        return self.frames[self.shown]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dtype", "words"),
+    [
+        ([(3, 64, 64)], "uint8", r"draws frames of uint8 \(3, 64, 64\); a film needs uint8 \(height, width, 3\)$"),
+        ([(64, 64, 3)], "float64", r"draws frames of float64 \(64, 64, 3\); a film needs uint8"),
+        ([(64, 64)], "uint8", r"gives no pictures \(render_mode rgb_array\); leave video out$"),
+        (
+            [(64, 64, 3), (32, 64, 3)],
+            "uint8",
+            r"frames of \(64, 64, 3\), then of \(32, 64, 3\); a film needs all of one",
+        ),
+    ],
+)
+def test_frames_that_make_no_film_are_one_clear_line(
+    shapes: Any, dtype: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setitem(gymnasium.registry, "Drawn-v0", gymnasium.registry["Pendulum-v1"])  # so that it is put back
+    kwargs = {"shapes": shapes, "dtype": dtype}
+    gymnasium.register("Drawn-v0", entry_point=Drawn, kwargs=kwargs, max_episode_steps=5)  # type: ignore[arg-type]
+    save_policy(policy_for("Drawn-v0"), tmp_path / "p")
+    with pytest.raises(RloptError, match=words):
+        evaluate_path(tmp_path / "p", 1, video=tmp_path / "film.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
 def endless(env: VectorEnv) -> Policy:
     """CliffWalking has no time limit, and a policy that walks into the wall never leaves the start."""
     actor: Any = make_actor("tabular", env.spec.observation_space, env.spec.action_space, {})
