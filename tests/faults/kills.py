@@ -15,8 +15,8 @@ from rlopt.training.setup import begin, resume
 from tests.faults.outcomes import Outcome, digest
 from tests.training.test_resume import CASES, config, run_to_end
 
-LIMIT = 120.0
-"""Seconds that one process may take."""
+LIMIT, FIRST = 120.0, 600.0
+"""Seconds that one process may take, and the first one of a case, which may have to compile."""
 
 
 def run(count: int, chance: random.Random, folder: Path) -> Iterator[Outcome]:
@@ -31,8 +31,9 @@ def run(count: int, chance: random.Random, folder: Path) -> Iterator[Outcome]:
         where.mkdir(parents=True)
         if case not in known:
             begun = time.monotonic()
-            if _wait(_fork(partial(_to_end, case, where / "straight"), where / "straight.log")) != 0:
-                yield Outcome("traceback", case, _tail(where / "straight.log"))
+            code = _wait(_fork(partial(_to_end, case, where / "straight"), where / "straight.log"), FIRST)
+            if code != 0:
+                yield _failed(code, case, where / "straight.log")
                 continue
             known[case] = time.monotonic() - begun, digest(where / "straight")
         yield _one(case, where / "run", chance, *known[case])
@@ -45,8 +46,8 @@ def _one(case: str, path: Path, chance: random.Random, seconds: float, wanted: s
         time.sleep(chance.uniform(0.0, 0.9 * seconds))
         os.kill(child, signal.SIGKILL)
         kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    if _wait(_fork(partial(_to_end, case, path), log)) != 0:
-        return Outcome("traceback", case, _tail(log))
+    if (code := _wait(_fork(partial(_to_end, case, path), log))) != 0:
+        return _failed(code, case, log)
     found = digest(path)
     return Outcome("equal" if found == wanted else "silent", f"{case} ({kills} kills)", str(path))
 
@@ -77,8 +78,14 @@ def _fork(work: Callable[[], None], log: Path) -> int:
         os._exit(code)
 
 
-def _wait(child: int) -> int:
-    deadline = time.monotonic() + LIMIT
+def _failed(code: int, case: str, log: Path) -> Outcome:
+    if code == -signal.SIGKILL:
+        return Outcome("effect", case, f"no end; {_tail(log)}")
+    return Outcome("traceback", case, _tail(log))
+
+
+def _wait(child: int, limit: float = LIMIT) -> int:
+    deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
