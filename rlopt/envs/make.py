@@ -17,7 +17,7 @@ from rlopt.envs import atari
 from rlopt.envs.adapter import VectorAdapter
 from rlopt.envs.factory import EnvFactory, EnvRequest, Wrapper, find_spec, with_facts
 from rlopt.envs.sync import SyncVectorEnv
-from rlopt.envs.teams.names import twin
+from rlopt.envs.teams.names import VMAS, twin
 from rlopt.envs.torch_env import own_class
 from rlopt.envs.vector import VectorEnv
 from rlopt.envs.workers import AsyncVectorEnv
@@ -93,6 +93,7 @@ _BACKENDS: dict[str, Backend] = {
     "atari": Backend("rlopt.envs.atari:build", protocols=tuple(atari.PROTOCOLS)),
     "torch": Backend("rlopt.envs.torch_backend:build", steps_on_cpu=False, batched=True, has_parameters=True),
     "warp": Backend("rlopt.envs.warp:build", steps_on_cpu=False, batched=True),
+    "vmas": Backend("rlopt.envs.teams.vmas:build", steps_on_cpu=False, batched=True),
 }
 
 
@@ -155,6 +156,8 @@ def resolve_backend(
             return "torch"
         if atari.refusal(spec, kwargs or {}, bool(wrappers), bool(facts)) is None:
             return "atari"
+        if spec.entry_point == VMAS:
+            return "vmas"
         if twin(spec.id) is not None and not wrappers and not facts and (kwargs or {}).get("render_mode") is None:
             return "torch"
         return "sync" if refusal(EnvFactory(spec, dict(kwargs or {}), tuple(wrappers), tuple(facts))) else "native"

@@ -16,6 +16,7 @@ from rlopt.types import RloptError
 MAMUJOCO = "rlopt.envs.teams.mamujoco:MaMuJoCoEnv"
 PETTINGZOO = "rlopt.envs.teams.pettingzoo:PettingZooEnv"
 OPPONENT = "rlopt.envs.teams.opponents:OpponentEnv"
+VMAS = "rlopt.envs.teams.vmas:VmasEnv"
 FORAGING = "rlopt.envs.teams.lbforaging:ForagingEnv"
 TWO_ROOMS, _TWO_ROOMS = "two_rooms", "rlopt.envs.teams.two_rooms:TwoRooms"
 _FULL = "-full"
@@ -62,7 +63,7 @@ _MPE = {
 """Tasks of MPE: mpe2's module, and the class of ``rlopt.envs.teams.mpe`` that is the same in torch."""
 _SIDES = {"tag": ("simple_tag_v3", "adversary"), "adversary": ("simple_adversary_v3", "agent")}
 """Those with two sides: mpe2's module, and whom the team is by default."""
-_CONTINUOUS = "-continuous"
+_CONTINUOUS, _DISCRETE = "-continuous", "-discrete"
 
 
 def _mpe(name: str, task: str) -> GymSpec:
@@ -111,6 +112,16 @@ def _lbf_names() -> list[str]:
     ]  # fmt: skip
 
 
+def _vmas(name: str, task: str) -> GymSpec:
+    base = task.removesuffix(_DISCRETE)
+    kwargs = {"scenario": base, "continuous_actions": task == base}
+    return GymSpec(name, entry_point=VMAS, max_episode_steps=100, kwargs=kwargs)
+
+
+def _vmas_names() -> list[str]:
+    return ["balance", "navigation", "transport"]  # those of BenchMARL; every scenario has such a name
+
+
 def twin(name: str) -> tuple[str, dict[str, Any]] | None:
     """Return the ``TorchEnv`` that is the same as the team ``name``, as ``module:Class`` with keywords; None where
     there is none."""
@@ -130,5 +141,10 @@ def pettingzoo_spec(name: str, module: str) -> GymSpec:
     return GymSpec(name, entry_point=PETTINGZOO, kwargs={"module": module})
 
 
-_NAMESPACES: dict[str, Callable[[str, str], GymSpec]] = {"mamujoco": _mamujoco, "mpe": _mpe, "lbf": _lbf}
-_COMMON: dict[str, Callable[[], list[str]]] = {"mamujoco": _mamujoco_names, "mpe": _mpe_names, "lbf": _lbf_names}
+_NAMESPACES: dict[str, Callable[[str, str], GymSpec]] = {"mamujoco": _mamujoco, "mpe": _mpe, "lbf": _lbf, "vmas": _vmas}
+_COMMON: dict[str, Callable[[], list[str]]] = {
+    "mamujoco": _mamujoco_names,
+    "mpe": _mpe_names,
+    "lbf": _lbf_names,
+    "vmas": _vmas_names,
+}
