@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from rlopt.joint import join_actions, own_obs, shared_agent, shared_obs
+from rlopt.joint import join_actions, own_action, own_obs, shared_agent, shared_obs
 from rlopt.nn.actors import Actor, Options, make_actor
 from rlopt.types import Carry, EnvSpec, Obs, RloptError, map_obs, seen_leaves, shape_of, tensor_dtype
 
@@ -75,6 +75,24 @@ class TeamActor(Actor):
             actions.append(action)
             every |= {f"{i}/{key}": leaf for key, leaf in (own or {}).items()}
         return join_actions(self.spec, actions), every or None
+
+    def read(self, obs: Obs, carry: Carry) -> tuple[Any, Carry]:
+        """Return what the networks give, one after the other, of agents without a memory."""
+        if self.shared:
+            rows = {key: leaf.flatten(0, 1) for key, leaf in shared_obs(self.spec, obs).items()}
+            return [self._each()[0](rows)], None
+        return [actor(own_obs(self.spec, obs, i)) for i, actor in enumerate(self._each())], None
+
+    def log_prob(self, outputs: Any, action: Tensor) -> Tensor:
+        """Return log π (N,) of joint actions, the sum over the agents. (One that is dead acts, too, with its last
+        observation's probability.)"""
+        if self.shared:
+            return self._by_row(self._each()[0].log_prob(outputs[0], action.flatten(0, 1))).sum(-1)
+        parts = [
+            actor.log_prob(out, own_action(self.spec, action, i))
+            for i, (actor, out) in enumerate(zip(self._each(), outputs, strict=True))
+        ]
+        return torch.stack(parts, -1).sum(-1)
 
     def initial_carry(self, rows: int) -> Carry:
         if self.shared:

@@ -43,6 +43,7 @@ SCREEN = {
 }
 FRAMES = {"name": "reshuffled", "capacity": 16, "frame_stack": 3}
 INVERTED = {"id": "InvertedPendulum-v5", "backend": "native"}
+TEAM = {"total_steps": 60}
 HOPPER = {"id": "Hopper-v5", "backend": "native"}
 
 
@@ -305,6 +306,8 @@ def test_runs_are_evaluated_at_once_and_each_as_it_would_be_alone(far) -> None:
         pytest.param({"agent": {**SAC, "lr_schedule": "linear", "max_grad_norm": 1.0}}, id="linear schedule"),
         pytest.param({"agent": {**SAC_DISCRETE, "lr_schedule": "cosine"}}, id="cosine schedule"),
         pytest.param({"buffer": {"name": "prioritized", "capacity": 16, "device": "cpu"}}, id="replay on the host"),
+        pytest.param({"agent": {"name": "hasac", "value_normalisation": True}, **TEAM}, id="hasac, a team of three"),
+        pytest.param({"agent": {"name": "hatd3"}, **TEAM}, id="hatd3, a team of three"),
     ],
 )  # fmt: skip
 def test_a_recorded_update_is_the_eager_one(options, far_graphs) -> None:

@@ -19,6 +19,7 @@ from tests.agents.completeness import tensors_of, unregistered
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 ROLLOUT = {"rollout_steps": 3, "epochs": 2}
+SHARED = {"share_parameters": True}
 LINEAR = {"lr_schedule": "linear", "schedule_steps": 99}
 SMALL = {"network": {"hidden": [8]}, "batch_size": 8}
 
@@ -34,7 +35,9 @@ class Run(NamedTuple):
 RUNS = {
     "hasac": Run({"name": "hasac"}, more={"env": {"normalize_obs": True}}),
     "hasac-captured": Run({"name": "hasac", "n_step": 3}, "heads", {"update_mode": "captured"}),
-    "hasac-exact-normalised": Run({"name": "hasac", "expectation": "exact", "value_normalisation": True}, "discrete"),
+    "hasac-exact-normalised": Run(
+        {"name": "hasac", "expectation": "exact", "value_normalisation": True, **SHARED}, "discrete"
+    ),
     "hasac-two-runs": Run({"name": "hasac"}, "box", {"num_runs": 2}),
     "masac": Run({"name": "masac", "critic_temperature": "agents"}, "heads"),
     "isac": Run({"name": "isac", "expectation": "exact", "team_reward": False}, "discrete"),

@@ -166,7 +166,7 @@ class JointCriticAgent(ActingTeam, ActorCritic):
         self.teams = [members.team(each) for each in modules]
         # A team of one is asked for its network like any other agent.
         self.actor, self.actor_module = self.actors[0], modules[0][0]
-        parts = tuple(own(module, one) for module, one in zip(modules[0], members.specs, strict=True))
+        parts = tuple(own(module, one) for module, one in zip(modules[0], members.agents, strict=True))
         state = joint.critic_space(spec)
         self.each_state = bool(spec.agents) and _has_own_states(spec)
         seen = joint.critic_space(spec, 0) if self.each_state else state

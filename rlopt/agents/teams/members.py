@@ -37,6 +37,8 @@ class Members:
         one = [_shared(spec)] * self.count if self.shared else [spec.of_agent(i) for i in range(len(spec.agents))]
         self.specs = one or [spec]
         """What the network of each sees and does."""
+        self.agents = [spec.of_agent(i) for i in range(len(spec.agents))] or [spec]
+        """What each itself sees and does."""
 
     def name(self, word: str, i: int) -> str:
         """Return how the part ``word`` of agent i is called; a team of one names its parts as a single agent does."""
@@ -99,7 +101,7 @@ class OwnActions:
 
 
 def own_actions(module: Actor, spec: EnvSpec) -> OwnActions:
-    """Return how the agent of this network, which acts as ``spec`` says, does so."""
+    """Return how the agent ``spec``, whose network this is, acts."""
     if isinstance(module, DeterministicActor):
         size = module.action_features
         return OwnActions(size, module.normalise, lambda action, noise: (action, torch.zeros_like(action[:, 0])), 0.0)
@@ -110,12 +112,12 @@ def own_actions(module: Actor, spec: EnvSpec) -> OwnActions:
         )
     assert isinstance(module, CategoricalActor | MultiCategoricalActor)
     several = isinstance(module, MultiCategoricalActor)
-    space: Any = spec.action_space
-    sizes = [int(k) for k in space.nvec.ravel()] if several else [int(space.n)]
-    widest, start = max(sizes), module.start
+    sizes = _head_sizes(spec)
+    heads, start = len(sizes), module.start
+    widest = max(sizes) if several else module.actions  # a network that all share knows the actions of all
 
     def encode(action: Tensor) -> Tensor:
-        return one_hot((action - start).long().reshape(len(action), len(sizes)), widest)
+        return one_hot((action - start).long().reshape(len(action), heads), widest)
 
     def log_pi(logits: Tensor) -> Tensor:
         return logits.log_softmax(-1).flatten(1) if several else logits.log_softmax(-1)
@@ -123,14 +125,18 @@ def own_actions(module: Actor, spec: EnvSpec) -> OwnActions:
     def sample(logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         return straight_through(logits if several else logits.unsqueeze(-2), noise)
 
-    count = int(torch.tensor(sizes, device="cpu", dtype=torch.float64).prod())
+    count = math.prod(sizes)
     choices = None
     if count <= MAX_CHOICES:
         device = next(module.parameters()).device
         index = torch.cartesian_prod(*(torch.arange(k, device=device) for k in sizes)).view(count, len(sizes))
         choices = one_hot(index, widest)
-    scale = float(torch.tensor(sizes, device="cpu", dtype=torch.float64).log().sum())
-    return OwnActions(len(sizes) * widest, encode, sample, scale, log_pi, choices)
+    return OwnActions(heads * widest, encode, sample, sum(map(math.log, sizes)), log_pi, choices)
+
+
+def _head_sizes(spec: EnvSpec) -> list[int]:
+    space: Any = spec.action_space
+    return [int(space.n)] if isinstance(space, spaces.Discrete) else [int(k) for k in space.nvec.ravel()]
 
 
 def one_hot(index: Tensor, size: int) -> Tensor:

@@ -18,8 +18,9 @@ from rlopt.agents.teams.hasac import HASAC, MASAC, actor_loss, soft_target
 from rlopt.agents.teams.joint_critic import JointBatch, TeamNets, critic_loss
 from rlopt.agents.teams.members import own_actions, straight_through
 from rlopt.agents.value_normaliser import moments, updated
+from rlopt.joint import join_spaces
 from rlopt.nn import CategoricalActor
-from rlopt.types import EnvSpec, RloptError
+from rlopt.types import AgentSpaces, EnvSpec, RloptError
 from tests.agents.cases import OBSERVATION, TORQUE, make_batch
 from tests.agents.teams.games import SMALL, matrix_spec, play, team, team_batch, team_spec
 
@@ -151,6 +152,21 @@ def test_statistics_of_values_are_unbiased_from_the_first_and_those_of_the_dead_
     assert float(mean) == pytest.approx(2.0, rel=1e-4)
     assert float(deviation) == pytest.approx(1.0, rel=1e-2)
     assert torch.equal(updated(seen, torch.ones(2), torch.zeros(2)), seen)
+
+
+def test_a_shared_network_keeps_each_agents_own_target_and_a_team_has_a_log_probability() -> None:
+    own = [spaces.Dict(obs=spaces.Box(-1, 1, (2,)), action_mask=spaces.MultiBinary(k)) for k in (2, 3)]
+    acts = [spaces.Discrete(2), spaces.Discrete(3)]
+    observation, action = join_spaces(list(zip(own, acts, strict=True)))
+    pairs = tuple(AgentSpaces(*pair) for pair in zip(own, acts, strict=True))
+    spec = EnvSpec("t", observation, action, agents=("a", "b"), agent_spaces=pairs)
+    obs = {"obs": torch.ones(4, 2, 2), "action_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]).bool().expand(4, 2, 3)}
+    for share in (True, False):
+        agent = team(spec, share_parameters=share)
+        assert [t.target_entropy for t in agent.temperatures] == pytest.approx([0.98 * math.log(k) for k in (2, 3)])
+        every = torch.cartesian_prod(torch.arange(2), torch.arange(3))
+        more = {key: leaf[:1].expand(6, *leaf.shape[1:]) for key, leaf in obs.items()}
+        assert float(agent.log_prob(more, every).exp().sum()) == pytest.approx(1.0, abs=1e-5)
 
 
 # --- what the agents see of each other
