@@ -16,9 +16,9 @@ import torch
 
 from rlopt.analysis.statistics import mean_interval
 from rlopt.config import build
-from rlopt.envs import VectorEnv, make_env
+from rlopt.envs import SyncVectorEnv, VectorEnv, make_env
 from rlopt.envs.factory import EnvFactory, find_spec
-from rlopt.envs.make import resolve_backend, stepping_device
+from rlopt.envs.make import find_backend, resolve_backend, stepping_device
 from rlopt.loops.configuration import EnvConfig, EvalConfig
 from rlopt.loops.evaluation import Evaluator, check_spaces
 from rlopt.policy import EvaluationMode, Policy, load_policy, run_policies
@@ -192,16 +192,19 @@ def evaluate_path(
             raise
         return made
 
+    def drawn() -> VectorEnv:
+        if find_backend(backend).protocols:
+            return make(1)
+        factory = EnvFactory(find_spec(env.id), {**env.kwargs, "render_mode": "rgb_array"}, env.wrappers, env.facts)
+        return SyncVectorEnv([factory], device=policy.device, autoreset=False)
+
     evaluator = Evaluator(make, seed, False, protocol.max_steps, protocol.mode, protocol.epsilon)
     acting = evaluator.mode_of(policy.evaluation_mode)
     with _threads(settings.get("threads", "auto")):
         try:
             evaluator.prepare(protocol.episodes)
             if video is not None:  # before the evaluation, because it fails where there is no graphics stack
-                factory = EnvFactory(
-                    find_spec(env.id), {**env.kwargs, "render_mode": "rgb_array"}, env.wrappers, env.facts
-                )
-                record_episode(policy, factory, Path(video), seed, acting, protocol.max_steps)
+                record_episode(policy, drawn, Path(video), seed, acting, protocol.max_steps)
             found = evaluator.evaluate(policy, protocol.episodes, acting)
         finally:
             evaluator.close()

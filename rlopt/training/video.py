@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlopt.envs.base import Env
-from rlopt.envs.sync import SyncVectorEnv
+from rlopt.envs import SyncVectorEnv, VectorEnv
 from rlopt.loops.episodes import EpisodeCounter
 from rlopt.loops.evaluation import Player, step_limit
 from rlopt.policy import EvaluationMode, Policy
@@ -20,7 +19,7 @@ from rlopt.version import install
 
 def record_episode(
     policy: Policy,
-    make: Callable[[], Env],
+    make: Callable[[], VectorEnv],
     path: Path,
     seed: int,
     mode: EvaluationMode | None = None,
@@ -28,18 +27,19 @@ def record_episode(
 ) -> Episode:
     """Film episode 0 of an evaluation with ``seed`` into the mp4 file ``path``.
 
-    ``make`` builds one environment with ``render_mode="rgb_array"``; ``mode`` and ``max_steps`` are those of
-    ``run_episodes``. An episode that fails leaves no file.
+    ``make`` builds a vector of one environment with ``autoreset=False`` that can be drawn: by its own ``render``, or by
+    that of ``envs[0]``, with ``render_mode="rgb_array"``. ``mode`` and ``max_steps`` are those of ``run_episodes``. An
+    episode that fails leaves no file.
 
     Raises:
         RloptError: a missing extra, a path that is no mp4 or cannot be written, or an environment that cannot be drawn.
     """
     open_writer = check_video(path)
-    env = SyncVectorEnv([make], device=policy.device, autoreset=False)
+    env = make()
     staged = path.with_name(f".{path.stem}.tmp.mp4")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fps = float(env.envs[0].metadata.get("render_fps") or 30)
+        fps = float((env.envs[0].metadata.get("render_fps") if isinstance(env, SyncVectorEnv) else 15) or 30)
         with open_writer(str(staged), fps=fps, codec="libx264", macro_block_size=2) as writer:
             try:
                 episode = _film(policy, env, writer, seed, mode, max_steps)
@@ -69,7 +69,7 @@ def check_video(path: Path) -> Callable[..., Any]:
 
 
 def _film(
-    policy: Policy, env: SyncVectorEnv, writer: Any, seed: int, mode: EvaluationMode | None, max_steps: int | None
+    policy: Policy, env: VectorEnv, writer: Any, seed: int, mode: EvaluationMode | None, max_steps: int | None
 ) -> Episode:
     player, limit = Player(policy, seed, mode), step_limit(env.spec, max_steps)
     obs = env.reset(seeds=[derive_seed(seed, "evaluation", 0)])
@@ -78,8 +78,8 @@ def _film(
     while True:
         film.shoot()
         act = player.act(obs, carry)
-        step = env.step(act.action)
-        obs, carry = step.obs, act.carry
+        step = env.step(act.action.to(env.device))
+        obs, carry = step.obs, act.carry if step.valid[0] else carry
         found = counter.count(step, act.facts)
         if found or int(counter.lengths) == limit:
             film.shoot()
@@ -89,7 +89,7 @@ def _film(
 class _Film:
     """Takes pictures of an environment, all of one size."""
 
-    def __init__(self, env: SyncVectorEnv, writer: Any) -> None:
+    def __init__(self, env: VectorEnv, writer: Any) -> None:
         self.env, self.writer = env, writer
         self.shape: Any = None
 
@@ -104,9 +104,9 @@ class _Film:
         self.writer.append_data(frame)
 
 
-def _frame(env: SyncVectorEnv) -> Any:
+def _frame(env: Any) -> Any:
     try:
-        frame = env.envs[0].render()
+        frame = (env.envs[0] if isinstance(env, SyncVectorEnv) else env).render()
     except Exception as e:  # renderers raise whatever their graphics stack raises
         said = " ".join(str(e).split()) or type(e).__name__
         hint = "; without a screen MuJoCo draws by EGL (libegl1) or OSMesa (MUJOCO_GL=osmesa)" if "GL" in said else ""

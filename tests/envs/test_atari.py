@@ -333,6 +333,23 @@ def test_a_state_of_another_game_or_emulator_is_refused() -> None:
     other.close()
 
 
+def test_a_game_is_drawn_in_colour_by_an_emulator_that_follows() -> None:
+    cv2 = pytest.importorskip("cv2")
+    env = _env("Pong", protocol="dopamine", autoreset=False)
+    with pytest.raises(RloptError, match="autoreset=False and begun"):
+        env.render()
+    env.reset(seeds=[5])
+    acts = _actions(env)
+    for steps in (0, 30, 40):
+        obs = [step.obs for step in _run(env, steps, acts)][-1] if steps else env.reset(seeds=[5])
+        picture = env.render()
+        assert picture.shape == (210, 160, 3) and picture.dtype == np.uint8
+        grey = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (84, 84), interpolation=cv2.INTER_AREA)
+        off = np.abs(grey.astype(int) - obs[0, -1].numpy().astype(int)) > 20
+        assert off.sum() < 20  # the brighter of two frames shows what moves twice
+    env.close()
+
+
 # Scores
 
 

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.envs.arrays import Array
+from rlopt.envs.atari.pictures import Follower
 from rlopt.envs.atari.protocols import OPTIONS, Protocol
 from rlopt.envs.atari.scores import human_normalised
 from rlopt.envs.base import (
@@ -124,6 +125,8 @@ class AtariGames(BaseVectorEnv):
             use_fire_reset=False,
         )
         names = [action.name for action in self._env.ale.get_action_set()]
+        self._sticky, self._skip = sticky, frameskip
+        self._follower: Follower | None = None
         opening = protocol.lives and len(names) > AFTER_FIRE and names[FIRE] == "FIRE"
         self._opening = [FIRE, AFTER_FIRE] if opening else []
         self._count, self._limit = len(names), max(1, frames // frameskip)
@@ -362,6 +365,21 @@ class AtariGames(BaseVectorEnv):
             raise RloptError(
                 f"{self.spec.id}: played again, the game is another; resume with the ale-py that the run began with"
             )
+
+    def render(self) -> Array:
+        """Return a picture (210, 160, 3) of the first row's game, uint8.
+
+        Raises:
+            RloptError: with ``autoreset``, where a row plays on from game to game.
+        """
+        if self.autoreset or not self._started:
+            raise RloptError(f"{self.spec.id} is drawn where it was built with autoreset=False and begun")
+        made = self._follower
+        if made is None or made.seed != self._seeds[0] or made.played > len(self._played[0]):
+            actions = list(self._env.ale.get_action_set())
+            made = Follower(self.game, self._seeds[0], self._sticky, int(self.noops[0]), actions, self._skip)
+            self._follower = made
+        return made.picture(self._played[0])
 
     def _release(self) -> None:
         self._env.close()
