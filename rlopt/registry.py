@@ -41,7 +41,11 @@ RAINBOW = {
     "values": "categorical", "double": True, "dueling": True, "noisy": 0.5, "n_step": 3,
     "epsilon_start": 0.0, "epsilon_end": 0.0, "evaluation_epsilon": 0.0,
 }  # fmt: skip
+QMIX = "rlopt.agents.teams.qmix:QMIX"
 AGENTS: dict[str, Entry] = {
+    "iql": (QMIX, {"agent": {"mixer": "none"}}),
+    "vdn": (QMIX, {"agent": {"mixer": "sum"}}),
+    "qmix": QMIX,
     "sac": "rlopt.agents.sac:SAC",
     "sac_2018": "rlopt.agents.sac_2018:SAC2018",
     "sac_discrete": "rlopt.agents.sac_discrete:DiscreteSAC",

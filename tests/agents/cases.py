@@ -124,6 +124,13 @@ AGENTS: dict[str, Case] = {
         always={"critic_temperature": "agents"},
         variants=({"order": "fixed"}, {"order": "fixed", "expectation": "exact"}),
     ),
+    "iql": Case(
+        {**TEAM, "kwargs": {"actions": "discrete", "length": 4}}, Q, actions=CHOICE, nets=("critic",),
+        always={**FOLLOWS, "mixer": "none"},
+        variants=({}, {"double": False, "dueling": True, "td_loss": "huber"}),
+    ),
+    "vdn": Case({**TEAM, "kwargs": {"actions": "discrete", "length": 4}}, Q, team=True),
+    "qmix": Case({**TEAM, "kwargs": {"actions": "discrete", "length": 4}}, {**Q, "mixing_units": 4}, team=True),
     "isac": Case({**TEAM, "kwargs": {"length": 4}}, SMALL, team=True),
     "hatd3": Case(
         {**TEAM, "kwargs": {"actions": "box", "length": 4}}, SMALL, actions=TORQUE, always={"policy_delay": 1},

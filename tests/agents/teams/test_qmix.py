@@ -1,0 +1,202 @@
+"""IQL, VDN and QMIX: their loss by hand, monotone mixing, the two-step game, and what IQL is with one agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlopt.agents.dqn import DQN, DQNConfig
+from rlopt.agents.td import squared
+from rlopt.agents.teams.qmix import QMIX, Mixer, Nets, QMIXConfig, TeamRows, loss
+from rlopt.buffers import Batch
+from rlopt.joint import join_spaces
+from rlopt.nn import NetworkConfig, OptimiserConfig
+from rlopt.policy import load_policy, save_policy
+from rlopt.types import EnvSpec, RloptError
+from tests.agents.cases import CHOICE, OBSERVATION, make_batch
+from tests.agents.teams.games import matrix_spec, team_batch, team_spec
+
+SMALL: dict[str, Any] = {"network": NetworkConfig(hidden=(8,)), "batch_size": 8, "warmup_steps": 0}
+
+
+def make(spec: EnvSpec, mixer: str, **options: Any) -> QMIX:
+    return QMIX(spec, QMIXConfig(**{**SMALL, "mixer": mixer, "share_parameters": False, **options}))
+
+
+# The loss by hand
+
+
+class Stub:
+    """Two agents with two actions, whose values are the parameter times (1, 2) and (10, 20); mixed q₁ + 2 q₂ + s."""
+
+    def __call__(self, params: float, seen: Any, mixed: tuple[Tensor, Tensor] | None = None) -> Any:
+        if mixed is not None:
+            q, state = mixed
+            return q[:, 0] + 2.0 * q[:, 1] + state
+        return [params * torch.tensor([[1.0, 2.0]]), params * torch.tensor([[10.0, 20.0]])]
+
+
+def rows(mixer: str, **more: Any) -> TeamRows:
+    each = (1, 2) if mixer == "none" else (1,)
+    made = TeamRows(
+        (), (), torch.tensor([5.0]), torch.tensor([7.0]), torch.tensor([[0, 1]]), torch.full(each, 1.0),  # type: ignore[arg-type]
+        torch.zeros(each), torch.tensor([0.5]), None, None, None,
+    )  # fmt: skip
+    return made._replace(**more)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "error"),
+    [
+        # q = (1, 20), by the target, which doubles them, the best next are (4, 40).
+        ("none", [1.0 - (1 + 0.5 * 4), 20.0 - (1 + 0.5 * 40)]),
+        ("sum", [21.0 - (1 + 0.5 * 44)]),
+        ("monotone", [1 + 40 + 5 - (1 + 0.5 * (4 + 80 + 7))]),
+    ],
+)
+def test_the_loss_by_hand(mixer: str, error: list[float]) -> None:
+    stub: Any = Stub()
+    found, metrics = loss(Nets(stub, stub, mixer), 1.0, 2.0, rows(mixer), (), False, squared)  # type: ignore[arg-type]
+    assert float(found) == pytest.approx(sum(0.5 * x**2 for x in error))
+    assert metrics["td"].tolist() == pytest.approx([np.mean(np.abs(error))])
+
+
+def test_the_dead_count_nothing_and_end() -> None:
+    stub: Any = Stub()
+    dead = {"alive": torch.tensor([[1.0, 0.0]]), "alive_next": torch.tensor([[0.0, 1.0]])}
+    found, _ = loss(Nets(stub, stub, "sum"), 1.0, 2.0, rows("sum", **dead), (), False, squared)  # type: ignore[arg-type]
+    assert float(found) == pytest.approx(0.5 * (1.0 - (1 + 0.5 * 40)) ** 2)
+    spec = team_spec("discrete", alive=True)
+    batch = team_batch(spec)
+    batch.obs["alive"][0], batch.next_obs["alive"][1] = torch.tensor([1, 0, 1]).bool(), torch.tensor([0, 1, 1]).bool()
+    batch.obs["alive"][2] = False
+    each, whole = (make(spec, mixer).prepare(batch).batch for mixer in ("none", "sum"))
+    assert each.weight[0].tolist() == [1, 0, 1] and each.terminated[1, 0] == 1
+    assert whole.weight[:3].tolist() == [1, 1, 0] and whole.terminated[1] == batch.terminated[1]
+
+
+def test_a_dead_agent_moves_no_weight_of_its_own() -> None:
+    spec = team_spec("discrete", alive=True)
+    batch = team_batch(spec)
+    batch.obs["alive"][:, 1] = False
+    for mixer in ("none", "sum", "monotone"):
+        agent = make(spec, mixer, optimiser=OptimiserConfig(name="sgd"), learning_rate=1.0, max_grad_norm=None)
+        before = {name: x.clone() for name, x in agent.critic.module.named_parameters()}
+        agent.update(batch)
+        moved = {name.split(".")[1] for name, x in agent.critic.module.named_parameters() if not x.equal(before[name])}
+        assert "1" not in moved and {"0", "2"} <= moved
+
+
+# The mixer
+
+
+def test_the_teams_value_rises_with_each_agents() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixer = Mixer(spaces.Box(-9, 9, (4,)), 3, 8, 16)
+    q = torch.randn((64, 3), generator=generator, requires_grad=True)
+    state = 3.0 * torch.randn((64, 4), generator=generator)
+    (slope,) = torch.autograd.grad(mixer(q, state).sum(), q)
+    assert (slope >= 0).all() and (slope > 0).any()
+    with torch.no_grad():
+        assert not torch.allclose(mixer(q, state), mixer(q, -state))
+
+
+def two_step(agent: QMIX, updates: int) -> tuple[Tensor, Tensor]:
+    """Learn the two-step game (Rashid et al. 2018, section 6) from all of its transitions; return the team's values
+    (2, 2) of the second game 2B, and what the first agent does at the start.
+
+    At the start the first agent chooses the game: in 2A everything pays 7, in 2B [[0, 1], [1, 8]].
+    """
+    where, acts, reward, then = [], [], [], []
+    for a in range(2):
+        for b in range(2):
+            where += [0, 1, 2]
+            acts += [(a, b)] * 3
+            reward += [0.0, 7.0, [[0.0, 1.0], [1.0, 8.0]][a][b]]
+            then += [1 + a, 1, 2]
+
+    def seen(at: list[int]) -> dict[str, Tensor]:
+        one_hot = torch.eye(3)[at]
+        return {"obs": one_hot.unsqueeze(1).expand(-1, 2, -1), "state": one_hot}
+
+    over = torch.tensor([float(w > 0) for w in where])
+    ones = torch.ones(len(where))
+    batch = Batch(
+        seen(where), torch.tensor(acts), torch.tensor(reward), seen(then), over, 0.99 * ones, None, torch.arange(12)
+    )
+    for _ in range(updates):
+        agent.update(batch)
+    work = agent.prepare(batch).batch
+    with torch.no_grad():
+        own = agent.critic.module(work.seen)
+        chosen = torch.stack(
+            [own[0].gather(1, work.action[:, :1])[:, 0], own[1].gather(1, work.action[:, 1:])[:, 0]], 1
+        )
+        total = chosen.sum(1) if agent.config.mixer == "sum" else agent.critic.module((), (chosen, work.state))
+    return total[2::3].view(2, 2), own[0][0].argmax()
+
+
+def test_a_game_that_no_sum_of_values_can_tell() -> None:
+    one = spaces.Box(0.0, 1.0, (3,), np.float32)
+    own = [(one, spaces.Discrete(2))] * 2
+    observation, action = join_spaces(own, one)
+    spec = EnvSpec("TwoStep-v0", observation, action, agents=("a", "b"), agent_spaces=tuple(own))  # type: ignore[arg-type]
+    options = {"learning_rate": 1e-2, "target_every": 20, "share_parameters": True}
+    game, first = two_step(make(spec, "monotone", **options), 500)
+    assert torch.allclose(game, torch.tensor([[0.0, 1.0], [1.0, 8.0]]), atol=0.3) and int(first) == 1
+    game, first = two_step(make(spec, "sum", **options), 500)
+    assert float(game[1, 1]) == pytest.approx(6.5, abs=0.3) and int(first) == 0  # the best sum misses 8, and so 2B
+
+
+# With one agent
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_with_one_agent_iql_is_dqn_to_the_bit(double: bool) -> None:
+    options = {**SMALL, "double": double, "target_every": 3, "target_counts": "updates", "td_loss": "squared"}
+    one = DQN(OBSERVATION, CHOICE, DQNConfig(**options))
+    spec = EnvSpec("Alone-v0", OBSERVATION, CHOICE)
+    team = QMIX(spec, QMIXConfig(**options, mixer="none", learning_rate=6.25e-5, max_grad_norm=None,
+                                 optimiser=OptimiserConfig(epsilon=1.5e-4), epsilon_end=0.01))  # fmt: skip
+    assert one.critic.flat.equal(team.critic.flat)
+    obs = torch.randn((5, 4), generator=torch.Generator().manual_seed(0))
+    for i in range(4):
+        batch = make_batch(one, i)
+        assert one.update(batch).metrics["critic_loss"].equal(team.update(batch).metrics["critic_loss"])
+        assert one.act(obs).action.equal(team.act(obs).action)
+    assert one.critic.flat.equal(team.critic.flat) and one.target.flat.equal(team.target.flat)
+
+
+# Acting
+
+
+def test_explores_and_is_exported(tmp_path: Any) -> None:
+    spec = team_spec("discrete")
+    for shared in (False,):
+        agent = make(spec, "monotone", share_parameters=shared, epsilon_start=1.0, epsilon_end=0.0, epsilon_steps=100)
+        obs = {key: x[:1].expand(400, *x.shape[1:]) for key, x in team_batch(spec).obs.items()}
+        agent.clock.env_steps = 1
+        drawn = agent.act(obs).action
+        assert drawn.shape == (400, 3) and [len(drawn[:, i].unique()) for i in range(3)] == [2, 3, 5]
+        agent.clock.env_steps = 1_000
+        greedy = agent.act(obs).action
+        assert len(greedy.unique(dim=0)) == 1
+        save_policy(agent.policy, tmp_path / "policy")
+        assert load_policy(tmp_path / "policy").act(obs).action.equal(greedy)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "said"),
+    [
+        (EnvSpec("Alone-v0", OBSERVATION, CHOICE), {"mixer": "sum"}, "nothing to mix; use agent=dqn"),
+        (matrix_spec((2, 2)), {"mixer": "none", "team_reward": False}, "pays its agents one reward together"),
+    ],
+)
+def test_what_does_not_fit_is_refused(spec: EnvSpec, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(RloptError, match=said):
+        make(spec, **options)
