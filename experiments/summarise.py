@@ -227,10 +227,11 @@ def readme(runs: dict[tuple[str, str], list[Run]], root: Path, command: str) -> 
         lines.append(f"| {preset} | {env} | {seeds} | {', '.join(format_steps(step) for step in reached)} |")
     episodes = sorted({len(r) for run in every for e in run.evaluations for r in e.returns})
     spacing = sorted({int(run.config["eval.every"]) for run in every if run.config.get("eval.every")})
+    warmed = " Step counts include the random warm-up steps." if "agent.warmup_steps" in every[0].config else ""
     lines += [
         "",
         f"- **Evaluation**: every {_words(spacing)} steps, {_words(episodes)} episodes of the deterministic policy on"
-        " environments of their own. Step counts include the random warm-up steps.",
+        f" environments of their own.{warmed}",
         f"- **Versions**: {_versions(every)}.",
         f"- **Hardware**: {HARDWARE}.",
         f"- **Trained by** `python experiments/run_queue.py {jobs} --root DIR --workers 2`",
@@ -273,7 +274,7 @@ def _place(word: str, words: list[str]) -> int:
 def _preset(experiment: str) -> str:
     """What stands behind ``<agent>_<task>_v<version>``; any other experiment is its own."""
     found = re.fullmatch(r"[a-z0-9]+_[a-z0-9]+_v[45](?:_(\w+))?", experiment)
-    return (found[1] or "classic") if found else experiment
+    return (found[1] or ("classic" if experiment.startswith("sac_") else "default")) if found else experiment
 
 
 def _name(preset: str, env_id: str) -> str:

@@ -61,6 +61,12 @@ _SOURCES = (
         " @ beab227d14950610f459174670e8be77f788638a",
     ),
     (
+        "td3",
+        "authors' TD3",
+        "td3_authors_v2.csv",
+        "LQNew/Continuous_Control_Benchmark MuJoCo-1M fujimoto_TD3 @ 205ceb76dbc2dda00121da2354a4ebe221a9e9d0",
+    ),
+    (
         "ppo",
         "FlashSAC-repository PPO",
         "ppo_flashsac_v4.csv",

@@ -28,6 +28,14 @@ def test_published_returns_at_100k(task: str, tianshou: int, simbav2: int) -> No
     assert (np.diff(first.steps) > 0).all() and first.steps[-1] == 1_000_000
 
 
+def test_published_returns_of_other_agents() -> None:
+    td3 = {curve.name: curve.at(100_000).mean() for curve in reference("HalfCheetah-v4", ["td3"])}
+    expected = {"Tianshou TD3 (v3, 10 seeds)": 5336, "authors' TD3 (v2, 5 seeds)": 4190}
+    assert td3 == pytest.approx(expected, abs=0.5)
+    (ppo,) = reference("Hopper-v4", ["ppo"])
+    assert ppo.at(503_808).mean() == pytest.approx(1395, abs=0.5)
+
+
 @pytest.mark.parametrize(
     ("source", "step", "iqm", "low", "high"),
     [

@@ -116,7 +116,7 @@ def test_another_agent_beside_a_script_of_elsewhere_with_returns_of_training(
     summarise.main([*words, "--training"])
     table = [r for r in _rows(tmp_path / "out" / "table.csv") if r["env"] == "Hopper-v4"]
     rows = {(r["name"], r["statistic"]): r["mean"] for r in table}
-    names = ("rlopt (v4, classic preset)", "rlopt (v4, cleanrl preset)", "CleanRL's script (v4)")
+    names = ("rlopt (v4, default preset)", "rlopt (v4, cleanrl preset)", "CleanRL's script (v4)")
     for name, at in zip(names, (100, 200, 300), strict=True):
         # Five bins of ten episodes; those after the last evaluation are left out.
         assert rows[name, "single"] == f"{at:.1f}" and float(rows[name, "training"]) == at + 25.5
