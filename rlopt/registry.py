@@ -93,6 +93,32 @@ LOOPS: dict[str, Entry] = {
 }
 
 
+_MAMUJOCO = {
+    "Ant": "2x4 2x4d 4x2 8x1", "HalfCheetah": "2x3 3x2 6x1", "Hopper": "3x1", "Humanoid": "9_8 17x1",
+    "HumanoidStandup": "9_8 17x1", "ManySegmentAnt": "2x3", "ManySegmentSwimmer": "10x2", "Pusher": "3p 7x1",
+    "Reacher": "2x1", "Swimmer": "2x1", "Walker2d": "2x3 3x2 6x1",
+}  # fmt: skip
+_LBF = "8x8-2p-2f-coop 2s-8x8-2p-2f-coop 10x10-3p-3f 2s-10x10-3p-3f 15x15-3p-5f 15x15-4p-3f 15x15-4p-5f"
+TEAMS: dict[str, str] = {
+    **{
+        f"mamujoco/{task}-{part}{view}": f"MaMuJoCo{', the view of HARL' if view else ''} (extra marl)"
+        for task, parts in _MAMUJOCO.items()
+        for part in parts.split()
+        for view in ("", "-full")
+    },
+    **{
+        f"mpe/{task}{actions}": f"particles (MPE), {actions[1:] or 'discrete'} actions"
+        for task in ("spread", "reference", "speaker_listener", "tag", "adversary")
+        for actions in ("", "-continuous")
+    },
+    **{f"lbf/{task}": "level-based foraging, any SIZExSIZE-PLAYERSp-FOODSf[-coop]" for task in _LBF.split()},
+    **{f"vmas/{task}": "a scenario of VMAS (extra vmas)" for task in ("balance", "navigation", "transport")},
+    "two_rooms": "a matrix game per step, in two rooms of which one needs coordination",
+    "pettingzoo:MODULE": "any parallel environment of PettingZoo, by its module",
+}
+"""Environments of several agents that are found by a pattern of names: what `rlopt list envs` says of them."""
+
+
 def register_agent(name: str, target: Target, presets: Presets | None = None) -> None:
     """Make ``agent=name`` available: an agent class, or ``module:Class`` text imported when first used, and ``presets``
     of the groups ``agent`` and ``buffer``."""

@@ -79,7 +79,7 @@ def _envs(dirs: list[Path]) -> Lines:
             registry.register_games(beginning)
     presets = {name: head_comment(file) for name, file in group_files("env", dirs).items() if name != "default"}
     registered = {name: _entry(spec.entry_point) for name, spec in sorted(gymnasium.registry.items())}
-    return {**registered, **presets}
+    return {**registered, **registry.TEAMS, **presets}
 
 
 def _entry(target: object) -> str:

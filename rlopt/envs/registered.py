@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gymnasium
 
-from rlopt.envs.teams.names import team_names, team_spec
+from rlopt.envs.teams.names import team_spec
+from rlopt.registry import TEAMS
 
 OWN = {
     "Garnet-v0": "rlopt.robust.problems.environments:GarnetEnv",
@@ -28,6 +29,6 @@ for _id, _entry_point in OWN.items():
     if _id not in gymnasium.registry:
         gymnasium.register(_id, entry_point=_entry_point)
 
-for _id in team_names():
+for _id in TEAMS:
     if _id not in gymnasium.registry and (_spec := team_spec(_id)) is not None:
         gymnasium.registry[_id] = _spec

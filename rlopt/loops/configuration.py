@@ -36,7 +36,9 @@ class EnvConfig:
     """The environment, as ``rlopt.envs.make_env`` takes it."""
 
     id: str = option("Pendulum-v1", "a registered id, ALE/Name-v5, or module:Name-v0")
-    backend: str = option("auto", "how copies are run: auto, native, sync, async, vector, envpool, atari, torch, warp")
+    backend: str = option(
+        "auto", "how copies run: auto, native, sync, async, vector, envpool, atari, torch, warp, vmas"
+    )
     protocol: str | None = option(
         None,
         "how an Atari game is played and paid for: classic, dopamine (null: dopamine, but classic for …NoFrameskip-v4)",

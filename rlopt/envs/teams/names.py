@@ -10,7 +10,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymSpec
 
 from rlopt.config import hint
-from rlopt.envs.teams.partitions import SCENARIOS, SEGMENTED, divide, partitions
+from rlopt.envs.teams.partitions import divide
 from rlopt.types import RloptError
 
 MAMUJOCO = "rlopt.envs.teams.mamujoco:MaMuJoCoEnv"
@@ -35,11 +35,6 @@ def team_spec(name: str) -> GymSpec | None:
     return find(name, task) if slash and find is not None else None
 
 
-def team_names() -> list[str]:
-    """Return the names that ``rlopt list envs`` shows; more can be made by their pattern."""
-    return [*(f"{namespace}/{task}" for namespace, tasks in _COMMON.items() for task in tasks()), TWO_ROOMS]
-
-
 def _mamujoco(name: str, task: str) -> GymSpec:
     whole = task.removesuffix(_FULL)
     scenario, _, partition = whole.partition("-")
@@ -47,12 +42,6 @@ def _mamujoco(name: str, task: str) -> GymSpec:
     single = gymnasium.registry[f"{scenario.removeprefix('ManySegment')}-v5"]
     kwargs = {"scenario": scenario, "partition": partition, "view": "full" if task != whole else "obsk"}
     return GymSpec(name, entry_point=MAMUJOCO, max_episode_steps=single.max_episode_steps, kwargs=kwargs)
-
-
-def _mamujoco_names() -> list[str]:
-    fixed = [f"{scenario}-{p}" for scenario in SCENARIOS if scenario not in SEGMENTED for p in partitions(scenario)]
-    tasks = [*fixed, "ManySegmentAnt-2x3", "ManySegmentSwimmer-10x2"]
-    return [task + view for task in tasks for view in ("", _FULL)]
 
 
 _MPE = {
@@ -79,10 +68,6 @@ def _mpe(name: str, task: str) -> GymSpec:
     return GymSpec(name, entry_point=PETTINGZOO, max_episode_steps=25, kwargs=kwargs)
 
 
-def _mpe_names() -> list[str]:
-    return [task + actions for task in (*_MPE, *_SIDES) for actions in ("", _CONTINUOUS)]
-
-
 _LBF = re.compile(r"(?:(\d+)s-)?(\d+)x(\d+)-(\d+)p-(\d+)f(-coop)?")
 
 
@@ -105,21 +90,10 @@ def _lbf(name: str, task: str) -> GymSpec:
     return GymSpec(name, entry_point=FORAGING, max_episode_steps=50, kwargs=kwargs)
 
 
-def _lbf_names() -> list[str]:
-    return [
-        "8x8-2p-2f-coop", "2s-8x8-2p-2f-coop", "10x10-3p-3f", "2s-10x10-3p-3f", "15x15-3p-5f", "15x15-4p-3f",
-        "15x15-4p-5f",
-    ]  # fmt: skip
-
-
 def _vmas(name: str, task: str) -> GymSpec:
     base = task.removesuffix(_DISCRETE)
     kwargs = {"scenario": base, "continuous_actions": task == base}
     return GymSpec(name, entry_point=VMAS, max_episode_steps=100, kwargs=kwargs)
-
-
-def _vmas_names() -> list[str]:
-    return ["balance", "navigation", "transport"]  # those of BenchMARL; every scenario has such a name
 
 
 def twin(name: str) -> tuple[str, dict[str, Any]] | None:
@@ -142,9 +116,3 @@ def pettingzoo_spec(name: str, module: str) -> GymSpec:
 
 
 _NAMESPACES: dict[str, Callable[[str, str], GymSpec]] = {"mamujoco": _mamujoco, "mpe": _mpe, "lbf": _lbf, "vmas": _vmas}
-_COMMON: dict[str, Callable[[], list[str]]] = {
-    "mamujoco": _mamujoco_names,
-    "mpe": _mpe_names,
-    "lbf": _lbf_names,
-    "vmas": _vmas_names,
-}
