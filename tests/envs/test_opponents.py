@@ -79,6 +79,29 @@ def test_a_function_or_a_saved_policy_may_be_the_opponent(tmp_path: Path) -> Non
     assert env.step(torch.zeros(1, 3, dtype=torch.int64)).valid.all()
 
 
+@pytest.mark.parametrize("task", ["tag", "adversary", "spread", "reference-continuous", "speaker_listener"])
+def test_a_saved_world_goes_on_where_it_stood(task: str) -> None:
+    env = make_env(f"mpe/{task}", 2, backend="sync")
+    env.reset()
+    generator = torch.Generator().manual_seed(0)
+    actions = torch.rand(60, 2, *env.spec.action_space.shape, generator=generator)
+    if "continuous" not in task:
+        actions = (actions * 3).long()
+    for action in actions[:30]:
+        env.step(action)
+    state = env.state_dict()
+    assert state is not None
+    steps = [env.step(action) for action in actions[30:]]
+    other = make_env(f"mpe/{task}", 2, backend="sync", seed=9)
+    other.reset()
+    other.load_state_dict(state)
+    for action, before in zip(actions[30:], steps, strict=True):
+        after = other.step(action)
+        assert torch.equal(after.reward, before.reward)
+        assert torch.equal(after.ended, before.ended)
+        assert torch.equal(after.obs["obs"], before.obs["obs"])  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [

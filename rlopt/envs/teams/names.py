@@ -15,6 +15,7 @@ from rlopt.types import RloptError
 
 MAMUJOCO = "rlopt.envs.teams.mamujoco:MaMuJoCoEnv"
 PETTINGZOO = "rlopt.envs.teams.pettingzoo:PettingZooEnv"
+MPE = "rlopt.envs.teams.particles:MpeEnv"
 OPPONENT = "rlopt.envs.teams.opponents:OpponentEnv"
 VMAS = "rlopt.envs.teams.vmas:VmasEnv"
 FORAGING = "rlopt.envs.teams.lbforaging:ForagingEnv"
@@ -65,7 +66,7 @@ def _mpe(name: str, task: str) -> GymSpec:
     kwargs = {"module": f"mpe2.{module}", "alive": False, "joined_state": True, **own}
     if team:
         return GymSpec(name, entry_point=OPPONENT, max_episode_steps=25, kwargs={**kwargs, "team": team})
-    return GymSpec(name, entry_point=PETTINGZOO, max_episode_steps=25, kwargs=kwargs)
+    return GymSpec(name, entry_point=MPE, max_episode_steps=25, kwargs=kwargs)
 
 
 _LBF = re.compile(r"(?:(\d+)s-)?(\d+)x(\d+)-(\d+)p-(\d+)f(-coop)?")

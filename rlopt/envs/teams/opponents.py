@@ -10,14 +10,14 @@ import numpy as np
 from gymnasium import spaces
 
 from rlopt.envs.arrays import Array
-from rlopt.envs.teams.pettingzoo import PettingZooEnv
+from rlopt.envs.teams.particles import MpeEnv
 from rlopt.types import RloptError
 
 _POLICY = "rlopt.policy.opponent:load_opponent"
 """Makes an opponent of a policy folder; policies are above environments, so that it is found by its name."""
 
 
-class OpponentEnv(PettingZooEnv):
+class OpponentEnv(MpeEnv):
     """``simple_tag_v3`` or ``simple_adversary_v3`` of mpe2 for the agents whose names begin with ``team``.
 
     Args:
