@@ -139,9 +139,8 @@ def after_updates(name: str, options: dict[str, Any]) -> State:
 def after_steps(name: str, options: dict[str, Any]) -> State:
     """Return what a few steps of an agent's loop leave behind."""
     kind = get_agent(name).loop
-    loop = make_loop(
-        short_run(name, total_steps=STEPS[kind], agent=over(SMALL.get(kind, {}), options), **TOP.get(kind, {}))
-    )
+    top = over({"env": AGENTS[name].env}, TOP.get(kind, {}))
+    loop = make_loop(short_run(name, total_steps=STEPS[kind], agent=over(SMALL.get(kind, {}), options), **top))
     try:
         logged = []
         while loop.step < loop.total_steps:
