@@ -20,9 +20,9 @@ def main(steps: int = 10_000, env_id: str = "Pendulum-v1", seed: int = 0) -> lis
     returns, total = [], 0.0
     obs, _ = env.reset(seed=seed)
     for step in range(steps):
-        action = agent.act(torch.as_tensor(obs[None])).action
-        next_obs, reward, terminated, truncated, _ = env.step(action[0].numpy())
-        buffer.add(*map(torch.as_tensor, (obs[None], action, [reward], next_obs[None], [terminated], [truncated])))
+        action = agent.act(obs[None]).action[0].numpy()  # agents act on batches (N, …)
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        buffer.add(obs, action, reward, next_obs, terminated, truncated)
         if step >= agent.config.warmup_steps:
             agent.update(buffer.sample(agent.config.batch_size))
         obs, total = next_obs, total + float(reward)

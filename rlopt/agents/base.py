@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from rlopt.agents.saving import freeze, load_agent, nets_of, save_agent
+from rlopt.agents.seen import observation_dims, takes_arrays
 from rlopt.agents.td import TD_LOSSES, TDLoss, make_td_loss
 from rlopt.buffers.transition import REWARD_TRANSFORMS
 from rlopt.config import checked, hint
@@ -162,6 +163,13 @@ class Agent:
     transitions. ``mask`` names the bool extra field that says which of them it may draw, None for all. ``update`` then
     gets a dict of batches (without those that have nothing to draw yet) and returns a dict of priorities."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the methods of every agent that see observations take arrays, too."""
+        super().__init_subclass__(**kwargs)
+        for name in ("act", "q", "log_prob"):
+            if name in cls.__dict__:
+                setattr(cls, name, takes_arrays(cls.__dict__[name]))
+
     def __init__(
         self,
         spec: EnvSpec | Space,
@@ -179,7 +187,7 @@ class Agent:
             spec, args = EnvSpec("custom", spec, args[0]), args[1:]
         if len(args) > 1 or (args and config is not None):
             raise RloptError(f"{type(self).__name__}(spec, config, seed=0, device='cpu') takes one configuration")
-        self.spec = spec
+        self.spec, self.observation_dims = spec, observation_dims(spec.observation_space)
         self.config = args[0] if args else (config if config is not None else self.config_class())
         if not isinstance(self.config, self.config_class):
             raise RloptError(
@@ -247,6 +255,7 @@ class Agent:
         """The policy of every run."""
         return [self.policy]
 
+    @takes_arrays
     def log_prob(self, obs: Obs, action: Tensor) -> Tensor:
         """Return log π(a|s) (N,) of actions (N, …) in environment units under the (first run's) policy.
 

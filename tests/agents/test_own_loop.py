@@ -16,7 +16,7 @@ from rlopt.agents.base import Agent
 from rlopt.buffers import ReplayBuffer
 from rlopt.envs import VectorAdapter, make_env
 from rlopt.nn import NetworkConfig
-from rlopt.types import Clock
+from rlopt.types import Clock, RloptError
 from tests.agents.cases import AGENTS, known, make_agent, random_obs
 
 SMALL = NetworkConfig(hidden=(8,))
@@ -74,6 +74,39 @@ def test_every_agent_with_a_warm_up_counts_what_it_acts_on(name: str) -> None:
         seen.append(agent.clock.steps)
         agent.act(obs, agent.initial_carry(2))
     assert seen == [0, 2, 4, 6] and agent.clock.env_steps == 0
+
+
+@pytest.mark.parametrize("name", [name for name, case in AGENTS.items() if case.actions is not None])
+def test_arrays_are_as_good_as_tensors(name: str) -> None:
+    obs = random_obs(make_agent(name).spec.observation_space, (2,), torch.Generator().manual_seed(0))
+    assert isinstance(obs, torch.Tensor)
+    ways = (obs, obs.numpy(), obs.double().numpy(), obs.tolist())
+    acts = [(agent := make_agent(name)).act(way, agent.initial_carry(2), False).action for way in ways]
+    assert all(torch.equal(acts[0], other) for other in acts[1:])
+    agent = make_agent(name)
+    with pytest.raises(RloptError, match=r"obs has shape .*, of one observation; .* \(N, …\): give obs\[None\]$"):
+        agent.act(obs[0], agent.initial_carry(1))
+    with pytest.raises(RloptError, match="of one observation"):
+        agent.act(obs[0].numpy(), agent.initial_carry(1))
+    for method in (agent.q, agent.log_prob):
+        try:
+            wanted = method(obs, acts[0])
+        except RloptError:  # a policy without a density, an agent without values
+            continue
+        assert torch.equal(wanted, method(obs.numpy(), acts[0].numpy()))
+
+
+def test_arrays_of_dict_observations() -> None:
+    space = gym.spaces.Dict(a=gym.spaces.Box(-1.0, 1.0, (2,)), b=gym.spaces.Discrete(3))
+    agent = make_agent("sac", observation_space=space)
+    rows = {"a": np.zeros((2, 2)), "b": np.array([0, 2])}
+    assert agent.act(rows).action.shape == make_agent("sac", observation_space=space).act(rows).action.shape
+    with pytest.raises(RloptError, match=r"^obs lacks 'b'; it has a$"):
+        agent.act({"a": rows["a"]})
+    with pytest.raises(RloptError, match=r"^obs\['a'\] has shape \(2,\), of one observation"):
+        agent.act({"a": rows["a"][0], "b": rows["b"]})
+    with pytest.raises(RloptError, match=r"^obs must be a dict of a, b"):
+        agent.act(rows["a"])
 
 
 def test_ppo_counts_its_rollouts_by_its_acts() -> None:

@@ -200,8 +200,8 @@ def test_agents_refuse_action_spaces_they_cannot_act_in(make_agent) -> None:
         ("sac", unbounded, "finite bounds"),
         ("sac_discrete", box, "agent=sac"),
         ("sac_discrete", jagged, "agent=sac"),
-        ("sac_discrete", spaces.MultiDiscrete([2, 2]), "another agent"),
-        ("sac", spaces.MultiDiscrete([2, 2]), "another agent"),
+        ("sac_discrete", spaces.MultiDiscrete([2, 2]), "agent=ppo"),
+        ("sac", spaces.MultiDiscrete([2, 2]), "agent=ppo"),
     ]:
         with pytest.raises(RloptError, match=words) as error:
             make_agent(name, action_space=space)
