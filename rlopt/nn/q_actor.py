@@ -111,9 +111,10 @@ class QActor(DiscreteActor):
             values = super().head(values, obs)
         return self._random(values, torch.rand((rows,), generator=generator, device=generator.device)) + self.start
 
-    @staticmethod
-    def _random(values: Tensor, uniform: Tensor) -> Tensor:
+    def _random(self, values: Tensor, uniform: Tensor) -> Tensor:
         """Return one of the actions whose values (…, K) are not ``IMPOSSIBLE``, from ``uniform`` (…,) in [0, 1)."""
+        if not self.masked:
+            return (uniform * self.actions).long().clamp_(max=self.actions - 1)
         return categorical(torch.zeros_like(values).masked_fill(values <= IMPOSSIBLE, IMPOSSIBLE), uniform)
 
     @property

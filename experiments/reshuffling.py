@@ -1,0 +1,296 @@
+"""Random reshuffling put to its paper's own test: the samplers of each agent, game by game and over all games.
+
+    python experiments/reshuffling.py --root runs/rr_minatar --out results/rr_minatar
+    python experiments/reshuffling.py --root runs/rr_atari --out results/rr_atari --window 500000
+    python experiments/reshuffling.py --counts results/rr_minatar
+
+Reads what ``run_queue.py`` made of ``jobs/rr_minatar.yaml`` or ``jobs/rr_atari.yaml``, finished or not, and writes
+``table.csv`` and ``table.md``, ``evaluations.csv`` and a figure for each update ratio. Of each game and update ratio
+the arms of one agent are compared at the last step at which all of their seeds were evaluated, by each seed's mean over
+its evaluations in the window before; seeds are paired. Over games: interquartile means of normalised scores with
+intervals of a bootstrap stratified by game, and the probability that a run beats one of the baseline on the same game.
+
+Scores are normalised so that random play is 0 and, on Atari, a human is 1; on MinAtar, which has no human scores, 1 is
+the mean of DQN with uniform replay at one update per four steps, in these very runs.
+
+``--counts`` writes ``counts.csv`` instead: how often each sampler really draws a transition in its life, beside what is
+expected of it (a few seconds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlopt.analysis.curves import Curve, merge
+from rlopt.analysis.plots import draw_panels, format_steps
+from rlopt.analysis.run_results import Run, load_run
+from rlopt.analysis.statistics import Array, bootstrap_interval, iqm, normalise, probability_of_improvement
+from rlopt.analysis.tables import write_csv
+from rlopt.buffers import (
+    DistinctSampler,
+    LAPSampler,
+    PrioritizedReshuffledSampler,
+    PrioritizedSampler,
+    ReshuffledSampler,
+    Sampler,
+    UniformSampler,
+)
+from rlopt.envs.atari.scores import RANDOM_HUMAN, game_of
+from rlopt.types import RloptError
+
+BASELINES = ("uniform", "LAP")
+"""Of C51 and DQN, of double DQN with LAP."""
+MINATAR_RANDOM = {"Breakout": 0.0, "Asterix": 0.0, "SpaceInvaders": 0.0, "Freeway": 0.0, "Seaquest": 0.0}
+"""Mean score of random play: 1000 episodes (100 of Freeway) of at most 5000 steps, seeds 0 to 999, minatar 1.0.15 with
+its minimal actions."""
+REFERENCE = ("dqn", "uniform", "1 in 4")
+RESAMPLES = 20_000
+
+Setting = tuple[str, str, str]
+"""Agent, update ratio, game."""
+Arms = dict[str, list[Run]]
+
+
+def arm_of(run: Run) -> str:
+    """Return what a run's sampler is called in the paper's tables."""
+    name, stratified = str(run.config["buffer.name"]), bool(run.config.get("buffer.stratified", False))
+    words = {
+        "reshuffled": "RR-C", "lap": "LAP", "prioritized": "LAP, stratified" if stratified else "LAP",
+        "prioritized_reshuffled": "RR-M, stratified" if stratified else "RR-M",
+    }  # fmt: skip
+    return words.get(name, name)
+
+
+def find(root: Path) -> dict[Setting, Arms]:
+    """Return the runs with an evaluation by setting and arm, the baseline first.
+
+    Raises:
+        RloptError: there is none.
+    """
+    found: dict[Setting, Arms] = {}
+    for path in sorted(root.glob("*/seed*/config.yaml")):
+        run = load_run(path.parent)
+        if run.evaluations:
+            updates, steps = run.config["agent.update_ratio"]
+            game = run.env_id.rpartition("/")[2].rpartition("-v")[0]
+            arms = found.setdefault((run.agent, f"{updates} in {steps}", game), {})
+            arms.setdefault(arm_of(run), []).append(run)
+    if not found:
+        raise RloptError(f"{root} has no run with an evaluation yet (looked for {root}/<name>/seed<seed>)")
+    order = sorted(found, key=lambda setting: (setting[0], int(setting[1].rpartition(" ")[2]), setting[2]))
+    return {key: dict(sorted(found[key].items(), key=lambda item: item[0] not in BASELINES)) for key in order}
+
+
+def curve(name: str, game: str, runs: Sequence[Run]) -> Curve:
+    return merge(name, game, [(e.steps, e.means) for run in runs for e in run.evaluations])
+
+
+def finals(arms: Arms, game: str, window: int) -> tuple[int, dict[str, dict[int, float]]]:
+    """Return the last step at which every seed of every arm was evaluated, and by arm each seed's mean in the window
+    before it.
+
+    Raises:
+        RloptError: there is no such step.
+    """
+    shared = set.intersection(*({*e.steps} for runs in arms.values() for run in runs for e in run.evaluations))
+    if not shared:
+        raise RloptError(f"the runs on {game} share no step of evaluation; let the queue go on")
+    step = max(shared)
+    scores: dict[str, dict[int, float]] = {}
+    for name, runs in arms.items():
+        seeds = [e.seed for run in runs for e in run.evaluations]
+        means = curve(name, game, runs).window(step, window)
+        assert means is not None
+        scores[name] = dict(zip(seeds, map(float, means), strict=True))
+    return step, scores
+
+
+def anchors(found: dict[Setting, tuple[int, dict[str, dict[int, float]]]]) -> dict[str, tuple[float, float]]:
+    """Return {game: (score that is 0, score that is 1)}; games without are left out."""
+    known: dict[str, tuple[float, float]] = {}
+    for agent, ratio, game in found:
+        if (atari := game_of(f"ALE/{game}-v5")) is not None and game not in MINATAR_RANDOM:
+            known[game] = RANDOM_HUMAN[atari]
+        elif game in MINATAR_RANDOM and (agent, ratio) == (REFERENCE[0], REFERENCE[2]):
+            own = found[agent, ratio, game][1].get(REFERENCE[1])
+            if own and np.mean([*own.values()]) > MINATAR_RANDOM[game]:
+                known[game] = MINATAR_RANDOM[game], float(np.mean([*own.values()]))
+    return known
+
+
+def summarise(root: Path, out: Path, window: int, minatar: bool) -> str:
+    """Write the results folder; return the table."""
+    runs = find(root)
+    out.mkdir(parents=True, exist_ok=True)
+    found = {setting: finals(arms, setting[2], window) for setting, arms in runs.items()}
+    scale = anchors(found)
+    head = ["agent", "updates", "game", "at", "sampler", "seeds", "score", "normalised", "paired difference",
+            "P(better than the baseline)"]  # fmt: skip
+    rows: list[list[object]] = []
+    pooled: dict[tuple[str, str], dict[str, list[tuple[Array, Array, Array]]]] = {}
+    for (agent, ratio, game), (step, scores) in found.items():
+        base = next((name for name in scores if name in BASELINES), None)
+        for name, own in scores.items():
+            values = np.array([*own.values()])
+            spread = values.std(ddof=1) if len(values) > 1 else math.nan
+            row = [agent, ratio, game, format_steps(step), name, len(values), f"{values.mean():.1f} ± {spread:.1f}"]
+            scaled = normalise(values, *scale[game]) if game in scale else np.full(len(values), math.nan)
+            row.append(f"{scaled.mean():.2f}" if game in scale else "")
+            if base is None or name == base:
+                row += ["", ""]
+                against = scaled
+            else:
+                gap = np.array([own[seed] - scores[base][seed] for seed in own if seed in scores[base]])
+                against = np.array([*scores[base].values()])
+                told = f"{gap.mean():+.1f}" if len(gap) else ""
+                row.append(f"{told} ± {gap.std(ddof=1):.1f}" if len(gap) > 1 else told)
+                row.append(str(probability_of_improvement(values, against, resamples=RESAMPLES)))
+            rows.append(row)
+            pooled.setdefault((agent, ratio), {}).setdefault(name, []).append((scaled, values, against))
+    lines = [_line(head), "|---" * len(head) + "|", *map(_line, rows), ""]
+    over = ["agent", "updates", "games", "sampler", "IQM of normalised scores", "P(better than the baseline)"]
+    lines += [_line(over), "|---" * len(over) + "|"]
+    totals: list[list[object]] = []
+    for (agent, ratio), arms in pooled.items():
+        for name, games in arms.items():
+            complete = [scaled for scaled, _, _ in games if not np.isnan(scaled).any()]
+            middle = str(bootstrap_interval(complete, iqm, resamples=RESAMPLES)) if complete else ""
+            better = ""
+            if name not in BASELINES:
+                mine, theirs = [values for _, values, _ in games], [against for _, _, against in games]
+                better = str(probability_of_improvement(mine, theirs, resamples=RESAMPLES))
+            totals.append([agent, ratio, len(games), name, middle, better])
+    lines += [*map(_line, totals), "", _note(window, minatar)]
+    write_csv(out / "table.csv", head, rows)
+    write_csv(out / "games.csv", over, totals)
+    write_csv(
+        out / "evaluations.csv",
+        ["agent", "updates", "game", "sampler", "seed", "step", "return"],
+        [
+            [*setting, name, e.seed, step, f"{mean:.3f}"]
+            for setting, arms in runs.items()
+            for name, some in arms.items()
+            for run in some
+            for e in run.evaluations
+            for step, mean in zip(e.steps, e.means, strict=True)
+        ],
+    )
+    text = "\n".join(lines)
+    (out / "table.md").write_text(text + "\n", encoding="utf-8")
+    for ratio in dict.fromkeys(setting[1] for setting in runs):
+        panels = {
+            f"{agent}, {game}": [curve(name, game, some) for name, some in arms.items()]
+            for (agent, own, game), arms in runs.items()
+            if own == ratio
+        }
+        draw_panels(panels, out / f"curves_{ratio.replace(' ', '')}.png", f"updates per step: {ratio}")
+    return text
+
+
+def _note(window: int, minatar: bool) -> str:
+    one = "the mean of DQN with uniform replay at one update in four steps" if minatar else "a human"
+    return (
+        f"Score: each seed's mean over its evaluations in the {format_steps(window)} steps before, mean ± sd over seeds."
+        f" Normalised: 0 is random play, 1 {one}. Paired difference: to uniform, or LAP, with the same seed. Intervals:"
+        " 95 %, of a bootstrap stratified by game."
+    )
+
+
+# ---- how often a transition is drawn
+
+
+def count_uses(sampler: Sampler, per_step: float, capacity: int = 2_000, batch: int = 32, seed: int = 0) -> list[float]:
+    """Return what a sampler does on a full ring: mean, variance, least and most of how often a transition is drawn
+    between being written and overwritten, and the variance of that minus how often it should have been.
+
+    ``per_step`` minibatches are drawn per transition written. Errors are those of a heavy-tailed distribution, the
+    same for a slot whenever it is drawn.
+    """
+    g = torch.Generator().manual_seed(seed)
+    sampler.bind(capacity, torch.device("cpu"), seed)
+    drawn, wanted = torch.zeros(capacity, dtype=torch.float64), torch.zeros(capacity, dtype=torch.float64)
+    masses = isinstance(sampler, PrioritizedSampler)
+    mass = torch.ones(capacity, dtype=torch.float64)
+    uses: list[float] = []
+    gaps: list[float] = []
+    owed, largest = 0.0, 1.0
+    for step in range(6 * capacity):
+        slot = step % capacity
+        if step >= 3 * capacity:  # the first lives began while the ring was filling
+            uses.append(float(drawn[slot]))
+            gaps.append(float(drawn[slot] - wanted[slot]))
+        drawn[slot] = wanted[slot] = 0.0
+        mass[slot] = largest if masses else 1.0
+        sampler.wrote(slot, 1, None)
+        owed += per_step if step >= capacity else 0.0
+        while owed >= 1.0:
+            owed -= 1.0
+            wanted += batch * mass / mass.sum()
+            index, _ = sampler.sample(batch, capacity)
+            drawn.index_add_(0, index, torch.ones(batch, dtype=torch.float64))
+            if isinstance(sampler, PrioritizedSampler):
+                error = torch.empty(batch).log_normal_(-3.0, 1.0, generator=g)
+                sampler.update_priority(index, error)
+                mass[index] = error.double().clamp(min=sampler.floor).add(sampler.epsilon).pow(sampler.alpha)
+                largest = max(largest, float(mass[index].max()))
+    values = np.array(uses)
+    return [values.mean(), values.var(), values.min(), values.max(), float(np.var(gaps))]
+
+
+SAMPLERS = {
+    "uniform": UniformSampler,
+    "distinct": DistinctSampler,
+    "RR-C": ReshuffledSampler,
+    "LAP": lambda: LAPSampler(0.6, 0.01),
+    "LAP, stratified": lambda: PrioritizedSampler(0.6, 0.0, None, 0.0, 0.01, stratified=True),
+    "RR-M": PrioritizedReshuffledSampler,
+    "RR-M, stratified": lambda: PrioritizedReshuffledSampler(stratified=True),
+}
+
+
+def counts(out: Path) -> str:
+    """Write ``counts.csv`` and return it as a table."""
+    out.mkdir(parents=True, exist_ok=True)
+    head = ["sampler", "draws per life", "mean", "variance", "least", "most", "variance of drawn - expected"]
+    rows = [
+        [name, ratio, *(f"{x:.2f}" for x in count_uses(make(), ratio / 32))]
+        for ratio in (8, 2)
+        for name, make in SAMPLERS.items()
+    ]
+    write_csv(out / "counts.csv", head, rows)
+    return "\n".join([_line(head), "|---" * len(head) + "|", *map(_line, rows)])
+
+
+def _line(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Summarise the runs of rr_minatar or rr_atari.")
+    parser.add_argument("--window", type=int, default=100_000, help="steps over whose evaluations scores are averaged")
+    parser.add_argument("--root", type=Path, help="the queue's --root")
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--counts", type=Path, help="write counts.csv into this folder, and nothing else")
+    given = parser.parse_args(arguments)
+    try:
+        if given.counts is not None:
+            print(counts(given.counts))
+            return 0
+        if given.root is None or given.out is None:
+            parser.error("--root and --out, or --counts")
+        print(summarise(given.root, given.out, given.window, "minatar" in given.root.name))
+    except RloptError as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
