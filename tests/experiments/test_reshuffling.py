@@ -1,0 +1,58 @@
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from rlopt.buffers import DistinctSampler, ReshuffledSampler, UniformSampler
+
+
+@pytest.fixture
+def reshuffling(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("reshuffling")
+
+
+def test_arms_are_compared_game_by_game_and_over_games(
+    tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path]
+) -> None:
+    """Reshuffling wins every pair on Breakout by 2 and loses every one on Asterix by 1."""
+    for game, base, gain in (("Breakout", 4.38, 2.0), ("Asterix", 2.48, -1.0)):
+        for arm in ("uniform", "reshuffled"):
+            for seed in range(3):
+                own = {"agent.name": "dqn", "agent.update_ratio": [1, 4], "buffer.name": arm}
+                score = base + 0.1 * (seed - 1) + (gain if arm == "reshuffled" else 0.0)
+                make_run(
+                    f"rr_minatar/{game}_{arm}/seed{seed}", {1000: [0.5], 300_000: [score]}, env=f"MinAtar/{game}-v1",
+                    seed=seed, **own,
+                )  # fmt: skip
+    out = tmp_path / "out"
+    assert reshuffling.main(["--root", str(tmp_path / "rr_minatar"), "--out", str(out)]) == 0
+    assert {p.name for p in out.iterdir()} == {
+        "table.csv", "games.csv", "table.md", "evaluations.csv", "curves_1in4.png",
+    }  # fmt: skip
+    with (out / "table.csv").open(encoding="utf-8") as file:
+        rows = {(r["game"], r["sampler"]): r for r in csv.DictReader(file)}
+    assert rows["Breakout", "RR-C"]["paired difference"] == "+2.0 ± 0.0"
+    assert rows["Asterix", "RR-C"]["paired difference"] == "-1.0 ± 0.0"
+    assert rows["Breakout", "uniform"]["normalised"] == "1.00"  # the mean of DQN with uniform replay
+    assert rows["Breakout", "RR-C"]["normalised"] == "1.50"  # (6.38 - 0.38) / (4.38 - 0.38)
+    with (out / "games.csv").open(encoding="utf-8") as file:
+        totals = {r["sampler"]: r for r in csv.DictReader(file)}
+    assert totals["RR-C"]["games"] == "2" and totals["RR-C"]["P(better than the baseline)"].startswith("0.50")
+
+
+def test_uses_are_those_that_theory_expects(reshuffling: ModuleType) -> None:
+    """Two draws in a life: with replacement Poisson, of variance 2; reshuffled 1/3 (arXiv 2503.02269)."""
+    kinds = (UniformSampler, ReshuffledSampler, DistinctSampler)
+    found = {cls.name: reshuffling.count_uses(cls(), 2 / 32, capacity=400) for cls in kinds}
+    for mean, *_ in found.values():
+        assert mean == pytest.approx(2.0, abs=0.15)
+    assert found["uniform"][1] == pytest.approx(2.0, abs=0.4) and found["distinct"][1] == pytest.approx(2.0, abs=0.5)
+    assert found["reshuffled"][1] == pytest.approx(1 / 3, abs=0.12)
+    assert found["reshuffled"][2:4] == [1.0, 3.0]
+
+
+def test_no_runs_is_one_line(tmp_path: Path, reshuffling: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reshuffling.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "has no run with an evaluation yet" in capsys.readouterr().err
