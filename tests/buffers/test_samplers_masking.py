@@ -119,7 +119,7 @@ def test_every_slot_is_hidden_exactly_while_it_is_ahead(adds: int) -> None:
     position = checked = 0
     pick = visits._draw_distinct
 
-    def check(fraction: Any) -> Any:
+    def check(fraction: Any, stratified: bool = False) -> Any:
         nonlocal checked
         checked += 1
         actual, expected = (x.numpy() for x in visits.counts())
@@ -266,3 +266,22 @@ def test_a_queue_without_room_for_all_who_come_late_changes_nothing() -> None:
         assert torch.equal(batches[0][1], batches[1][1])
     assert full > 0
     assert states_equal(samplers[0].state_dict(), samplers[1].state_dict()) is None
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_stratified_minibatch_takes_one_of_each_share(dense: bool) -> None:
+    """Equal masses, nothing hidden yet: the k-th slot lies in the k-th share. Afterwards counts stay near."""
+    sampler = bound(PrioritizedReshuffledSampler(stratified=True), 160)
+    if dense:
+        sampler.masses = DenseDrawCounts(160, CPU)
+    sampler.wrote(0, 160, None)
+    index, _ = sampler.sample(16, 160)
+    assert (index // 10).tolist() == list(range(16))
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        index, _ = sampler.sample(16, 160)
+        assert len(index.unique()) == 16
+        sampler.update_priority(index, torch.from_numpy(rng.lognormal(0, 0.5, 16)))
+    drawn, expected = sampler.counts()
+    assert drawn.sum().item() == pytest.approx(expected.sum().item())
+    assert (drawn - expected).abs().max() < 3.0 and (drawn - expected).max() < 1.01

@@ -170,12 +170,15 @@ def renew_hidden(slot: Any, wake: Any, tree: Any, changed: Any, touched: Any, cl
 
 
 @compiled
-def draw_distinct(slot: Any, wake: Any, tree: Any, fraction: Any, clocks: Any, queue: Any) -> Any:
-    """Return the different slots that the fractions (K,) fall in, in their order, counted as drawn. One that scaling
+def draw_distinct(
+    slot: Any, wake: Any, tree: Any, fraction: Any, clocks: Any, queue: Any, stratified: Any = False
+) -> Any:
+    """Return the different slots that the fractions (K,), each of its own share where ``stratified``, fall in, in their
+    order, counted as drawn. One that scaling
     has pushed ahead since it was looked at is left out, and hidden."""
     nodes, offsets = tree
     time, unit = clocks[0], clocks[1]
-    found = search(nodes, offsets, fraction, False)
+    found = search(nodes, offsets, fraction, stratified)
     size = 4
     while size < 2 * len(found):
         size *= 2

@@ -27,7 +27,7 @@ REFRESH = 4096
 
 class DrawCounts(Masses, Protocol):
     """Keeps masses and counts of draws. A minibatch holds no slot twice, and must be no larger than the slots with
-    mass; ``stratified`` does nothing."""
+    mass; where ``stratified`` draws fall on one slot, all but one of them are made again, over all that is left."""
 
     def rarity(self, index: Tensor) -> Tensor:
         """Return the smallest mass of slots ``index`` (K,) over each, (K,) float32."""
@@ -68,11 +68,28 @@ class DenseDrawCounts:
     ) -> tuple[Tensor, Tensor | None]:
         share = self.masses * (batch_size / self.masses.sum())
         clocks = torch.empty_like(share).exponential_(generator=generator)
-        clocks /= torch.where(self.drawn > self.expected, HIDDEN * self.masses, self.masses)
-        index = clocks.topk(batch_size, largest=False).indices
+        shown = torch.where(self.drawn > self.expected, HIDDEN * self.masses, self.masses)
+        clocks /= shown
+        if stratified:
+            index = self._strata(batch_size, shown, clocks, generator)
+        else:
+            index = clocks.topk(batch_size, largest=False).indices
         self.expected += share
         self.drawn[index] += 1.0
         return index, self.rarity(index) if weighted else None
+
+    @staticmethod
+    def _strata(batch_size: int, masses: Tensor, clocks: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a slot from each of B equal shares of the mass; in place of repetitions those of the others whose
+        ``clocks`` (slots,) ring first."""
+        reach = masses.cumsum(0)
+        at = torch.arange(batch_size, device=masses.device)
+        at = at + torch.rand(batch_size, generator=generator, device=masses.device, dtype=masses.dtype)
+        index = torch.searchsorted(reach, at * (reach[-1] / batch_size), right=True).clamp_(max=len(masses) - 1)
+        again = torch.zeros_like(index, dtype=torch.bool)
+        again[1:] = index[1:] == index[:-1]  # shares are in order, so what is equal stands side by side
+        others = clocks.index_fill(0, index, torch.inf).topk(batch_size, largest=False).indices
+        return torch.where(again, others[again.cumsum(0) - 1], index)
 
     def rarity(self, index: Tensor) -> Tensor:
         return sum_tree.rarity(self.masses[index])
@@ -215,7 +232,7 @@ class LazyDrawCounts:
         step = batch_size * self.unit / self.mass_sum
         self.reach = max(self.reach, 4.0 * self.total_drawn / self.mass_sum)
         self._renew_hidden(step)
-        found = self._draw_distinct(sum_tree.fractions(batch_size, generator))
+        found = self._draw_distinct(sum_tree.fractions(batch_size, generator), stratified)
         parts, missing = [found], batch_size - len(found)
         while missing > 0:
             self.tree.put(found, np.zeros(len(found)))
@@ -244,10 +261,10 @@ class LazyDrawCounts:
             changed = np.unique(changed)
         draw_count_loops.renew_hidden(self.slot, self.wake, self._arrays, changed, self.touched, self._clocks(), queue)
 
-    def _draw_distinct(self, fraction: Floats) -> Ints:
+    def _draw_distinct(self, fraction: Floats, stratified: bool = False) -> Ints:
         """Return the slots of ``draw_count_loops.draw_distinct``."""
         found: Ints = draw_count_loops.draw_distinct(
-            self.slot, self.wake, self._arrays, fraction, self._clocks(), self.queue
+            self.slot, self.wake, self._arrays, fraction, self._clocks(), self.queue, stratified
         )
         return found
 

@@ -23,6 +23,9 @@ class PrioritizedReshuffledSampler(PrioritizedSampler):
     importance weights. Where the authors' code gives a new transition's priority to the slot after it, here the slot
     just written has it.
 
+    ``stratified`` draws from B equal shares of what is not hidden, and makes repetitions again (the paper's code lets
+    them stand and counts them once).
+
     Differences to counting slot by slot, none above 1e-7 in probability: a transition that became over-drawn only
     because others were overwritten is found out when it is drawn, and then another is drawn in its place.
     """
@@ -37,8 +40,9 @@ class PrioritizedReshuffledSampler(PrioritizedSampler):
         epsilon: float = 0.0,
         floor: float = 0.01,
         max_decay: float = 1.0,
+        stratified: bool = False,
     ) -> None:
-        super().__init__(alpha, beta, anneal_draws, epsilon, floor, stratified=False, max_decay=max_decay)
+        super().__init__(alpha, beta, anneal_draws, epsilon, floor, stratified=stratified, max_decay=max_decay)
 
     masses: DrawCounts
 
