@@ -196,7 +196,8 @@ class Agent:
         self.config = checked(self.config)
         if spec.agents and not self.supports_teams:
             raise RloptError(
-                f"{spec.id} has {len(spec.agents)} agents, but agent={self.name} trains one; choose an agent of teams"
+                f"{spec.id} has {len(spec.agents)} agents, but agent={self.name} trains one; choose an agent of teams, "
+                "such as hasac"
             )
         if runs > 1 and not self.supports_runs:
             raise RloptError(f"num_runs={runs}: agent={self.name} trains one run at a time; leave num_runs out")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlopt.envs import Backend, SyncVectorEnv, VectorAdapter, backend_names, make_env, register_backend
+from rlopt.envs import Backend, SyncVectorEnv, VectorAdapter, backend_names, factory, make_env, register_backend
 from rlopt.envs import make as make_module
 from rlopt.random import derive_seed
 from rlopt.types import RloptError
@@ -245,6 +245,21 @@ def test_minigrid_is_found_once_it_is_installed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "minigrid", None)  # as where it is not
     with pytest.raises(RloptError, match=r"env=MiniGrid-Empty-5x5-v0 needs the package minigrid, .*\[text\]"):
         make_env("MiniGrid-Empty-5x5-v0")
+
+
+def test_the_versions_that_met_are_told_where_a_well_known_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"gymnasium-robotics": "1.4.2", "mujoco": "3.17.0"}
+    monkeypatch.setattr(factory.metadata, "version", found.__getitem__)
+    monkeypatch.setitem(gymnasium.registry, "Broken-v0", gymnasium.registry["Pendulum-v1"])  # so that it is put back
+    entry = "gymnasium_robotics_stand_in:Broken"
+    gymnasium.register("Broken-v0", entry_point=entry)
+    spec = gymnasium.registry["Broken-v0"]
+    assert factory._versions(spec) == ""
+    spec.entry_point = "gymnasium_robotics.envs.fetch:Broken"
+    assert factory._versions(spec) == (
+        " (gymnasium-robotics 1.4.2 with mujoco 3.17.0, which may not go together: try another version of "
+        "gymnasium-robotics)"
+    )
 
 
 def test_an_atari_game_without_its_namespace_is_found() -> None:
