@@ -51,8 +51,12 @@ _NORMALIZING = {"NormalizeObservation": "normalize_obs", "NormalizeReward": "nor
 
 def _missing(module: str, needed_by: str) -> RloptError:
     package = module.partition(".")[0]
-    advice = install(_EXTRAS[package]) if package in _EXTRAS else f"pip install {package}"
-    return RloptError(f"{needed_by} needs the package {module}, which is not installed; {advice}")
+    return RloptError(f"{needed_by} needs the package {module}, which is not installed; {_installs(package)}")
+
+
+def _installs(package: str) -> str:
+    """Return what installs a package."""
+    return install(_EXTRAS[package]) if package in _EXTRAS else f"pip install {package.replace('_', '-')}"
 
 
 def _import(module: str, needed_by: str) -> ModuleType:
@@ -120,7 +124,7 @@ def _unknown(name: str) -> str:
         return f"{lost}; did you mean {(same or sorted(stems[near], key=_version))[-1]}?"
     for package, beginnings in _ELSEWHERE.items():
         if name.startswith(beginnings):
-            there = f"write env={package}:{name} once it is installed (pip install {package.replace('_', '-')})"
+            there = f"write env={package}:{name} once it is installed ({_installs(package)})"
             return f"{lost} here; the package {package} has such names: {there}"
     if re.fullmatch(r"\w+_v\d+", name.rpartition("/")[2].rpartition(".")[2]):
         return (

@@ -1,5 +1,5 @@
 """VMAS's scenarios, all rows at once on any device (``env=vmas/balance``). VMAS is under the GPL: it is an optional
-package of its own, ``pip install "rlopt[vmas]"``, and nothing of it is copied here."""
+package of its own (the extra ``vmas``), and nothing of it is copied here."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rlopt.envs.base import BaseVectorEnv, Options, one_stream, rows_of
 from rlopt.joint import join_spaces
 from rlopt.random import derive_seed
 from rlopt.types import EnvSpec, Obs, RloptError, Space, State, Step, shape_of
+from rlopt.version import install
 
 if TYPE_CHECKING:
     from rlopt.envs.factory import EnvRequest
@@ -80,7 +81,7 @@ class VmasEnv(BaseVectorEnv):
             import vmas
         except ImportError as e:
             raise RloptError(
-                f'env=vmas/{scenario} needs the package {e.name}, which is not installed; pip install "rlopt[vmas]"'
+                f"env=vmas/{scenario} needs the package {e.name}, which is not installed; {install('vmas')}"
             ) from e
         if scenario not in (known := [name.removesuffix(".py") for name in (*vmas.scenarios, *vmas.mpe_scenarios)]):
             raise RloptError(f"VMAS has no scenario {scenario!r}; it has {', '.join(sorted(known))}")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from rlopt.envs.registered import TEXT_GAMES
 from rlopt.envs.text.game import ChoiceEnv, Moved, Seen, TextGame
 from rlopt.types import RloptError
+from rlopt.version import install
 
 FOLDS = {"train": "train", "seen": "dev", "unseen": "test"}
 
@@ -63,9 +64,7 @@ class TextWorldExpress(TextGame):
                 try:
                     from textworld_express import TextWorldExpressEnv
                 except ImportError as e:
-                    raise RloptError(
-                        "TextWorld-Express is not installed; pip install textworld-express (the extra text of rlopt)"
-                    ) from e
+                    raise RloptError(f"TextWorld-Express is not installed; {install('text')}") from e
                 if shutil.which("java") is None:
                     raise RloptError(
                         "TextWorld-Express needs Java, which is not on PATH; install a Java runtime, 8 or newer "
