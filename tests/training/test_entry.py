@@ -176,7 +176,8 @@ class Push(TorchEnv):
     ],
     ids=["function", "instance", "torch"],
 )
-def test_an_environment_may_be_an_object(env: Any, id: str, tmp_path: Path) -> None:
+def test_an_environment_may_be_an_object(env: Any, id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)  # where it is installed, tables are its frames
     run = tmp_path / "run"
     made = rlopt.train("sac", env, num_envs=2, **SAC, **{**RUN, "run_dir": run})
     assert f"id: {id}" in (run / "config.yaml").read_text()
