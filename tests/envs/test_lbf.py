@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,15 @@ TASKS: list[dict[str, Any]] = [
     {"size": 5, "players": 4, "foods": 2},
     {"size": 6, "players": 3, "foods": 3, "sight": 1},
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registry() -> Iterator[None]:
+    """Importing lbforaging registers names, which other tests should not meet."""
+    before = dict(gymnasium.registry)
+    yield
+    gymnasium.registry.clear()
+    gymnasium.registry.update(before)
 
 
 def _state(env: Any) -> torch.Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,15 @@ TASKS = [
     ("Walker2d-2x3", 1), ("Humanoid-9_8", 1), ("HumanoidStandup-9_8", 0), ("Swimmer-2x1", 1), ("Reacher-2x1", 1),
     ("Pusher-3p", 1), ("ManySegmentSwimmer-3x2", 1), ("ManySegmentAnt-2x3", 1), ("ManySegmentAnt-3x1", 2),
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registry() -> Iterator[None]:
+    """Importing gymnasium_robotics registers names, which other tests should not meet."""
+    before = dict(gymnasium.registry)
+    yield
+    gymnasium.registry.clear()
+    gymnasium.registry.update(before)
 
 
 def _reference(task: str, depth: int | None, **kwargs: Any) -> Any:
