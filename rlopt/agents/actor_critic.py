@@ -20,7 +20,7 @@ from rlopt.agents.td import TDLoss
 from rlopt.agents.temperature import Temperature
 from rlopt.buffers import Batch
 from rlopt.nn import Actor, Net, network_options
-from rlopt.types import Metrics, Obs, RloptError, Space, Update, option
+from rlopt.types import Metrics, Obs, Space, Update, option
 
 A = TypeVar("A", bound=Actor)
 
@@ -83,13 +83,7 @@ class ActorCritic(ReplayAgent):
         self.followed, self.target = source, self.persist("target", source.target())
 
     def build_memories(self) -> None:
-        """Let the losses and the collector see ``actor`` and ``critic`` as networks with a memory.
-
-        Raises:
-            RloptError: an option of the losses knows single steps alone.
-        """
-        if self.config.td_loss == "pal":
-            raise RloptError("agent.td_loss=pal is not combined with agent.network.memory; use squared or huber")
+        """Let the losses and the collector see ``actor`` and ``critic`` as networks with a memory."""
         self.memories = Memories(self, {"actor": self.actor, "critic": self.critic})
         self.nets = Nets(Remembering(self.actor, "actor"), Remembering(self.critic, "critic"))
 

@@ -9,17 +9,19 @@ layer's. So C51, QR-DQN, double DQN with LAP, and Rainbow are this file with pre
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rlopt.agents.sequences import Memories, Remembering, mean, observations, priorities, rows
 from rlopt.agents.td import TDLoss
 from rlopt.agents.value_based import ValueBased, ValueBasedConfig
 from rlopt.buffers import Batch
-from rlopt.nn import Net, NetworkConfig, OptimiserConfig, Params, QActor, network_options
+from rlopt.nn import NetworkConfig, OptimiserConfig, Params, QActor, network_options
 from rlopt.nn.values import VALUES, Values
 from rlopt.types import Metrics, Obs, RloptError, Update, option
 
@@ -53,6 +55,8 @@ class DQNConfig(ValueBasedConfig):
                 f"agent.td_loss={self.td_loss} is of residuals, and agent.values={self.values} has a loss of its own; "
                 "leave it out"
             )
+        if self.noisy is not None and self.network.memory != "none":
+            raise RloptError("agent.noisy is not combined with agent.network.memory; leave one of them out")
         if self.network.policy_gain is not None:
             raise RloptError("agent.network.policy_gain: there is no policy network; give agent.network.value_gain")
 
@@ -81,8 +85,8 @@ class DQNConfig(ValueBasedConfig):
 class Nets:
     """The functions the loss is made of."""
 
-    q: Net
-    target: Net
+    q: Callable[..., Any]
+    target: Callable[..., Any]
     values: Values
     """What their numbers mean."""
 
@@ -117,7 +121,10 @@ def loss(
     _, outputs = nets.q(params, batch.obs, noise[0])
     chosen = of_action(outputs, batch.action)
     error = nets.values.error(chosen, y)
-    return td(error, batch.weight), {"q": nets.values.mean(chosen.detach()).mean(), "td": error.detach().abs()}
+    return td(error, batch.weight), {
+        "q": mean(nets.values.mean(chosen.detach()), batch.mask),
+        "td": error.detach().abs(),
+    }
 
 
 def of_action(outputs: Tensor, action: Tensor) -> Tensor:
@@ -126,9 +133,14 @@ def of_action(outputs: Tensor, action: Tensor) -> Tensor:
 
 
 class DQN(ValueBased):
-    """Deep Q-networks for Discrete action spaces: plain, double, dueling, noisy, categorical, quantile."""
+    """Deep Q-networks for Discrete action spaces: plain, double, dueling, noisy, categorical, quantile.
+
+    With ``network.memory`` the network remembers the episode, and learns from slices of it (Hausknecht and Stone 2015,
+    arXiv 1507.06527, with what R2D2 adds: ``rlopt.agents.sequences``).
+    """
 
     name: ClassVar[str] = "dqn"
+    supports_memory = True
     config_class = DQNConfig
     config: DQNConfig
     actor_module: QActor
@@ -144,22 +156,29 @@ class DQN(ValueBased):
         module = self.critic.module
         assert isinstance(module, QActor)
         self.actor_module = module
-        self.loss = partial(loss, Nets(self.critic, self.target, module.form), double=c.double, td=c.critic_td_loss())
+        nets = Nets(self.critic, self.target, module.form)
+        if c.network.memory != "none":
+            self.memories = Memories(self, {"critic": self.critic})
+            nets = Nets(Remembering(self.critic, "critic"), Remembering(self.target, "critic"), module.form)
+        self.loss = partial(loss, nets, double=c.double, td=c.critic_td_loss())
         self.begin()
 
     def q(self, obs: Obs, action: Tensor) -> Tensor:
+        if self.memories is not None:
+            raise RloptError(f"agent={self.name} remembers: its values depend on more than these observations")
         values, _ = self.critic.module(obs)
         return values.gather(-1, (action - self.actor_module.start)[:, None]).T  # type: ignore[no-any-return]
 
     def prepare(self, batch: Batch) -> Work:
-        batch = self.by_run(batch._replace(action=batch.action - self.actor_module.start))
+        batch = rows(self.by_run(batch._replace(action=batch.action - self.actor_module.start)))
         if not self.actor_module.noise_size:
             return Work(batch)
         return Work(batch, self.noise(3, self.actor_module.noise_size).unbind(-2))
 
     def watch(self, work: Work) -> None:
         batch = work.batch
-        self.open_update(observation=batch.obs, next_observation=batch.next_obs, reward=batch.reward)
+        seen, next_seen = observations(batch.obs), observations(batch.next_obs)
+        self.open_update(observation=seen, next_observation=next_seen, reward=batch.reward)
 
     def stages(self) -> tuple[str, ...]:
         return ("critic", "target") if self.target_is_due() else ("critic",)
@@ -167,7 +186,7 @@ class DQN(ValueBased):
     def critic_stage(self, work: Work) -> Update:
         found, metrics = self.per_run(self.loss)(self.critic.params, self.target.params, work.batch, work.noise)
         self.descend("critic", self.critic_optimiser, found, self.critic)
-        priority = metrics.pop("td").flatten()
+        priority = priorities(metrics.pop("td"), work.batch.mask).flatten()
         return Update(metrics | {"critic_loss": found.detach()}, priority)
 
     def target_stage(self, work: Work) -> Update:

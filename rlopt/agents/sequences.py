@@ -86,18 +86,18 @@ def priorities(error: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class Remembering:
-    """A network with a memory, as a loss calls it: ``net(params, course)`` gives a row for each step of each slice,
-    (B·L, …), critics (E, B·L, …)."""
+    """A network with a memory, as a loss calls it: ``net(params, course, …)`` gives a row for each step of each slice,
+    (B·L, …), critics (E, B·L, …). What comes behind the course is the network's as it is."""
 
     def __init__(self, net: Net, name: str) -> None:
         self.net, self.name = net, name
         self._time = 1 if isinstance(net.module, Actor) else 2
 
-    def __call__(self, params: Params, course: Course) -> Any:
+    def __call__(self, params: Params, course: Course, *more: Any) -> Any:
         carry = {"memory": course.carry[self.name]}
         # Nothing ends inside of a slice: it ends itself with its episode.
         outputs, _ = self.net(
-            params, course.obs, carry=carry, ended=torch.zeros_like(course.burnt), burnt=course.burnt
+            params, course.obs, *more, carry=carry, ended=torch.zeros_like(course.burnt), burnt=course.burnt
         )  # fmt: skip
         cut, time = course.skipped, self._time
         steps = course.burnt.shape[-1] - cut
@@ -112,9 +112,14 @@ class Memories:
     Args:
         agent: whose they are; the carry is declared in its ``extra_fields``.
         nets: {name: network}, the one that acts first. The carry's leaves have their names.
+
+    Raises:
+        RloptError: an option of the losses knows single steps alone.
     """
 
     def __init__(self, agent: Agent, nets: Mapping[str, Net]) -> None:
+        if getattr(agent.config, "td_loss", None) == "pal":  # its scale is a mean over all rows
+            raise RloptError("agent.td_loss=pal is not combined with agent.network.memory; use squared or huber")
         self.agent, self.nets = agent, dict(nets)
         own = {CARRY + name: (tuple(x.shape[1:]), x.dtype) for name, x in self.initial_carry(1).items()}
         agent.extra_fields = {**agent.extra_fields, **own}

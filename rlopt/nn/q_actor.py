@@ -56,6 +56,7 @@ class QActor(DiscreteActor):
         carry: Carry = None,
         ended: Tensor | None = None,
         valid: Tensor | None = None,
+        burnt: Tensor | None = None,
     ) -> Any:
         """Return values and outputs; with a memory a pair of those and the next carry, as ``NetworkActor.forward``.
 
@@ -63,7 +64,7 @@ class QActor(DiscreteActor):
         """
         if self.memory is None:
             return self.head(self.body(self.encoder(obs), noise), obs)
-        x, carry = self.memory.read(self.encoder, obs, carry, ended, valid)
+        x, carry = self.memory.read(self.encoder, obs, carry, ended, valid, burnt)
         return self.head(self.body(x, noise), obs), carry
 
     def head(self, x: Tensor, obs: Obs) -> tuple[Tensor, Tensor]:  # type: ignore[override]

@@ -148,11 +148,12 @@ AGENTS: dict[str, Case] = {
             {"double": True, "td_loss": "squared", "max_grad_norm": 0.3, "target_every": 3, "tau": 1.0},
             {"dueling": True, "noisy": 0.5, "td_loss": "pal", "optimiser": CENTRED},
             {"target_counts": "env_steps", "target_every": 5, "lr_schedule": "linear", "schedule_steps": 20},
+            {"network": GRU, "double": True},
         ),
     ),
     "c51": Case(
         CARTPOLE, Q, actions=CHOICE, nets=("critic",), always={**FOLLOWS, "values": "categorical"},
-        variants=({}, {"double": True, "noisy": 0.5}),
+        variants=({}, {"double": True, "noisy": 0.5}, {"network": GRU}),
         probe=Probe({
             "target_counts": "updates", "target_every": 1, "values": "categorical", "v_min": -3.0, "v_max": 3.0,
             "atoms": 21,

@@ -212,7 +212,7 @@ def test_every_combination_learns_what_an_action_is_worth(values, double, duelin
         ({"values": "categorical", "td_loss": "huber"}, "agent.td_loss=huber is of residuals"),
         ({"values": "quantile", "td_loss": "pal"}, "agent.td_loss=pal is of residuals"),
         ({"network": NetworkConfig(init="orthogonal", policy_gain=0.1)}, "there is no policy network"),
-        ({"network": NetworkConfig(memory="gru")}, "learns from single steps, not from sequences"),
+        ({"network": NetworkConfig(memory="gru"), "noisy": 0.5}, "agent.noisy is not combined with"),
         ({"values": "categorical", "v_min": 3.0, "v_max": 2.0}, "low < high, not 51 from 3 to 2"),
     ],
 )

@@ -11,7 +11,7 @@ from rlopt.buffers import Batch
 from rlopt.nn import NetworkConfig, Optimiser, OptimiserConfig
 from rlopt.nn.optim import stacked_adam
 from rlopt.registry import get_agent
-from rlopt.types import RloptError
+from rlopt.types import RloptError, map_obs
 from tests.agents.cases import AGENTS, GRADIENT_LEARNERS, LEARNERS
 
 RUNS, FIRST_SEED, SIZE = 3, 5, 8
@@ -110,9 +110,10 @@ def test_a_stack_of_runs_is_saved_and_restored(name: str, options, make_agent, m
         other.update(batch)
     for net in nets_of(one):
         assert torch.equal(getattr(one, net).flat, getattr(other, net).flat)
-    obs = torch.cat([b.obs for b in [batches[0]]])[: 2 * RUNS]
+    first = batches[0].obs if batches[0].mask is None else map_obs(lambda x: x[:, 0], batches[0].obs)
+    obs, carry = map_obs(lambda x: x[: 2 * RUNS], first), one.initial_carry(2 * RUNS)
     one.clock.env_steps = other.clock.env_steps = 1_000_000
-    assert torch.equal(one.act(obs).action, other.act(obs).action)
+    assert torch.equal(one.act(obs, carry).action, other.act(obs, carry).action)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from rlopt.agents import sac_discrete
 from rlopt.agents.actor_critic import Nets
+from rlopt.agents.dqn import DQN, DQNConfig
 from rlopt.agents.sac_discrete import DiscreteSAC, DiscreteSACConfig
 from rlopt.agents.sequences import Course, Remembering, mean, priorities, rows
 from rlopt.buffers import Batch, PrioritizedSampler, ReplayBuffer, SequenceSampler, UniformSampler
 from rlopt.envs.t_maze import TMaze
 from rlopt.loops.evaluation import run_episodes
 from rlopt.loops.replay import ReplayLoop
-from rlopt.nn import Actor, NetworkConfig
+from rlopt.nn import Actor, NetworkConfig, OptimiserConfig
 from rlopt.policy import load_policy, save_policy
 from rlopt.state import states_equal
 from rlopt.training import train_config
@@ -185,6 +186,28 @@ def test_what_was_seen_ten_steps_ago(memory: str, least: float, most: float, tmp
     assert policy.recurrent == (memory == "gru")
     found = run_episodes(policy, TMaze(50, seed=9, autoreset=False), 200, seed=5)
     assert least <= sum(e.total_reward for e in found) / 200 <= most
+
+
+def test_q_learning_remembers_too(tmp_path: Path) -> None:
+    """The same helpers around one network: double DQN, of whole episodes."""
+    env = TMaze(16, seed=1)
+    config = DQNConfig(
+        batch_size=32, warmup_steps=352, learning_rate=1e-2, gamma=1.0, update_ratio=(1, 44), double=True,
+        target_counts="updates", target_every=10, epsilon_steps=4_000, optimiser=OptimiserConfig(),
+        network=NetworkConfig(hidden=(16,), memory="gru", memory_size=16),
+    )  # fmt: skip
+    agent = DQN(env.spec, config, seed=0)
+    assert agent.extra_fields.keys() == {"carry/critic"}
+    sampler = SequenceSampler(UniformSampler(), 11, start="episode")
+    buffer = ReplayBuffer(
+        20_000, env.observation_space, env.action_space, 16, sampler, extra_fields=agent.extra_fields, gamma=1.0
+    )
+    loop = ReplayLoop(agent, env, buffer, 10_000)
+    while loop.step < loop.total_steps:
+        loop.advance()
+    save_policy(loop.policy(), tmp_path / "policy")
+    found = run_episodes(load_policy(tmp_path / "policy"), TMaze(50, seed=9, autoreset=False), 200, seed=5)
+    assert sum(e.total_reward for e in found) / 200 >= 0.95
 
 
 def test_a_loop_goes_on_exactly_in_the_middle_of_episodes() -> None:
