@@ -109,8 +109,8 @@ def loss(
     action taken, and y = r + γᵏ (1 - terminated) Q̄(s', argmax_a Q̄(s', a)).
 
     ``double``: argmax_a Q(s', a) (van Hasselt et al. 2016, eq. 4). For distributions y is one, of the same action.
-    ``batch.action`` counts from 0, (B,). Metrics include ``td`` (B,), the size of each error, which prioritised
-    samplers use.
+    ``batch.action`` counts from 0, (B,). Metrics include ``td`` (B,), the size of each error, of slices a priority
+    each, which prioritised samplers use.
     """
     with torch.no_grad():
         q, after = nets.target(target, batch.next_obs, noise[1])
@@ -123,7 +123,7 @@ def loss(
     error = nets.values.error(chosen, y)
     return td(error, batch.weight), {
         "q": mean(nets.values.mean(chosen.detach()), batch.mask),
-        "td": error.detach().abs(),
+        "td": priorities(error.detach().abs(), batch.mask),
     }
 
 
@@ -186,7 +186,7 @@ class DQN(ValueBased):
     def critic_stage(self, work: Work) -> Update:
         found, metrics = self.per_run(self.loss)(self.critic.params, self.target.params, work.batch, work.noise)
         self.descend("critic", self.critic_optimiser, found, self.critic)
-        priority = priorities(metrics.pop("td"), work.batch.mask).flatten()
+        priority = metrics.pop("td").flatten()
         return Update(metrics | {"critic_loss": found.detach()}, priority)
 
     def target_stage(self, work: Work) -> Update:

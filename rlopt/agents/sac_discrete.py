@@ -56,7 +56,8 @@ def critic_loss(
     y = r + γᵏ (1 - terminated) Σ_a π(a|s') (minᵢ Q̄ᵢ(s', a) - α log π(a|s'));  J = Σᵢ ½ mean (Qᵢ(s, a) - y)².
 
     ``batch.action`` counts from 0, (B,). ``average`` takes the mean of the critics, ``entropy=False`` drops the α term.
-    Metrics include ``td`` (B,), the mean absolute residual of the two critics, which prioritised samplers use.
+    Metrics include ``td`` (B,), the mean absolute residual of the two critics, of slices a priority each, which
+    prioritised samplers use.
     """
     with torch.no_grad():
         log_pi = nets.actor(actor, batch.next_obs).log_softmax(-1)
@@ -67,7 +68,10 @@ def critic_loss(
     every = nets.critic(params, batch.obs)
     q = every.gather(-1, batch.action.expand(every.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     residual = q - y
-    return td(residual, batch.weight), {"q": mean(q.detach(), batch.mask), "td": residual.detach().abs().mean(0)}
+    return td(residual, batch.weight), {
+        "q": mean(q.detach(), batch.mask),
+        "td": priorities(residual.detach().abs().mean(0), batch.mask),
+    }
 
 
 def actor_loss(
@@ -137,7 +141,7 @@ class DiscreteSAC(ActorCritic):
         pure = partial(critic_loss, self.nets, average=c.average_critics, entropy=c.critic_entropy, td=self.td)
         actor, critic, target = self.actor.params, self.critic.params, self.target.params
         loss, metrics = self.per_run(pure)(critic, actor, target, temperature, work.batch)
-        return loss, metrics | {"td": priorities(metrics["td"], work.batch.mask), "temperature": temperature}
+        return loss, metrics | {"temperature": temperature}
 
     def actor_objective(self, work: Work) -> tuple[Tensor, Metrics]:
         actor, critic, temperature = self.actor.params, self.critic.params, self.temperature.value
