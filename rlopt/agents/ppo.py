@@ -288,6 +288,10 @@ class PPO(Agent):
         # [c1] a Gaussian, [c2] its deviation a parameter of its own, [c3] dimensions independent
         return GaussianActor(observed, acted, options | {"log_std": c.log_std, "unit_box": c.unit_box})
 
+    def own_view(self, obs: Obs) -> Obs:
+        """Return the part of observations that the policy sees."""
+        return obs
+
     def refuse_idle(self, c: PPOConfig) -> None:
         """Refuse options of a Gaussian that have no effect on the actions of this environment."""
         space = self.spec.action_space
@@ -313,7 +317,7 @@ class PPO(Agent):
         """Return actions (N, …) in environment units. A Gaussian's unclipped sample is stored [c5]; log-probabilities
         and values of a rollout are computed at once when it is complete, by the networks that acted."""
         actor = self.actor_module
-        outputs, after = (actor(obs), None) if carry is None else self.module(obs, carry)[::2]
+        outputs, after = (actor(self.own_view(obs)), None) if carry is None else self.module(obs, carry)[::2]
         rows = len(outputs[0] if isinstance(outputs, tuple) else outputs)
         noise = None if deterministic else actor.noise(rows, self.act_generator)
         self.clock.acted += 0 if deterministic else rows

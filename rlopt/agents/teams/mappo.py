@@ -77,6 +77,10 @@ class Member(PPO):
         own, seen = (_space(unpack(name, dict(self.spec.observation_space.items()))) for name in ("own", "critic"))  # type: ignore[attr-defined]
         return TwoViews(self.make_policy(own), Critic(seen, self.config.network, ensemble=1))
 
+    def own_view(self, obs: Obs) -> Obs:
+        own: Obs = unpack("own", obs)
+        return own
+
     def begun(self, position: Tensor) -> Clock:
         assert isinstance(self.parent, IPPO)
         return self.parent.rollout_began
@@ -136,7 +140,7 @@ class IPPO(Agent):
     @torch.no_grad()
     def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
         """Return joint actions (N, n, …); in a Box with the unclipped ``sample`` (N, n, A)."""
-        seen, acted = self.members.seen(obs), self.clock.acted
+        seen, acted = [self.views(obs, i) for i in range(self.members.count)], self.clock.acted
         if self.members.shared:
             rows = {key: torch.cat([one[key] for one in seen]) for key in seen[0]}  # type: ignore[index]
             act = self.learners[0].act(rows, None, deterministic)
