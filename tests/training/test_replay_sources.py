@@ -132,13 +132,10 @@ def test_an_update_may_draw_several_minibatches() -> None:
     assert len(set((count_of(batches["all"].obs) % 3).tolist())) > 1
 
 
-@pytest.mark.parametrize(("cls", "sampler", "normalized"), [(Remembers, slices, False), (Divides, both, True)])
-def test_captured_updates_are_the_same(cls: Any, sampler: Any, normalized: bool) -> None:
-    loops = [make(cls, sampler(), normalized=normalized, update_mode=mode) for mode in ("eager", "captured")]
-    for loop in loops:
-        for _ in range(12):
-            loop.advance()
-    assert states_equal(loops[0].agent.state_dict(), loops[1].agent.state_dict()) is None
+def test_updates_that_are_more_than_their_stages_are_not_recorded() -> None:
+    """Those of slices that are stages alone are, in ``tests/agents/test_sequences.py``."""
+    with pytest.raises(RloptError, match=r"update_mode=captured cannot be: the updates of agent=remembers are more"):
+        make(Remembers, slices(), update_mode="captured")
 
 
 @pytest.mark.parametrize(("cls", "sampler"), [(Remembers, slices), (Divides, both)])
