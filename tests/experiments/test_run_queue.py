@@ -196,5 +196,5 @@ def test_the_shipped_jobs_name_experiments_that_exist(queue: ModuleType) -> None
     }  # fmt: skip
     assert known.items() <= {name: len(j) for name, j in jobs.items()}.items()
     assert {job.total_steps for job in jobs["sac_mujoco_100k"]} == {110_000}
-    for job in (job for j in jobs.values() for job in j):
+    for job in (job for name, j in jobs.items() for job in j if name != "cleanrl"):  # another script's, of environments
         assert (repository / "configs" / "experiment" / f"{job.experiment}.yaml").is_file()
