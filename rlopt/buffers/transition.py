@@ -107,5 +107,6 @@ def make_reward_transform(word: str | None) -> Callable[[Tensor], Tensor] | None
     if word is None:
         return None
     if word not in REWARD_TRANSFORMS:
-        raise RloptError(f"reward_transform={word!r} is unknown; choose one of {', '.join(REWARD_TRANSFORMS)}")
+        words = ", ".join(known for known in REWARD_TRANSFORMS if known != "auto")  # which an agent decides
+        raise RloptError(f"reward_transform={word!r} is unknown; choose one of {words}")
     return REWARD_TRANSFORMS[word]

@@ -166,8 +166,10 @@ class _Perceptron(nn.Module):
         super().__init__()
         weights = members * sum(a * b for a, b in pairwise(sizes))
         # Weights, their gradient and what an optimiser keeps of each.
-        refuse_unless_free(16 * weights, f"a network of {weights:,} weights", "make agent.network.hidden smaller")
-        if weights > LARGE:
+        drawn = torch.get_default_device().type != "meta"  # else only shapes are asked for
+        if drawn:
+            refuse_unless_free(16 * weights, f"a network of {weights:,} weights", "make agent.network.hidden smaller")
+        if drawn and weights > LARGE:
             log.info("building a network of %s weights", f"{weights:,}")
         self.layers = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(norm(width) for width in sizes[1:-1]) if config.norm == "layer" else None

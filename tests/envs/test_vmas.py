@@ -13,7 +13,7 @@ from rlopt.types import RloptError
 
 @pytest.mark.skipif(importlib.util.find_spec("vmas") is not None, reason="it is installed")
 def test_without_vmas_a_line_says_what_is_missing() -> None:
-    with pytest.raises(RloptError, match=r'env=vmas/balance needs the package vmas.*pip install "rlopt\[vmas\]"'):
+    with pytest.raises(RloptError, match=r'env=vmas/balance needs the package vmas.*pip install .*\[vmas\]"'):
         make_env("vmas/balance", 2)
 
 

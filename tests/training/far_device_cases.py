@@ -365,7 +365,7 @@ def test_stages_are_recorded_once_and_replayed_in_any_order(far_graphs) -> None:
 
 
 def test_an_agent_that_holds_agents_is_recorded_whole(far_graphs) -> None:
-    slow = replace(SCHEDULED, lr_schedule="constant", policy_delay=2)
+    slow = replace(SCHEDULED, lr_schedule="constant", schedule_steps=None, policy_delay=2)
     options = TwoLearnersConfig(left=SCHEDULED, right=slow, batch_size=8)
     update, orders = recorded_and_eager(lambda: TwoLearners(BOXES, options, device=NAME), 4)
     assert update.recorded.keys() == orders and len(orders) == 2

@@ -208,7 +208,10 @@ def test_a_description_asks_for_no_environment_that_cannot_be(tmp_path: Path) ->
 def test_a_configuration_asks_for_no_endless_evaluation(tmp_path: Path) -> None:
     save_policy(policy_for("Pendulum-v1"), tmp_path / "policy", {"env": {"id": "Pendulum-v1"}})
     (tmp_path / "config.yaml").write_text("{env: {id: Pendulum-v1}, seed: 0, eval: {episodes: 1000000000000}}")
-    with pytest.raises(RloptError, match=r"asks for 1000000000000 episodes; say how many \(episodes=, --episodes\)"):
+    with pytest.raises(RloptError, match=r"eval\.episodes: must be at most 1,000,000, got 1,000,000,000,000"):
+        evaluate_path(tmp_path)
+    (tmp_path / "config.yaml").write_text("{env: {id: Pendulum-v1}, seed: 0, eval: {episodes: 1000000}}")
+    with pytest.raises(RloptError, match=r"asks for 1000000 episodes; say how many \(episodes=, --episodes\)"):
         evaluate_path(tmp_path)
     (tmp_path / "config.yaml").write_text("{env: {id: Pendulum-v1}, seed: 0, threads: 99999999999}")
     before = torch.get_num_threads()

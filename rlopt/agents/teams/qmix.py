@@ -209,13 +209,16 @@ class QMIX(ActingTeam, DQN):
     """IQL, VDN and QMIX for teams in Discrete action spaces."""
 
     name: ClassVar[str] = "qmix"
+    supports_memory = False
     config_class = QMIXConfig
     config: QMIXConfig
 
     def build(self) -> None:
         c, spec = self.config, self.spec
         if not spec.agents and c.mixer != "none":
-            raise RloptError(f"{spec.id} has one agent, so there is nothing to mix; use agent=dqn")
+            raise RloptError(
+                f"agent.mixer={c.mixer}: {spec.id} has one agent, so there is nothing to mix; use agent=dqn"
+            )
         if not c.team_reward and not spec.reward_shape:
             raise RloptError(f"agent.team_reward=false: {spec.id} pays its agents one reward together; leave it out")
         self.members = members = Members(spec, c.share_parameters)
