@@ -129,8 +129,8 @@ AGENTS: dict[str, Case] = {
         always={**FOLLOWS, "mixer": "none"},
         variants=({}, {"double": False, "dueling": True, "td_loss": "huber"}),
     ),
-    "vdn": Case({**TEAM, "kwargs": {"actions": "discrete", "length": 4}}, {**Q, "target_every": 2}, team=True),
-    "qmix": Case({**TEAM, "kwargs": {"actions": "discrete", "length": 4}}, {**Q, "mixing_units": 4, "target_every": 2}, team=True),
+    "vdn": Case({**TEAM, "kwargs": {"length": 4}}, {**Q, "target_every": 2}, team=True),
+    "qmix": Case({**TEAM, "kwargs": {"length": 4}}, {**Q, "mixing_units": 4, "target_every": 2}, team=True),
     "isac": Case({**TEAM, "kwargs": {"length": 4}}, SMALL, team=True),
     "hatd3": Case(
         {**TEAM, "kwargs": {"actions": "box", "length": 4}}, SMALL, actions=TORQUE, always={"policy_delay": 1},
