@@ -69,7 +69,8 @@ BLIND = {
     **{name: {"reward"} for name in FAMILY}, "vdn": {"double"}, "qmix": {"double"}, "mappo": {"unit_box"},
 }  # fmt: skip
 """CartPole pays 1 whatever is made of it and draws no noise, on FrozenLake so few steps, from one state, lead nowhere,
-the counting team acts in a box of ±1, and so few updates choose the same next actions. (``tests/training/test_group_tasks.py`` has what groups draw.)"""
+the counting team acts in a box of ±1, and so few updates choose the same next actions.
+(``tests/training/test_group_tasks.py`` has what groups draw.)"""
 
 
 def options_of(config: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
