@@ -286,8 +286,9 @@ def _checked(value: Any, kind: Any, metadata: Mapping[str, Any], key: str) -> An
     found, ok = _convert(value, kind, key)
     if not ok:
         raise RloptError(f"{key}: expected {_describe(kind)}, got {_shown(value)}")
-    if kind is not Any:  # what somebody else's environment takes is not ours to know
-        for element in found if isinstance(found, (list, tuple)) else (found,):
+    for element in found if isinstance(found, (list, tuple)) else (found,):
+        # What somebody else's environment takes is not ours to know, but for what is no number at all.
+        if kind is not Any or (isinstance(element, float) and math.isnan(element)):
             _check_element(element, metadata, key)
     return found
 
