@@ -62,7 +62,12 @@ def test_it_is_there_by_itself_and_learnt_from() -> None:
     gym.register("rlopt-tests/Grid-v0", entry_point=Grid)
     env = make_env("rlopt-tests/Grid-v0", 4, autoreset=False)
     config = GiGPOConfig(groups=2, group_size=2)
-    GroupLoop(GiGPO(env.spec, config), env, 100).advance()
+    loop = GroupLoop(GiGPO(env.spec, config), env, 100)
+    before = loop.agent.actor.flat.clone()  # type: ignore[attr-defined]
+    progress = loop.advance()
+    assert [e.total_reward for e in progress.episodes] == [1.0] * 4 and progress.updates == 1
+    # All were paid alike, so nothing is to be learnt, and nothing moves.
+    assert loop.agent.actor.flat.equal(before)  # type: ignore[attr-defined]
 
 
 def test_minigrid_itself() -> None:
