@@ -77,7 +77,9 @@ class RowStreams:
     def commit(self, mask: Tensor, drawn: RowStreams | None = None) -> None:
         """Move the streams of the rows where ``mask`` (N,) is true past what was drawn, from these or from the part of
         them ``drawn``; the others give it again."""
-        self._count.add_(mask.to(torch.int64) * (self if drawn is None else drawn)._drawn)
+        used = (self if drawn is None else drawn)._drawn
+        if used:
+            self._count.add_(mask, alpha=used)
         self._drawn = 0
 
     def state_dict(self) -> State:

@@ -158,6 +158,7 @@ class TorchEnv(BaseVectorEnv):
         self._action_shape = (num_envs, *shape)
         leaves = obs_leaves(self.spec.observation_space).items()
         self._observed = {key: (num_envs, *shape_of(space)) for key, space in leaves}
+        self._paid = (num_envs, *self.reward_shape)
 
     # What a subclass defines
 
@@ -225,12 +226,14 @@ class TorchEnv(BaseVectorEnv):
             truncated = late if truncated is None else truncated | late
         truncated = torch.zeros_like(valid) if truncated is None else truncated & valid
         ended = terminated | truncated
-        counted = valid.unsqueeze(1) if self.reward_shape else valid
-        reward = torch.where(counted, outcome.reward, 0.0).to(torch.float32)
+        reward = outcome.reward
+        if broken is not None or not self.autoreset:  # rows that are no transitions are not paid
+            reward = torch.where(valid.unsqueeze(1) if self.reward_shape else valid, reward, 0.0)
+        reward = reward.to(torch.float32, copy=True)
 
         self._write(outcome.state if self.autoreset else _select(live, outcome.state, self.state))
         closed = ended if broken is None else ended | broken
-        if self._looks and not closed.numpy().any():
+        if self._looks and not closed.any():
             obs = self._observe()
             return Step(obs, obs, reward, terminated, truncated, closed, valid, outcome.facts)
         if not self.autoreset:
@@ -329,18 +332,20 @@ class TorchEnv(BaseVectorEnv):
                 f"{self.spec.id}: dynamics gave {type(given).__name__}, not a tuple of state, reward, terminated and, "
                 "where there are some, truncated, broken, facts"
             )
-        outcome, n = Outcome(*given), self.num_envs
-        paid, wanted = tuple(outcome.reward.shape), (n, *self.reward_shape)
-        if paid != wanted:
-            raise RloptError(f"{self.spec.id}: the reward has shape {paid}; it must be {wanted}")
-        for name in ("terminated", "truncated", "broken"):
-            flag = getattr(outcome, name)
-            if flag is not None and (flag.shape != (n,) or flag.dtype is not torch.bool):
+        outcome, rows = Outcome(*given), (self.num_envs,)
+        if outcome.reward.shape != self._paid:
+            paid = tuple(outcome.reward.shape)
+            raise RloptError(f"{self.spec.id}: the reward has shape {paid}; it must be {self._paid}")
+        for place, flag in enumerate(given[2:5], 2):
+            if flag is not None and (flag.shape != rows or flag.dtype is not torch.bool):
                 what = f"{flag.dtype} of shape {tuple(flag.shape)}"
-                raise RloptError(f"{self.spec.id}: {name} is {what}; it must be torch.bool of shape ({n},)")
-        if set(self.facts) != outcome.facts.keys() or any(x.shape != (n,) for x in outcome.facts.values()):
-            found = {name: tuple(fact.shape) for name, fact in outcome.facts.items()}
-            raise RloptError(f"{self.spec.id}: dynamics gave the facts {found}; they must be {self.facts}, each ({n},)")
+                raise RloptError(
+                    f"{self.spec.id}: {Outcome._fields[place]} is {what}; it must be torch.bool of shape {rows}"
+                )
+        facts = outcome.facts
+        if (facts or self.facts) and (set(self.facts) != facts.keys() or any(x.shape != rows for x in facts.values())):
+            found = {name: tuple(fact.shape) for name, fact in facts.items()}
+            raise RloptError(f"{self.spec.id}: dynamics gave the facts {found}; they must be {self.facts}, each {rows}")
         return outcome
 
     def _write(self, state: Any) -> None:
@@ -357,13 +362,13 @@ class TorchEnv(BaseVectorEnv):
     def _observe(self) -> Obs:
         """Return a copy in the contract's types: an observation may be the state itself, which changes in place."""
         obs = self.observe(self.state)
+        if isinstance(obs, Tensor) and obs.shape == self._observed.get(""):
+            return obs.to(self._dtypes[""], copy=True)
         leaves = obs if isinstance(obs, dict) else {"": obs}
         if leaves.keys() != self._observed.keys() or any(x.shape != self._observed[k] for k, x in leaves.items()):
             found = {key: tuple(leaf.shape) for key, leaf in leaves.items()}
             raise RloptError(f"{self.spec.id}: observe gave {found}, but its observation_space says {self._observed}")
-        if isinstance(obs, dict):
-            return {key: value.to(self._dtypes[key], copy=True) for key, value in obs.items()}
-        return obs.to(self._dtypes[""], copy=True)
+        return {key: value.to(self._dtypes[key], copy=True) for key, value in leaves.items()}
 
 
 def _select(mask: Tensor, new: Any, old: Any) -> Any:
