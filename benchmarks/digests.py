@@ -51,8 +51,8 @@ PPO = f"agent=ppo {ACT} agent.network.hidden=[16] agent.rollout_steps=32 agent.b
 TEAM_PPO = PPO.removeprefix("agent=ppo ") + " env=rlopt.envs.counting:rlopt/CountTeam-v0 env.kwargs.length=4"
 REINFORCE = f"agent=reinforce {ACT} agent.network.hidden=[16] agent.groups=2 agent.group_size=2"
 GIGPO = "agent=gigpo agent.network.hidden=[] agent.groups=2 agent.group_size=4 agent.batch_size=16"
-DEEP = f"{SMALL} num_envs=4 env.backend=torch agent.adversary_every=60 agent.bag=3"
-SEARCH = "agent.search={candidates:5,episodes:2,rounds:2}"
+DEEP = f"{SMALL} num_envs=4 env.backend=torch"
+SEARCH = "agent.adversary_every=60 agent.bag=3 agent.search={candidates:5,episodes:2,rounds:2}"
 BOX = "agent.box={m:[0.5,1.5],l:[0.5,1.5]}"
 GARNET = "env=garnet total_steps=30 env.kwargs.states=6 env.kwargs.actions=4 env.kwargs.branching=3"
 SA, S = f"{GARNET} env.kwargs.instances=3", f"{GARNET} env.kwargs.rectangular=s"
@@ -224,8 +224,8 @@ def columns(path: Path) -> dict[str, list[str]]:
     return {name: [row[i] for row in rows] for i, name in enumerate(header) if name not in CLOCK}
 
 
-def collect(checkout: Path, names: list[str], jobs: int) -> dict[str, Any]:
-    """Run the named cases, ``jobs`` at a time.
+def collect(checkout: Path, names: list[str], jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run the named cases, ``jobs`` at a time, and yield each one's digest.
 
     Raises:
         SystemExit: the processes would import the package from elsewhere.
@@ -243,7 +243,7 @@ def collect(checkout: Path, names: list[str], jobs: int) -> dict[str, Any]:
         return made
 
     with ThreadPoolExecutor(jobs) as pool:
-        return dict(zip(names, pool.map(one, names), strict=True))
+        yield from zip(names, pool.map(one, names), strict=True)
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> bool:
@@ -316,8 +316,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("give --out FILE.json, or --compare BEFORE.json AFTER.json")
     if unknown := [name for name in names if name not in CASES]:
         parser.error(f"no case is called {unknown[0]}; there are {', '.join(CASES)}")
-    found = collect(given.checkout, names, given.jobs)
-    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found: dict[str, dict[str, Any]] = {}
+    for name, digest in collect(given.checkout, names, given.jobs):  # kept one by one: an interrupted hour is not lost
+        found[name] = digest
+        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 1 if any("error" in case for case in found.values()) else 0
 
 
