@@ -25,9 +25,9 @@ Obs = Tensor | dict[str, Tensor]
 Carry = dict[str, Tensor] | None
 """What must travel from one step to the next (recurrent state, a budget), leaves (N, …); None where nothing must."""
 
-MASKS = ("action_mask", "alive")
-"""Names of MultiBinary leaves that say what can be done and who acts: bool tensors, read by no encoder, never
-normalised."""
+MASKS = ("action_mask", "alive", "exact")
+"""Names of MultiBinary leaves that say what can be done, who acts, and (bits of a hash) in which true state: bool
+tensors, read by no encoder, never normalised."""
 
 Metrics = dict[str, Tensor]
 """What a loss or an update tells beside its value: 0-d tensors, or (B,) where a docstring says so."""

@@ -23,8 +23,17 @@ def _state(observation: Any, info: Mapping[str, Any], history: Sequence[tuple[An
     return np.asarray(observation["state"]).tobytes()
 
 
-KEYS: dict[str, AnchorKey] = {"state": _state}
-"""Functions by name, beside ``observation``, which is all of the observation; ``state`` is its leaf of that name."""
+def _exact(observation: Any, info: Mapping[str, Any], history: Sequence[tuple[Any, Any]]) -> Hashable:
+    if not isinstance(observation, dict) or "exact" not in observation:
+        raise RloptError(
+            "agent.anchor=exact: observations have no leaf exact; add env.wrappers=[rlopt.envs.exact:ExactState]"
+        )
+    return np.asarray(observation["exact"]).tobytes()
+
+
+KEYS: dict[str, AnchorKey] = {"state": _state, "exact": _exact}
+"""Functions by name, beside ``observation``, which is all that is observed (of text games the state with the actions
+offered there); ``state`` and ``exact`` are its leaves of those names."""
 
 
 def register_anchor(name: str, key: AnchorKey) -> None:
@@ -77,6 +86,8 @@ def tensor_anchors(
         history: so many earlier observations of the episode must agree as well.
     """
     leaves = obs if isinstance(obs, dict) else {"": obs}
+    if key is None:  # what nobody observes is no part of the observation
+        leaves = {name: leaf for name, leaf in leaves.items() if name != "exact"}
     arrays = {name: _rounded(leaf.detach().cpu().numpy(), digits) for name, leaf in leaves.items()}
     episodes = episode.tolist()
     if key is None:

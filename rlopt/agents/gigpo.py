@@ -248,6 +248,9 @@ class GiGPO(Agent):
                 steps.obs, steps.action, rows.episode, task, self.key, c.anchor_digits, c.anchor_history, c.nested
             )
             rows = rows._replace(anchors=anchors)
+            if isinstance(steps.obs, dict) and "exact" in steps.obs:
+                (exact,) = tensor_anchors(steps.obs, steps.action, rows.episode, task, anchor_key("exact"))
+                rows = rows._replace(exact=exact)
         target = None
         metrics = group_metrics(rows, c.gamma)
         if self.critic is not None:

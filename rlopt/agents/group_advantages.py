@@ -80,6 +80,8 @@ class Rows(NamedTuple):
     penalty: Tensor | None = None
     """(M,) taken off the scores of this one step alone, after discounting (released code's invalid actions); where the
     penalty is part of ``reward``, as in the paper, leave it out."""
+    exact: Tensor | None = None
+    """(M,) int64: the true state acted in, numbered as anchors are; for ``aliasing`` alone."""
 
 
 def anchor_groups(keys: Sequence[Hashable], group: Tensor) -> Tensor:
@@ -237,7 +239,7 @@ def group_metrics(rows: Rows, gamma: float) -> Metrics:
     """Return what the groups of an iteration were like, () each: ``equal_groups`` is the share of tasks whose episodes
     all scored alike (GRPO learns nothing from them), ``anchor_size`` the mean number of steps at an anchor,
     ``singletons`` the share of steps that are alone at theirs, ``step_signal`` that of steps whose anchor has seen
-    different returns."""
+    different returns, ``aliasing`` (where true states are known) that of steps whose anchor stands for several."""
     differ = moments(episode_scores(rows), rows.group, "none").differ
     there = torch.bincount(rows.group) > 0
     found = {"equal_groups": 1.0 - differ[there].float().mean()}
@@ -249,6 +251,9 @@ def group_metrics(rows: Rows, gamma: float) -> Metrics:
             "singletons": (size[anchor] == 1).float().mean(),
             "step_signal": moments(discounted_returns(rows, gamma), anchor, "none").differ[anchor].float().mean(),
         }
+        if rows.exact is not None:
+            several = moments(rows.exact.double(), anchor, "none").differ
+            found["aliasing"] = several[anchor].float().mean()
     return found
 
 
