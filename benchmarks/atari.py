@@ -19,7 +19,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from harness import BLUE, GREY, SKY, Entrant, Report, Windows, best, channel, cpu, measure, publish, spread, verdict
+from harness import BLUE, GREY, SKY, Entrant, Report, best, cpu, measure, publish, spread, verdict
+from windows import Windows, channel
 
 from rlopt.envs import make_env
 from rlopt.envs.atari import PROTOCOLS

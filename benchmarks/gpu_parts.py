@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness import channel, cpu, make_sac
+from harness import cpu
+from windows import channel, make_sac
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import BLUE, GREY, Entrant, Report, Windows, best, channel, cpu, measure, publish, spread, verdict
+from harness import BLUE, GREY, Entrant, Report, best, cpu, measure, publish, spread, verdict
+from windows import Windows, channel
 
 ROWS: dict[tuple[str, int], float] = {
     ("mamujoco/HalfCheetah-2x3", 8): 5.0,

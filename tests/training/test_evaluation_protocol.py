@@ -23,7 +23,8 @@ from rlopt.policy import EvaluationMode, Policy, save_policy
 from rlopt.training import begin, train_config
 from rlopt.training.evaluate import evaluate_path
 from rlopt.types import Episode, RloptError
-from tests.training.test_evaluate import Lengths, expected, policy_for
+from tests.training.evaluated import Lengths, policy_for
+from tests.training.test_evaluate import expected
 
 SAMPLE = EvaluationMode(deterministic=False)
 

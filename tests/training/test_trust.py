@@ -23,7 +23,7 @@ from rlopt.training import train_config
 from rlopt.training.evaluate import evaluate_path
 from rlopt.training.setup import begin, resume
 from rlopt.types import RloptError
-from tests.training.test_evaluate import policy_for
+from tests.training.evaluated import policy_for
 from tests.training.test_resume import run_to_end
 
 MODULE = """
