@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlopt.envs import make_env
+    from rlopt.errors import RloptError
     from rlopt.policy import Policy, load_policy, save_policy
     from rlopt.training.entry import train
-    from rlopt.types import RloptError
     from rlopt.version import __version__
 
 __all__ = ["Policy", "RloptError", "__version__", "load_policy", "make_env", "save_policy", "train"]
 
 _HOMES = {
     "Policy": "rlopt.policy",
-    "RloptError": "rlopt.types",
+    "RloptError": "rlopt.errors",
     "__version__": "rlopt.version",
     "load_policy": "rlopt.policy",
     "make_env": "rlopt.envs",

@@ -1,6 +1,6 @@
 """Configurations: frozen dataclasses built from plain mappings, every mistake told in one line.
 
-The dataclass is the one place where an option's name, type, default, range and help stand (``rlopt.types.option``).
+The dataclass is the one place where an option's name, type, default, range and help stand (``option``).
 YAML files, overrides and programs all pass through ``build``, so a typo or a wrong type never reaches training.
 """
 
@@ -18,11 +18,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from rlopt.types import RloptError, option
+from rlopt.errors import RloptError
 
 Config = typing.TypeVar("Config")
 _MARK = "_built"
 """The attribute of what ``build`` has made."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+    needs: Mapping[str, tuple[Any, ...]] | None = None,
+) -> Any:
+    """Return a dataclass field of a configuration, with the facts that ``rlopt.config.build`` checks.
+
+    ``low``/``high`` are inclusive bounds, ``above`` an exclusive lower one, ``choices`` the words allowed.
+    ``needs`` says what the option counts with, {name of an option beside it: its values}: one of them at least, or a
+    value that is not the default is refused. A mutable or nested default is given as a zero-argument factory.
+    """
+    meta = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "needs": needs}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

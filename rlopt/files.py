@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from rlopt.types import RloptError
+from rlopt.errors import RloptError
 
 _CHUNK = 1 << 24
 """Bytes given to one write."""

@@ -26,8 +26,8 @@ from typing import Any
 
 import yaml
 
+from rlopt.errors import RloptError
 from rlopt.files import remove
-from rlopt.types import RloptError
 
 MAX_BYTES = 1 << 17
 """A larger file is not read; rlopt writes about 3 KiB."""

@@ -16,6 +16,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from rlopt.config import option as option  # noqa: PLC0414 - the name that everybody uses
+from rlopt.errors import RloptError as RloptError  # noqa: PLC0414
+
 Space = spaces.Space[Any]
 """Any Gymnasium space."""
 
@@ -38,11 +41,6 @@ State = dict[str, Any]
 
 COLUMNS = ("step", "episode", "return", "length", "run")
 """What tables say of every episode; no fact has one of these names."""
-
-
-class RloptError(Exception):
-    """A mistake of the user's, told in one clear line that names the fix. The command line prints it and exits with
-    2."""
 
 
 class AgentSpaces(NamedTuple):
@@ -429,28 +427,6 @@ def _nested_tuples(index: Any) -> Any:
     """Return an array, a tensor or nested lists as nested tuples."""
     tree = index.tolist() if hasattr(index, "tolist") else index
     return tuple(_nested_tuples(part) for part in tree) if isinstance(tree, list | tuple) else tree
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    choices: tuple[Any, ...] | None = None,
-    needs: Mapping[str, tuple[Any, ...]] | None = None,
-) -> Any:
-    """Return a dataclass field of a configuration, with the facts that ``rlopt.config.build`` checks.
-
-    ``low``/``high`` are inclusive bounds, ``above`` an exclusive lower one, ``choices`` the words allowed.
-    ``needs`` says what the option counts with, {name of an option beside it: its values}: one of them at least, or a
-    value that is not the default is refused. A mutable or nested default is given as a zero-argument factory.
-    """
-    meta = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "needs": needs}
-    if callable(default):
-        return field(default_factory=default, metadata=meta)
-    return field(default=default, metadata=meta)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

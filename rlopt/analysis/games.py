@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rlopt.analysis.curves import Curve
 from rlopt.analysis.statistics import Array, bootstrap_interval, iqm
 from rlopt.envs.atari.scores import ATARI_10, RANDOM_HUMAN, game_of
-from rlopt.types import RloptError
+from rlopt.errors import RloptError
 
 FRAMES = 4
 """Emulator frames of a step."""

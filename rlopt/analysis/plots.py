@@ -21,7 +21,7 @@ from rlopt.analysis.robust_plots import certified, draw_bounds
 from rlopt.analysis.run_results import Run, curves, load_run
 from rlopt.analysis.statistics import Array, bootstrap_curve, bootstrap_interval, iqm, mean_interval
 from rlopt.analysis.tables import read_csv
-from rlopt.types import RloptError
+from rlopt.errors import RloptError
 
 _REFERENCE_STYLES = (("#333333", (0, (5, 2))), ("#8C8C8C", (0, (1, 1.2))))
 _COLUMNS = 3

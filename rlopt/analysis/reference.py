@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from rlopt.analysis.curves import Curve
 from rlopt.analysis.statistics import Array, normalise
-from rlopt.types import RloptError
+from rlopt.errors import RloptError
 
 TD3_NORMALISATION = {
     "HalfCheetah": (-289.415, 10574.0),

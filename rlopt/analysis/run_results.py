@@ -12,8 +12,8 @@ import numpy as np
 
 from rlopt.analysis.curves import Curve, merge
 from rlopt.analysis.tables import read_csv
+from rlopt.errors import RloptError
 from rlopt.settings import read_settings
-from rlopt.types import RloptError
 
 _log = logging.getLogger(__name__)
 _DEFINES_AN_EXPERIMENT = ("agent.", "buffer.", "env.", "num_envs")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlopt.types import RloptError
+from rlopt.errors import RloptError
 
 Cell = int | float | str | None
 

@@ -102,7 +102,7 @@ def _run(argv: list[str]) -> int:
         if _noted:
             print("interrupted", file=sys.stderr)
             return 130
-        from rlopt.types import RloptError
+        from rlopt.errors import RloptError
 
         if not isinstance(error, RloptError):
             raise

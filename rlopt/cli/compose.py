@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from hydra.core.override_parser.types import Override
 
 from rlopt.config import nearest
+from rlopt.errors import RloptError
 from rlopt.loops.configuration import TrainConfig
 from rlopt.registry import load_extensions
 from rlopt.runs.run_folder import RunFolder
 from rlopt.training import presets
 from rlopt.training.presets import parse
 from rlopt.training.saved import KEPT, refuse_changes
-from rlopt.types import RloptError
 
 EXAMPLE = "sac_pendulum"
 """The experiment that runs when neither an environment nor an experiment is named."""

@@ -11,12 +11,12 @@ from typing import Any
 
 from rlopt.cli.grid import evaluate_over_grid
 from rlopt.cli.log import log_shown
+from rlopt.errors import RloptError
 from rlopt.files import replace_file
 from rlopt.loops.configuration import MOST_EPISODES
 from rlopt.policy import run_policies
 from rlopt.registry import load_extensions
 from rlopt.training.evaluate import Evaluation, describe, evaluate_path
-from rlopt.types import RloptError
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -12,11 +12,11 @@ import numpy as np
 
 from rlopt.analysis.parameter_grid import draw_parameter_grid
 from rlopt.envs.make import find_backend, resolve_backend
+from rlopt.errors import RloptError
 from rlopt.policy import load_policy
 from rlopt.training.evaluate import environment_of, run_of
 from rlopt.training.grid_evaluation import GridEvaluation, evaluate_grid
 from rlopt.training.saved import saved_settings
-from rlopt.types import RloptError
 
 
 def evaluate_over_grid(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:

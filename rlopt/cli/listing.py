@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     kind = arguments.kind
     if kind is not None and kind not in KINDS:
         from rlopt.config import hint
-        from rlopt.types import RloptError
+        from rlopt.errors import RloptError
 
         raise RloptError(f"rlopt list {kind}: no such kind; {hint(kind, KINDS)}")
     dirs = config_dirs(arguments.config_dir)
@@ -128,7 +128,7 @@ def _print(lines: Lines, wanted: str | None, indent: str = "") -> None:
     shown = {name: text for name, text in lines.items() if wanted is None or wanted.lower() in name.lower()}
     if not shown and wanted is not None:
         from rlopt.config import hint
-        from rlopt.types import RloptError
+        from rlopt.errors import RloptError
 
         raise RloptError(
             f"no name contains {wanted!r}; {hint(wanted, list(lines)) if len(lines) < 40 else _near(wanted, lines)}"

@@ -6,7 +6,7 @@ import argparse
 import math
 
 from rlopt.analysis.plots import draw_runs
-from rlopt.types import RloptError
+from rlopt.errors import RloptError
 
 
 def run(arguments: argparse.Namespace) -> int:

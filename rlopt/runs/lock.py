@@ -9,8 +9,8 @@ import weakref
 from pathlib import Path
 from typing import IO
 
+from rlopt.errors import RloptError
 from rlopt.files import open_own
-from rlopt.types import RloptError
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ def shipped_configs() -> Path:
         return inside
     beside = Path(str(package)).parent / "configs"
     if not (beside / "train.yaml").is_file():
-        from rlopt.types import RloptError
+        from rlopt.errors import RloptError
 
         raise RloptError(f"rlopt's configuration files are missing ({inside}); install rlopt again")
     return beside
@@ -30,14 +30,14 @@ def config_dirs(extra: Sequence[str] = ()) -> list[Path]:
     for given in extra:
         path = Path(given).expanduser()
         if not path.is_dir():
-            from rlopt.types import RloptError
+            from rlopt.errors import RloptError
 
             raise RloptError(f"--config-dir {given}: no such folder")
         found.append(path.resolve())
     for name, package in config_packages().items():
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            from rlopt.types import RloptError
+            from rlopt.errors import RloptError
 
             raise RloptError(f"the entry point rlopt.configs:{name} names {package}, which is no importable package")
         found += [Path(location) for location in spec.submodule_search_locations]

@@ -26,10 +26,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rlopt.config import defaults, hint, over, plain
+from rlopt.errors import RloptError
 from rlopt.loops.configuration import TrainConfig, build_config
 from rlopt.registry import agent_names, agent_presets, get_agent, load_extensions, sampler_names
 from rlopt.training.config_files import config_dirs, group_files, shipped_configs
-from rlopt.types import RloptError
 
 GROUPS = ("experiment", "agent", "env", "buffer")
 """Options that a word chooses a file for."""
