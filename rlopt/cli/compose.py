@@ -6,18 +6,18 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.core.override_parser.types import Override
 
 from rlopt.config import nearest
 from rlopt.errors import RloptError
-from rlopt.loops.configuration import TrainConfig
 from rlopt.registry import load_extensions
-from rlopt.runs.run_folder import RunFolder
 from rlopt.training import presets
 from rlopt.training.presets import parse
-from rlopt.training.saved import KEPT, refuse_changes
+
+if TYPE_CHECKING:
+    from rlopt.loops.configuration import TrainConfig
 
 EXAMPLE = "sac_pendulum"
 """The experiment that runs when neither an environment nor an experiment is named."""
@@ -62,6 +62,9 @@ def resume_request(overrides: Sequence[str]) -> ResumeRequest | None:
         near = nearest(folder.name, [p.parent.name for p in folder.parent.glob("*/config.yaml")])
         advice = f"; did you mean {folder.parent / near}?" if near else ""
         raise RloptError(f"resume={run}: no run lies there (no config.yaml){advice}")
+    from rlopt.runs.run_folder import RunFolder
+    from rlopt.training.saved import KEPT, refuse_changes
+
     changes = {o.key_or_group: o for o in parsed if o.key_or_group != "resume"}
     env = RunFolder(folder).config().get("env")
     own = env.get("id") if isinstance(env, dict) else None

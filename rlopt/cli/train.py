@@ -11,23 +11,18 @@ import sys
 from collections import Counter
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import yaml
 
 import rlopt
 from rlopt.cli import raise_if_interrupted
 from rlopt.cli.compose import compose, resume_request, split
-from rlopt.cli.log import log_shown
-from rlopt.cli.options import print_options
 from rlopt.config import to_dict
-from rlopt.loops.configuration import TrainConfig, schedule_end
-from rlopt.runs.display import Display
-from rlopt.runs.run_folder import RunFolder
-from rlopt.training.evaluate import Evaluation
-from rlopt.training.evaluate import describe as summary
-from rlopt.training.result import FINISHED, INTERRUPTED, NONFINITE, Result
-from rlopt.training.saved import resumed_config
-from rlopt.training.setup import begin, describe, resolve_config, resume
+
+if TYPE_CHECKING:  # these import torch, which no mistake in a word has to wait for
+    from rlopt.loops.configuration import TrainConfig
+    from rlopt.training.result import Result
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,14 +33,24 @@ def run(arguments: argparse.Namespace) -> int:
     if request is None:
         config = compose(arguments.overrides, arguments.config_dir)
     else:
+        from rlopt.runs.run_folder import RunFolder
+        from rlopt.training.saved import resumed_config
+
         word = {"trust": arguments.trust, "env_id": request.env}
         config = resumed_config(RunFolder(request.folder), request.changes, **word)
     if arguments.options:
+        from rlopt.cli.options import print_options
+
         print_options(config)
         return 0
+    from rlopt.training.setup import begin, describe, resolve_config, resume
+
     if arguments.print_config:
         print(yaml.safe_dump(to_dict(resolve_config(config)), sort_keys=False, allow_unicode=True), end="")
         return 0
+    from rlopt.cli.log import log_shown
+    from rlopt.runs.display import Display
+
     display = Display(config.total_steps)
     with log_shown(display.message):
         try:
@@ -78,6 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _ended(result: Result, config: TrainConfig) -> int:
     """Say how the run ended and what can be done next; returns the exit code."""
+    from rlopt.loops.configuration import schedule_end
+    from rlopt.training.evaluate import Evaluation
+    from rlopt.training.evaluate import describe as summary
+    from rlopt.training.result import FINISHED, INTERRUPTED, NONFINITE
+
     where = shlex.quote(str(result.folder))
     if result.evaluation:
         print(f"evaluation   {summary(Evaluation(result.evaluation, config.env.id, config.seed, result.mode))}")

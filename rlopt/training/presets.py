@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -27,9 +27,11 @@ from yaml import YAMLError
 
 from rlopt.config import defaults, hint, over, plain
 from rlopt.errors import RloptError
-from rlopt.loops.configuration import TrainConfig, build_config
 from rlopt.registry import agent_names, agent_presets, get_agent, load_extensions, sampler_names
 from rlopt.training.config_files import config_dirs, group_files, shipped_configs
+
+if TYPE_CHECKING:  # which needs torch: a word that names nothing is told before that is imported
+    from rlopt.loops.configuration import TrainConfig
 
 GROUPS = ("experiment", "agent", "env", "buffer")
 """Options that a word chooses a file for."""
@@ -49,6 +51,8 @@ def train_config(options: Mapping[str, Any], config_dir: str | Path | Sequence[s
         RloptError: one line that names the option: unknown, of a wrong type, out of range, or not registered.
     """
     load_extensions()
+    from rlopt.loops.configuration import build_config
+
     words, values = _sorted(options)
     if not words:
         return build_config(values)
@@ -86,6 +90,8 @@ def compose(
     lines = [line for override in overrides for line in _for_hydra(override, groups)]
     preset = "experiment" in given and "env" in given and str(given["env"].value()) in groups["env"]
     own = [line for line in lines if line.lstrip("+~").startswith(("env=", "env."))] if preset else []
+    from rlopt.loops.configuration import build_config
+
     settings = _with_hydra(lines, dirs, own, values or {})
     try:
         return build_config(settings)
@@ -214,6 +220,8 @@ def _with_hydra(
             _leave_out(settings, line[1:])
         settings["experiment"] = chosen if isinstance(chosen, str) and chosen != "null" else None
         layers = [settings, plain(values)]
+        from rlopt.loops.configuration import TrainConfig
+
         under = defaults(TrainConfig, without=("agent", "buffer"))
         if isinstance(name := OmegaConf.select(OmegaConf.merge(*layers), "agent.name"), str):
             under["agent"] = over(defaults(get_agent(name).config_class), agent_presets(name).get("agent", {}))
