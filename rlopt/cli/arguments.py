@@ -16,6 +16,7 @@ usage: rlopt COMMAND ...
   train      train an agent, or resume a run           rlopt train agent=sac env=HalfCheetah-v5 seed=3
   evaluate   evaluate a run or an exported policy      rlopt evaluate RUN --episodes 20
   plot       draw learning curves of runs              rlopt plot runs/* --out curves.png
+  export     a policy as ONNX or torch.export          rlopt export RUN --to onnx
   list       what there is to choose from              rlopt list agents
 
 `rlopt COMMAND --help` tells more; `rlopt --version` says which rlopt this is.
@@ -43,6 +44,11 @@ Without options it repeats the run's last evaluation exactly.
 PLOT = """\
 Draws learning curves from run folders: runs that differ only in their seed become one curve with an interval, each
 environment a panel, with published curves beside them where they are known. Prints the table behind the picture.
+"""
+
+EXPORT = """\
+Writes the policy of a run folder or a policy folder for programs without rlopt: raw observations in, the most likely
+actions out, for any number of rows. torch.export.load(FILE).module() reads what --to torch wrote.
 """
 
 LIST = """\
@@ -156,6 +162,14 @@ def plot_parser() -> Parser:
     return parser
 
 
+def export_parser() -> Parser:
+    parser = _command("export", "rlopt.cli.export", EXPORT)
+    parser.add_argument("path", metavar="RUN|POLICY", help="a run folder (its last policy), or a policy folder")
+    parser.add_argument("--to", choices=("onnx", "torch"), required=True, help="onnx needs the extra export")
+    parser.add_argument("--out", metavar="FILE", help="the file (default: policy.onnx or policy.pt2)")
+    return parser
+
+
 def list_parser() -> Parser:
     parser = _command("list", "rlopt.cli.listing", LIST)
     parser.add_argument("kind", nargs="?", metavar="KIND", help=", ".join(KINDS))
@@ -174,6 +188,7 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "train": train_parser,
     "evaluate": evaluate_parser,
     "plot": plot_parser,
+    "export": export_parser,
     "list": list_parser,
 }
 

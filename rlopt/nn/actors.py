@@ -59,8 +59,10 @@ class Actor(nn.Module):
         Random actions draw from ``generator``. An episode begins with a row of ``initial_carry``.
         """
         outputs, carry = self.read(obs, carry)
+        if deterministic:  # without asking for the number of rows, which an exported graph must leave open
+            return self.choose(outputs, None), carry
         rows = len(outputs[0] if isinstance(outputs, tuple) else outputs)
-        return self.choose(outputs, None if deterministic else self.noise(rows, generator)), carry
+        return self.choose(outputs, self.noise(rows, generator)), carry
 
     def read(self, obs: Obs, carry: Carry) -> tuple[Any, Carry]:
         """Return what the network gives for N observations, which ``choose`` takes, and the next carry."""

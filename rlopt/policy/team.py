@@ -119,8 +119,7 @@ class TeamActor(Actor):
 
     def _by_row(self, x: Tensor) -> Tensor:
         """Return what a shared network gives for N·n rows, as (N, n, …)."""
-        n = len(self.spec.agents)
-        return x.view(len(x) // n, n, *x.shape[1:])
+        return x.view(-1, len(self.spec.agents), *x.shape[1:])
 
     def of_agent(self, i: int) -> Actor:
         """Return agent i's own actor, which acts on what it sees alone; it shares its network with this one."""
