@@ -17,7 +17,7 @@ from rlopt.envs.normalize import Normalizer
 from rlopt.nn.actors import make_actor
 from rlopt.nn.networks import NetworkConfig, network_options
 from rlopt.policy import Policy
-from rlopt.policy.portable import SUFFIXES, Graph, export_policy
+from rlopt.policy.portable import SUFFIXES, PolicyGraph, export_policy
 from rlopt.policy.team import TeamActor
 from rlopt.types import EnvSpec, RloptError
 
@@ -75,7 +75,7 @@ def policy_of(name: str, normalised: bool = False) -> Policy:
     return Policy(spec, actor, normalizer)
 
 
-def inputs_of(graph: Graph, rows: int) -> tuple[Tensor, ...]:
+def inputs_of(graph: PolicyGraph, rows: int) -> tuple[Tensor, ...]:
     g = torch.Generator().manual_seed(rows)
     found = []
     for x in graph.example():
@@ -91,7 +91,7 @@ def inputs_of(graph: Graph, rows: int) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def expected(policy: Policy, graph: Graph, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+def expected(policy: Policy, graph: PolicyGraph, tensors: tuple[Tensor, ...]) -> list[Tensor]:
     seen = dict(zip(graph.leaves, tensors, strict=False))
     carry = dict(zip(graph.carry, tensors[len(seen) :], strict=True)) or None
     act = policy.act(seen.get("", seen), carry)

@@ -22,7 +22,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 ROWS = 3  # of the example; 1 would be taken for a constant
 
 
-class Graph(nn.Module):
+class PolicyGraph(nn.Module):
     """A policy's most likely actions as a function of tensors alone: its observation's leaves, then its carry's.
 
     Statistics are inside: observations are raw. It returns actions (N, …) in environment units, or int64, then the
@@ -65,7 +65,7 @@ class Graph(nn.Module):
         return *(_example(key, leaf) for key, leaf in self.leaves.items()), *self.carry.values()
 
 
-def export_policy(policy: Policy, path: Path | str, to: str) -> Graph:
+def export_policy(policy: Policy, path: Path | str, to: str) -> PolicyGraph:
     """Write ``policy`` to a file that needs no rlopt, for any number of rows, and return what was traced.
 
     Its inputs are raw observations, its normalisation is inside, and its actions are the most likely ones; a memory's
@@ -81,7 +81,7 @@ def export_policy(policy: Policy, path: Path | str, to: str) -> Graph:
     """
     if to not in SUFFIXES:
         raise RloptError(f"to={to}: a policy is exported to {' or '.join(SUFFIXES)}")
-    graph = Graph(policy).eval()
+    graph = PolicyGraph(policy).eval()
     batch = torch.export.Dim("batch", min=1)
     shapes: Any = (tuple({0: batch} for _ in graph.inputs),)  # a named one: what fixes the number of rows is refused
     try:
@@ -107,7 +107,7 @@ def _torch(program: Any) -> bytes:
     return data.getvalue()
 
 
-def _onnx(program: Any, graph: Graph) -> bytes:
+def _onnx(program: Any, graph: PolicyGraph) -> bytes:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
