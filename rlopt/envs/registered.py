@@ -13,6 +13,7 @@ OWN = {
     "RiverSwim-v0": "rlopt.robust.problems.environments:RiverSwimEnv",
     "GridWorld-v0": "rlopt.robust.problems.environments:GridWorldEnv",
     "Inventory-v0": "rlopt.robust.problems.environments:InventoryEnv",
+    "alfworld": "rlopt.envs.text.alfworld:ALFWorldEnv",
 }
 
 TEXT_GAMES = ("cookingworld", "twc", "coin", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")

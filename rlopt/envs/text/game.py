@@ -4,6 +4,7 @@ that choose among what it offers; policies that write words play the game itself
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -46,6 +47,8 @@ class TextGame(ABC):
     """A game of words with fixed lists of tasks, each of which begins the same way every time."""
 
     id: str
+    kinds: tuple[str, ...] = ()
+    """Of its tasks, where there are several: successes are counted by each."""
 
     @abstractmethod
     def tasks(self, split: str) -> Sequence[int | str]:
@@ -67,6 +70,14 @@ class TextGame(ABC):
     def act(self, words: str) -> Moved:
         """Do something. What the game does not understand is an action too, which it answers."""
 
+    def exact(self) -> str:
+        """Return the true state, of which ``Seen.state`` may show a part.
+
+        Raises:
+            RloptError: the game does not tell.
+        """
+        raise RloptError(f"{self.id} does not tell its true state; leave out ExactState")
+
     def close(self) -> None:  # noqa: B027
         """Release what the game holds. Safe to call twice."""
 
@@ -75,8 +86,9 @@ class ChoiceEnv(gymnasium.Env[dict[str, Any], Any]):
     """A text game as an environment of choices: the action is which of the admissible ones to take.
 
     Observations are numbers that stand for texts: ``state``, which one it is, ``choices`` (K,), what each action would
-    be, and ``action_mask`` (K,), which of them there are. ``info`` has ``success`` at the end. ``reset(seed=s)`` begins
-    the task ``s`` modulo how many there are.
+    be, and ``action_mask`` (K,), which of them there are. ``info`` has ``success``, and where tasks are of several
+    kinds ``success/KIND`` (not a number for those of other kinds), which are facts of episodes. ``reset(seed=s)``
+    begins the task ``s`` modulo how many there are.
 
     Args:
         game: a new game, which is closed with the environment.
@@ -115,13 +127,15 @@ class ChoiceEnv(gymnasium.Env[dict[str, Any], Any]):
             }
         )
         self.action_space: spaces.Space[Any] = spaces.Discrete(choices)
-        self._seen = Seen("", "", ())
+        if game.kinds:
+            self.metadata = {**self.metadata, "facts": ("success", *(f"success/{kind}" for kind in game.kinds))}
+        self._seen, self._kind = Seen("", "", ()), ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
         """Begin a task; see the class."""
         super().reset(seed=seed)
         at = int(self.np_random.integers(len(self.tasks))) if seed is None else seed % len(self.tasks)
-        self._seen = self.game.begin(self.tasks[at])
+        self._seen, self._kind = self.game.begin(self.tasks[at]), self.game.kind(self.tasks[at])
         return self._observation(), {}
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -130,7 +144,12 @@ class ChoiceEnv(gymnasium.Env[dict[str, Any], Any]):
         moved = self.game.act(there[int(action)] if int(action) < len(there) else "wait")
         self._seen = moved.seen
         info = {"success": float(moved.success)}
+        info |= {f"success/{kind}": info["success"] if kind == self._kind else math.nan for kind in self.game.kinds}
         return self._observation(), moved.reward, moved.terminated, moved.truncated, info
+
+    def exact_state(self) -> str:
+        """Return the game's true state, of this task."""
+        return self.game.exact()
 
     def render(self) -> Any:
         """Return what the game last said."""
