@@ -28,6 +28,15 @@ class Curve:
     """Whose published curves it is seen beside."""
     protocol: str | None = None
     """How an Atari game was played."""
+    spread: Array | None = None
+    """(T, 2) of a single seed, the ends of the 95 % interval of its mean over the episodes of each evaluation."""
+
+    def interval_at(self, step: int) -> Array | None:
+        """Return (2,) a single seed's interval over episodes at the evaluation nearest to ``step``, where it is
+        known."""
+        if self.spread is None or self.at(step) is None:
+            return None
+        return np.asarray(self.spread[int(np.argmin(np.abs(self.steps - step)))])
 
     def at(self, step: int) -> Array | None:
         """Return (seeds',) scores of the evaluation nearest to ``step``, of those seeds that have it.

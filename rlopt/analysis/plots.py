@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,8 @@ from rlopt.analysis.statistics import Array, bootstrap_curve, bootstrap_interval
 from rlopt.analysis.tables import read_csv
 from rlopt.errors import RloptError
 
-_REFERENCE_STYLES = (("#333333", (0, (5, 2))), ("#8C8C8C", (0, (1, 1.2))))
-_COLUMNS = 3
+_REFERENCE_STYLES = (("#333333", (0, (5, 2))), ("#8C8C8C", (0, (1, 1.2))), ("#6B6B6B", (0, (6, 1.5, 1, 1.5))))
 _TRAINING_POINTS = 400
-_NOTE = "Line: interquartile mean over seeds; band: 95 % bootstrap interval; thin: single seeds."
 
 
 def draw_run(run_folder: str | Path, out: str | Path, unit: str = "environment steps") -> None:
@@ -64,7 +63,8 @@ def draw_run(run_folder: str | Path, out: str | Path, unit: str = "environment s
     _dress(axes, run.env_id, max(ends))
     axes.set_xlabel(unit)
     axes.set_ylabel("return")
-    _finish(figure, [axes], None, out)
+    _finish(figure, [axes], caption(curves([run])) if len(run.evaluations) > 1 else None)
+    save_figure(figure, out)
 
 
 def draw_runs(
@@ -107,15 +107,27 @@ def draw_panels(
     pooled: Sequence[PooledCurve] = (),
     frames: bool = False,
 ) -> None:
-    """Draw curves to the image ``out``, a panel per key (an environment id) with its published curves, and one of games
+    """Draw ``panels_figure`` to the image ``out``."""
+    save_figure(panels_figure(panels, title, pooled, frames), out)
+
+
+def panels_figure(
+    panels: Mapping[str, Sequence[Curve]],
+    title: str | None = None,
+    pooled: Sequence[PooledCurve] = (),
+    frames: bool = False,
+) -> Figure:
+    """Return a picture of curves, a panel per key (an environment id) with its published curves, and one of games
     ``pooled`` for each of their labels.
 
     Each curve is the interquartile mean over seeds with its 95 % bootstrap band, where all seeds have been evaluated,
-    and a thin line per seed. Curves of one name share a colour across panels; the axis ends where the own curves end.
+    and a thin line per seed, dashed where it goes on beyond the others; of a single seed the mean over its evaluation
+    episodes with their interval. Curves of one name share a colour across panels; the axis ends where the own curves
+    end.
     """
     labels_of_pools = list(dict.fromkeys(curve.label for curve in pooled))
     count = len(panels) + len(labels_of_pools)
-    columns = min(count, _COLUMNS)
+    columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
     unit, scale = ("emulator frames", FRAMES) if frames else ("environment steps", 1)
     size = (6.4, 4.4) if count == 1 else (3.3 * columns + 0.3, 2.7 * rows + 0.9)
@@ -148,14 +160,16 @@ def draw_panels(
         drawn.append(axes)
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)
-    _finish(figure, drawn, _NOTE, out)
+    _finish(figure, drawn, caption(everything))
+    return figure
 
 
 def summary_rows(found: Iterable[Curve], steps: Iterable[int]) -> list[dict[str, Any]]:
     """Return each curve at each step that it reaches: ``env, name, step, seeds, mean, sd, iqm, low, high``.
 
     ``sd`` is over seeds (with n - 1; NaN for one seed); ``low`` and ``high`` are the 95 % bootstrap interval of the
-    interquartile mean. The evaluation nearest to the step counts.
+    interquartile mean, and of one seed that of its mean over evaluation episodes. The evaluation nearest to the step
+    counts.
     """
     rows = []
     wanted = list(steps)
@@ -166,6 +180,8 @@ def summary_rows(found: Iterable[Curve], steps: Iterable[int]) -> list[dict[str,
                 continue
             sd = float(scores.std(ddof=1)) if len(scores) > 1 else float("nan")
             interval = bootstrap_interval(scores)
+            if (over_episodes := curve.interval_at(step)) is not None:
+                interval = interval._replace(low=float(over_episodes[0]), high=float(over_episodes[1]))
             row = {"env": curve.env_id, "name": curve.name, "step": step, "seeds": len(scores)}
             row |= {"mean": float(scores.mean()), "sd": sd}
             rows.append(row | {"iqm": interval.estimate, "low": interval.low, "high": interval.high})
@@ -191,14 +207,34 @@ def _training_returns(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _draw_curve(axes: Axes, curve: Curve, colour: str, label: str) -> None:
+    common = curve.common()
     if curve.scores.shape[1] > 1:
+        shared = int(curve.steps[common][-1]) if common.any() else 0
         for column in curve.scores.T:
             here = ~np.isnan(column)
-            axes.plot(curve.steps[here], column[here], color=colour, linewidth=0.6, alpha=0.4)
-    common = curve.common()
-    # With no step that all seeds share, the label must not vanish with the line.
-    band = bootstrap_curve(curve.scores[common], iqm) if common.any() else np.empty((3, 0))
+            within, beyond = here & (curve.steps <= shared), here & (curve.steps >= shared)
+            axes.plot(curve.steps[within], column[within], color=colour, linewidth=0.6, alpha=0.4)
+            if beyond.sum() > 1:
+                axes.plot(curve.steps[beyond], column[beyond], color=colour, linewidth=0.9, alpha=0.6, linestyle="--")
+    if curve.spread is not None:
+        band = np.concatenate([curve.scores[common].T, curve.spread[common].T])
+    else:  # with no step that all seeds share, the label must not vanish with the line
+        band = bootstrap_curve(curve.scores[common], iqm) if common.any() else np.empty((3, 0))
     _line(axes, curve.steps[common], band, colour, label)
+
+
+def caption(drawn: Sequence[Curve]) -> str:
+    """Return what the lines and bands of ``drawn`` are, and nothing that none of them has."""
+    told = []
+    if many := [curve for curve in drawn if curve.scores.shape[1] > 1]:
+        told.append("Line: interquartile mean over seeds; band: 95 % bootstrap interval; thin: single seeds")
+        if any(len(curve.steps) and not curve.common()[-1] for curve in many):
+            told[-1] += " (dashed: where not all have got to)"
+    if any(curve.spread is not None for curve in drawn):
+        whose = "of one seed" if many else "one seed"
+        told.append(f"{whose}: the mean of its evaluation episodes and their 95 % interval, not that of seeds")
+    text = "; ".join(told)
+    return text[:1].upper() + text[1:] + "." if text else ""
 
 
 def _label(name: str, seeds: Sequence[int]) -> str:
@@ -264,8 +300,8 @@ def format_steps(value: float) -> str:
     return f"{value:g}"
 
 
-def _finish(figure: Figure, drawn: Sequence[Axes], note: str | None, out: str | Path) -> None:
-    """One legend below all panels, the note under it, and the file."""
+def _finish(figure: Figure, drawn: Sequence[Axes], note: str | None) -> None:
+    """One legend below all panels, and the note over it."""
     handles = {label: handle for axes in drawn for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     width = len(max(handles, key=len))
     columns = max(1, min(len(handles), int(figure.get_figwidth() * 15 / (width + 6))))
@@ -273,10 +309,11 @@ def _finish(figure: Figure, drawn: Sequence[Axes], note: str | None, out: str | 
         list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=8
     )
     if note:
+        # a letter of the small type is about a seventeenth of an inch wide.
+        note = textwrap.fill(note, int(figure.get_figwidth() * 17))
         legend.set_title(note, prop=FontProperties(size=7.5))
         legend.get_title().set_color("#555555")
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name may hold dollars
     for line in legend.get_lines():
         line.set_alpha(1.0)
-    save_figure(figure, out)

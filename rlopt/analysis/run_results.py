@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlopt.analysis.curves import Curve, merge
+from rlopt.analysis.statistics import mean_interval
 from rlopt.analysis.tables import read_csv
 from rlopt.errors import RloptError
 from rlopt.settings import read_settings
@@ -54,6 +55,11 @@ class Run:
         return str(self.config["agent.name"])
 
     @property
+    def seed(self) -> int:
+        """The first one, where it holds several."""
+        return int(self.config["seed"])
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The settings that make two runs the same experiment: all of agent, buffer and environment, precision and
         overlap, and not the seed, the length or the machine."""
@@ -63,6 +69,15 @@ class Run:
             if key.startswith(_DEFINES_AN_EXPERIMENT) and not key.endswith((".device", ".timeout"))
         }
         return own | {key: self.config.get(key, usual) for key, usual in _SO_DO.items()}
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """Runs that differ in nothing but their seed."""
+
+    runs: list[Run]
+    """Those whose evaluations ``curve`` has."""
+    curve: Curve
 
 
 def load_run(folder: str | Path) -> Run:
@@ -82,7 +97,7 @@ def load_run(folder: str | Path) -> Run:
     for key in ("agent.name", "env.id", "seed"):
         if key not in config:
             raise RloptError(f"{path} lacks {key}; give a folder written by rlopt train")
-    return Run(folder, config, _evaluations(folder, int(config["seed"])))
+    return Run(folder, config, evaluations(folder, int(config["seed"])))
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -96,6 +111,11 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def curves(runs: Iterable[Run]) -> list[Curve]:
+    """Return one curve per experiment, those of ``seed_groups``."""
+    return [group.curve for group in seed_groups(runs)]
+
+
+def seed_groups(runs: Iterable[Run]) -> list[SeedGroup]:
     """Return one curve per experiment: runs that differ in nothing but their seed are its columns.
 
     A curve is named after its agent, and where one environment has several experiments of one agent also after the
@@ -115,16 +135,21 @@ def curves(runs: Iterable[Run]) -> list[Curve]:
         else:
             groups.append([run])
     return [
-        replace(
-            merge(name, env_id, [(e.steps, e.means) for e in _one_per_seed(group)], group[0].agent),
-            protocol=group[0].config.get("env.protocol"),
-        )
-        for env_id, groups in by_env.items()
+        _seed_group(name, group)
+        for groups in by_env.values()
         for name, group in zip(_names([group[0] for group in groups]), groups, strict=True)
     ]
 
 
-def _one_per_seed(group: Sequence[Run]) -> list[EvaluationCurve]:
+def _seed_group(name: str, group: Sequence[Run]) -> SeedGroup:
+    kept = _one_per_seed(group)
+    merged = merge(name, group[0].env_id, [(e.steps, e.means) for _, e in kept], group[0].agent)
+    spread = np.array([mean_interval(episodes)[1:] for episodes in kept[0][1].returns]) if len(kept) == 1 else None
+    runs = list({id(run): run for run, _ in kept}.values())
+    return SeedGroup(runs, replace(merged, protocol=group[0].config.get("env.protocol"), spread=spread))
+
+
+def _one_per_seed(group: Sequence[Run]) -> list[tuple[Run, EvaluationCurve]]:
     """Return the evaluations of one experiment's runs, in their order; of each seed those that go furthest."""
     best: dict[int, tuple[Run, EvaluationCurve]] = {}
     for run in group:
@@ -137,18 +162,20 @@ def _one_per_seed(group: Sequence[Run]) -> list[EvaluationCurve]:
             _log.warning("%s is left out: %s is the same experiment with seed %d", left.folder, kept.folder, own.seed)
             if kept is run:
                 best[own.seed] = run, own
-    return [own for _, own in best.values()]
+    return list(best.values())
 
 
-def _evaluations(folder: Path, first_seed: int) -> list[EvaluationCurve]:
+def evaluations(folder: Path, first_seed: int, column: str = "return") -> list[EvaluationCurve]:
+    """Return each seed's evaluations in a run folder, of their returns or of another ``column`` (a fact, such as
+    ``success``); empty where it has none."""
     path = folder / "evaluations.csv"
     if not path.is_file():
         return []
     table = read_csv(path)
-    if not table or not table["step"]:
+    if not table or not table["step"] or column not in table:
         return []
     steps = np.array(table["step"], dtype=np.int64)
-    returns = np.array(table["return"], dtype=np.float64)
+    returns = np.array(table[column], dtype=np.float64)
     slots = np.array(table.get("run", [0] * len(steps)), dtype=np.int64)
     seeds: dict[int, EvaluationCurve] = {}
     for run, step, value in zip(slots.tolist(), steps.tolist(), returns.tolist(), strict=True):

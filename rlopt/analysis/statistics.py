@@ -1,4 +1,4 @@
-"""Statistics over seeds: interquartile means, intervals, probability of improvement.
+"""Statistics over seeds: interquartile means, intervals, probability of improvement, performance profiles.
 
 The definitions are those of Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice"
 (arXiv 2108.13264, the rliable library): a score belongs to a task and a seed; a bootstrap resamples seeds inside each
@@ -143,6 +143,29 @@ def probability_of_improvement(
     return _percentile(estimate, np.concatenate(draws), level)
 
 
+def performance_profile(
+    scores: Scores, thresholds: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Array:
+    """Return (3, T): the fraction of runs whose score is above each threshold (T,), and the ends of its pointwise
+    interval (NaN where no task has a second seed).
+
+    The run-score distribution of Agarwal et al. 2021, section 4.2: every task weighs the same, whatever its number of
+    seeds. A curve that lies above another one everywhere belongs to the better agent (stochastic dominance).
+    """
+    tasks, limits = _by_task(scores), np.asarray(thresholds, dtype=np.float64)
+
+    def above(block: list[Array]) -> Array:  # (K, seeds) each
+        return np.asarray(np.mean([(each[:, :, None] > limits).mean(axis=1) for each in block], axis=0))
+
+    estimate = above([task[None] for task in tasks])[0]
+    if all(len(task) < 2 for task in tasks):
+        return np.stack([estimate, np.full_like(estimate, math.nan), np.full_like(estimate, math.nan)])
+    rng = numpy_generator(seed, "bootstrap")
+    wide = max(1, sum(len(task) for task in tasks) * len(limits))
+    draws = np.concatenate([above(block) for block in _resample(rng, tasks, resamples, _CHUNK // wide)])
+    return np.stack([estimate, *np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)])
+
+
 def student_t_quantile(probability: float, dof: int) -> float:
     """Return the quantile of Student's t distribution with an integer number of degrees of freedom, by bisection.
 
@@ -193,9 +216,11 @@ def _by_task(scores: Scores) -> list[Array]:
     return tasks
 
 
-def _resample(rng: np.random.Generator, tasks: list[Array], resamples: int) -> Iterator[list[Array]]:
-    """Blocks of resampled tasks, each a list of (K, seeds_t)."""
-    block = max(1, _CHUNK // sum(len(task) for task in tasks))
+def _resample(
+    rng: np.random.Generator, tasks: list[Array], resamples: int, most: int | None = None
+) -> Iterator[list[Array]]:
+    """Blocks of resampled tasks, each a list of (K, seeds_t), K at most ``most``."""
+    block = max(1, _CHUNK // sum(len(task) for task in tasks) if most is None else most)
     for start in range(0, resamples, block):
         k = min(block, resamples - start)
         yield [task[rng.integers(0, len(task), size=(k, len(task)))] for task in tasks]

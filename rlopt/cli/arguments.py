@@ -17,6 +17,7 @@ usage: rlopt COMMAND ...
   evaluate   evaluate a run or an exported policy      rlopt evaluate RUN --episodes 20
   plot       draw learning curves of runs              rlopt plot runs/* --out curves.png
   export     a policy as ONNX or torch.export          rlopt export RUN --to onnx
+  report     judge runs on one page                    rlopt report runs/* --out report.html
   list       what there is to choose from              rlopt list agents
 
 `rlopt COMMAND --help` tells more; `rlopt --version` says which rlopt this is.
@@ -49,6 +50,13 @@ environment a panel, with published curves beside them where they are known. Pri
 EXPORT = """\
 Writes the policy of a run folder or a policy folder for programs without rlopt: raw observations in, the most likely
 actions out, for any number of rows. torch.export.load(FILE).module() reads what --to torch wrote.
+"""
+
+REPORT = """\
+Writes one page about run folders: whether each experiment= came to what its file expects, interquartile means with
+intervals, probability of improvement, performance profiles, learning curves with published ones beside, wall-clock,
+versions and the options in which runs differ. An .html file holds everything and loads nothing; .md has its pictures
+beside it. Prints the verdicts.
 """
 
 LIST = """\
@@ -170,6 +178,24 @@ def export_parser() -> Parser:
     return parser
 
 
+def report_parser() -> Parser:
+    parser = _command("report", "rlopt.cli.report", REPORT)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--out", default="report.html", metavar="FILE", help="html or md (default: report.html)")
+    parser.add_argument("--title", metavar="TEXT", help="of the page")
+    parser.add_argument(
+        "--at", type=_steps, action="append", metavar="STEP", help="a step to compare at; may be repeated"
+    )
+    parser.add_argument(
+        "--config-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a further folder of config groups, where experiments of your own lie",
+    )
+    return parser
+
+
 def list_parser() -> Parser:
     parser = _command("list", "rlopt.cli.listing", LIST)
     parser.add_argument("kind", nargs="?", metavar="KIND", help=", ".join(KINDS))
@@ -189,6 +215,7 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "evaluate": evaluate_parser,
     "plot": plot_parser,
     "export": export_parser,
+    "report": report_parser,
     "list": list_parser,
 }
 
