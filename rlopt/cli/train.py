@@ -104,7 +104,7 @@ def _ended(result: Result, config: TrainConfig) -> int:
     print(f"draw         rlopt plot {where} --out curve.png")
     if not result.saved:
         print(
-            f"error: the last checkpoint could not be written to {result.folder}; free some space there",
+            f"error: the last checkpoint could not be written to {result.folder}; the warning above says why",
             file=sys.stderr,
         )
         return 1

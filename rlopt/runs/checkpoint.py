@@ -39,7 +39,7 @@ from rlopt.runs.manifest import (
     verify_file,
     write_manifest,
 )
-from rlopt.state import CorruptCheckpoint, load_state, read_tensors, save_state, state_bytes, write_tensors
+from rlopt.state import STRUCTURE, CorruptCheckpoint, load_state, read_tensors, save_state, state_bytes, write_tensors
 from rlopt.types import RloptError, State
 
 if TYPE_CHECKING:
@@ -131,9 +131,11 @@ class Checkpoints:
                     with suppress(OSError):
                         path.unlink(missing_ok=True)
             if isinstance(e, OSError):
+                # A structure grows with the states of the environments; a disk's own limit says nothing of it.
+                advice = "make num_envs smaller" if STRUCTURE in str(e.strerror) else "free some space there"
                 raise CheckpointFailed(
                     f"the checkpoint of step {step} could not be written to {self.folder}: {e}; "
-                    "what was saved before is intact; free some space there"
+                    f"what was saved before is intact; {advice}"
                 ) from e
             raise
         self._logs = saved
