@@ -115,6 +115,11 @@ def _unknown(name: str) -> str:
     with contextlib.suppress(ImportError):
         register_games("ALE/")
     lost = "is not a registered environment"
+    if re.fullmatch(r"\w+_v\d+", name.rpartition("/")[2].rpartition(".")[2]):
+        return (
+            f"{lost}; it looks like one of PettingZoo: write env=pettingzoo:MODULE for the module that has its "
+            "parallel_env, as pettingzoo:mpe2.simple_spread_v3"
+        )
     stems: dict[str, list[str]] = {}
     for known in gymnasium.registry:  # names are compared without versions and namespaces, which many share
         for short in {known.rpartition("-v")[0], known.rpartition("-v")[0].rpartition("/")[2]}:
@@ -126,11 +131,6 @@ def _unknown(name: str) -> str:
         if name.startswith(beginnings):
             there = f"write env={package}:{name} once it is installed ({_installs(package)})"
             return f"{lost} here; the package {package} has such names: {there}"
-    if re.fullmatch(r"\w+_v\d+", name.rpartition("/")[2].rpartition(".")[2]):
-        return (
-            f"{lost}; it looks like one of PettingZoo: write env=pettingzoo:MODULE for the module that has its "
-            "parallel_env, as pettingzoo:mpe2.simple_spread_v3"
-        )
     return f"{lost}; `rlopt list envs` shows what there is, and module:Name-v0 is one that a module of yours registers"
 
 

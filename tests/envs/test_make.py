@@ -230,6 +230,7 @@ def test_ales_own_vector_environment_is_another_task_but_may_be_adapted() -> Non
     [
         ("FetchReach-v4", "write env=gymnasium_robotics:FetchReach-v4 once it is installed"),
         ("simple_spread_v3", "it looks like one of PettingZoo: write env=pettingzoo:MODULE"),
+        ("pistonball_v6", "it looks like one of PettingZoo: write env=pettingzoo:MODULE"),
         ("mpe/simple_spread_v3", "MPE has no task 'simple_spread_v3'"),
         ("HalfCheetah-v9", "did you mean HalfCheetah-v5?"),
         ("Qqqqqq-v5", "module:Name-v0 is one that a module of yours registers"),
