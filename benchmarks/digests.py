@@ -107,6 +107,7 @@ CASES = {
     "iql": f"agent=iql {TEAM} env.kwargs.actions=discrete",
     "vdn": f"agent=vdn {TEAM} env.kwargs.actions=discrete",
     "qmix": f"agent=qmix {TEAM} env.kwargs.actions=discrete agent.mixing_units=4",
+    "mansa": f"agent=mansa {TEAM} env.kwargs.actions=discrete agent.budget=3",
     "hatd3": f"agent=hatd3 {TEAM} env.kwargs.actions=box num_envs=2",
     "matd3": f"agent=matd3 {TEAM} env.kwargs.actions=box",
     "dqn": f"agent=dqn {Q}",

@@ -46,6 +46,7 @@ AGENTS: dict[str, Entry] = {
     "iql": (QMIX, {"agent": {"mixer": "none"}}),
     "vdn": (QMIX, {"agent": {"mixer": "sum"}}),
     "qmix": QMIX,
+    "mansa": "rlopt.agents.teams.mansa:MANSA",
     "sac": "rlopt.agents.sac:SAC",
     "sac_2018": "rlopt.agents.sac_2018:SAC2018",
     "sac_discrete": "rlopt.agents.sac_discrete:DiscreteSAC",

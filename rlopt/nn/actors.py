@@ -45,6 +45,10 @@ class Actor(nn.Module):
 
     kind: ClassVar[str]
     options: Options
+    draws: bool = False
+    """Whether it needs random numbers for its most likely actions, too."""
+    sees_state: bool = False
+    """Whether it acts for a team by the state, which only critics see elsewhere."""
 
     @torch.no_grad()
     def act(
@@ -71,6 +75,10 @@ class Actor(nn.Module):
     def initial_carry(self, rows: int) -> Carry:
         """Return the carry with which ``rows`` episodes begin; None of a network without a memory."""
         return None
+
+    def facts(self, carry: Carry) -> dict[str, Tensor]:
+        """Return numbers {name: (N,)} of the step that led to ``carry``, whose sums are facts of an episode."""
+        return {}
 
     def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
         """Return what ``choose`` needs for ``rows`` random actions, (rows, …)."""

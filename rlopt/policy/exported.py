@@ -15,6 +15,7 @@ from rlopt.envs.normalize import Normalizer
 from rlopt.envs.spaces import ActionCodec, Leaf, ObservationCodec
 from rlopt.nn.actors import Actor
 from rlopt.policy.frozen_statistics import frozen_statistics, load_statistics
+from rlopt.policy.switching import state_leaves
 from rlopt.policy.team import TeamActor
 from rlopt.types import (
     Act,
@@ -107,9 +108,10 @@ class Policy:
         obs = map_obs(lambda x: on_device(x, device), obs)
         if self.normalizer is not None:
             obs = self.normalizer.normalize_obs(obs)
-        if generator is None and not deterministic:
+        if generator is None and (self.actor.draws or not deterministic):
             generator = self._own_generator()
-        return Act(*self.actor.act(obs, carry, deterministic, generator))
+        action, after = self.actor.act(obs, carry, deterministic, generator)
+        return Act(action, after, facts=self.actor.facts(after))
 
     @torch.no_grad()
     def act_as(
@@ -142,6 +144,8 @@ class Policy:
         """
         if self._observations is None or self._actions is None:
             seen, joint = seen_leaves(self.spec), self.spec.observation_space
+            if self.actor.sees_state:
+                seen = {**seen, **state_leaves(self.spec)}
             self._observations = ObservationCodec(spaces.Dict(seen) if self.spec.agents else joint)
             self._actions = ActionCodec(self.spec.action_space)
             self._ignored = obs_leaves(joint).keys() - seen.keys() if self.spec.agents else set()

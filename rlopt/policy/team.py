@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
 from rlopt.joint import join_actions, own_action, own_obs, shared_agent, shared_obs
 from rlopt.nn.actors import Actor, Options, make_actor
+from rlopt.policy.switching import DEFAULTS, SwitchingActor, switch_space
 from rlopt.types import Carry, EnvSpec, Obs, RloptError, map_obs, seen_leaves, shape_of, tensor_dtype
 
 MAX_OWN = 256
@@ -173,6 +175,15 @@ def build_actor(spec: EnvSpec, kind: str, options: Mapping[str, Any]) -> Actor:
         RloptError: an unknown kind.
         KeyError, TypeError, ValueError: options that make no sense.
     """
+    if kind == SwitchingActor.kind and spec.agents:
+        parts = [
+            build_actor(spec, options[name]["kind"], options[name]["options"])
+            for name in ("independent", "centralised")
+        ]
+        own, network = {name: options[name] for name in DEFAULTS}, options["switch"]
+        seen = switch_space(spec, own["budget"], own["on"])
+        switch = None if network is None else make_actor(network["kind"], seen, Discrete(2), network["options"])
+        return SwitchingActor(spec, *parts, switch, own)
     if kind != TeamActor.kind or not spec.agents:
         return make_actor(kind, spec.observation_space, spec.action_space, dict(options))
     shared, described = options["shared"] is True, options["actors"]

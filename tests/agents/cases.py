@@ -131,6 +131,7 @@ AGENTS: dict[str, Case] = {
     ),
     "vdn": Case({**TEAM, "kwargs": {"length": 4}}, {**Q, "target_every": 2}, team=True),
     "qmix": Case({**TEAM, "kwargs": {"length": 4}}, {**Q, "mixing_units": 4, "target_every": 2}, team=True),
+    "mansa": Case({**TEAM, "kwargs": {"length": 4}}, {**Q, "budget": 3, "target_every": 2}, team=True),
     "isac": Case({**TEAM, "kwargs": {"length": 4}}, SMALL, team=True),
     "hatd3": Case(
         {**TEAM, "kwargs": {"actions": "box", "length": 4}}, SMALL, actions=TORQUE, always={"policy_delay": 1},
