@@ -156,8 +156,7 @@ def switch_obs(
 
 def state_leaves(spec: EnvSpec) -> dict[str, spaces.Space[Any]]:
     """Return the leaves of the joint observations that a switch reads."""
-    central, leaves = critic_space(spec), obs_leaves(spec.observation_space)
-    names = (
-        central.spaces.keys() if isinstance(central, spaces.Dict) else [k for k, v in leaves.items() if v == central]
-    )
-    return {key: leaves[key] for key in names}
+    central = critic_space(spec)
+    several = set(central.spaces) if isinstance(central, spaces.Dict) else set()
+    leaves = obs_leaves(spec.observation_space).items()
+    return {key: leaf for key, leaf in leaves if key in several or leaf == central}

@@ -176,14 +176,11 @@ def build_actor(spec: EnvSpec, kind: str, options: Mapping[str, Any]) -> Actor:
         KeyError, TypeError, ValueError: options that make no sense.
     """
     if kind == SwitchingActor.kind and spec.agents:
-        parts = [
-            build_actor(spec, options[name]["kind"], options[name]["options"])
-            for name in ("independent", "centralised")
-        ]
-        own, network = {name: options[name] for name in DEFAULTS}, options["switch"]
-        seen = switch_space(spec, own["budget"], own["on"])
-        switch = None if network is None else make_actor(network["kind"], seen, Discrete(2), network["options"])
-        return SwitchingActor(spec, *parts, switch, own)
+        learners = [build_actor(spec, **options[name]) for name in ("independent", "centralised")]
+        rule, network = {name: options[name] for name in DEFAULTS}, options["switch"]
+        sees = switch_space(spec, rule["budget"], rule["on"])
+        switch = None if network is None else make_actor(network["kind"], sees, Discrete(2), network["options"])
+        return SwitchingActor(spec, learners[0], learners[1], switch, rule)
     if kind != TeamActor.kind or not spec.agents:
         return make_actor(kind, spec.observation_space, spec.action_space, dict(options))
     shared, described = options["shared"] is True, options["actors"]

@@ -11,7 +11,7 @@ budget of n calls the remaining number is a part of its state.
 Choices taken here, to be checked one by one by whoever has the paper:
 
 1. Global is a double DQN with the choices 0 and 1, of the state that critics see. It calls where Q(s, 1) > Q(s, 0),
-   the threshold form of v = max(M v, value of going on independently) (tables: ``rlopt.agents.teams.switching``).
+   the threshold form of v = max(M v, value of going on independently) (tables: ``rlopt.agents.teams.switch_tables``).
 2. The budget is a hard mask: with no call left g = 0. The remaining share is an input.
 3. The independent learner draws every transition, as it learns off policy; the centralised one those of its own calls
    (``centralised_learns=everything``: all). Global learns from the independent one's minibatches.
@@ -113,7 +113,7 @@ class MANSA(Agent):
         network: Any = None if self.switch is None else self.switch.actor.module
         actors = [each.policies[0].actor for each in learners.values()]
         options = {"rule": c.rule, "budget": c.budget, "rate": c.rate, "every": c.every, "on": costs_on}
-        self.actor = SwitchingActor(spec, *actors, network, options)
+        self.actor = SwitchingActor(spec, actors[0], actors[1], network, options)
         self.used = (c.rule,) if c.rule in LEARNERS and c.budget is None else LEARNERS
         """Who ever acts, and so learns."""
         masks = {"independent": None, "centralised": "switch" if c.centralised_learns == "calls" else None}

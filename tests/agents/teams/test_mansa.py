@@ -11,7 +11,7 @@ from torch import Tensor
 from rlopt import registry
 from rlopt.agents.base import Agent, ReplayAgentConfig
 from rlopt.agents.teams.mansa import MANSA, MANSAConfig
-from rlopt.agents.teams.switching import budgeted_operator, intervenes, learn_table, switching_operator, switching_q
+from rlopt.agents.teams.switch_tables import budgeted_operator, intervenes, learn_table, switching_operator, switching_q
 from rlopt.envs.teams.two_rooms import BEST, SAFE, switching_values
 from rlopt.loops.evaluation import Evaluator
 from rlopt.nn import Actor, NetworkConfig
@@ -66,11 +66,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "AGENTS", {**registry.AGENTS, **own})
 
 
-def rooms_loop(independent: str, steps: int = 2400, **agent: Any) -> Any:
+def rooms_loop(independent: str, steps: int = 1400, **agent: Any) -> Any:
     options = {
         "name": "mansa", "independent": {"name": independent}, "centralised": {"name": "best"}, "gamma": 0.9,
-        "network": {"hidden": [32]}, "learning_rate": 3e-3, "warmup_steps": 200, "epsilon_steps": 1000,
-        "target_every": 20, "update_ratio": [1, 6], **agent,
+        "network": {"hidden": [32]}, "learning_rate": 3e-3, "warmup_steps": 200, "epsilon_steps": 600,
+        "target_every": 20, "update_ratio": [1, 5], **agent,
     }  # fmt: skip
     tree = {
         "seed": 1, "total_steps": steps, "num_envs": 8, "device": "cpu", "threads": 1, "agent": options,
@@ -125,7 +125,7 @@ def test_the_operator_contracts_to_the_closed_form(cost: float) -> None:
         apart = (switching_operator(v, paid, chain, cost, 0.9) - switching_operator(w, paid, chain, cost, 0.9)).abs()
         assert apart.max() <= 0.9 * (v - w).abs().max() + 1e-12
     v, (paid, chain) = torch.zeros(2, dtype=torch.float64), model()
-    for _ in range(300):
+    for _ in range(200):
         v = switching_operator(v, paid, chain, cost, 0.9)
     expected, where = switching_values(cost, 0.9)
     torch.testing.assert_close(v, expected)
@@ -134,7 +134,7 @@ def test_the_operator_contracts_to_the_closed_form(cost: float) -> None:
 
 
 def test_q_learning_in_a_table_comes_to_the_dynamic_programme() -> None:
-    g, (paid, chain) = torch.Generator().manual_seed(1), model()
+    g, paid = torch.Generator().manual_seed(1), model()[0]
     q = torch.zeros(2, 2, dtype=torch.float64)
     for rate in (0.1, 0.02, 0.004):
         state, calls = torch.randint(2, (6000,), generator=g), torch.randint(2, (6000,), generator=g)
@@ -197,9 +197,8 @@ def test_what_global_learns_from_by_hand() -> None:
     batch = team_batch(spec, size=4)
     calls = torch.tensor([True, True, False, False])
     extras = {"switch": calls, "remaining": torch.tensor([2.0, 1.0, 1.0, 0.0]), "on": torch.tensor([0, 1, 1, 0]).bool()}
-    found = MANSA(spec, small(cost=0.5, budget=2)).switch_batch(
-        batch._replace(extras={k: extras[k] for k in ("switch", "remaining")})
-    )
+    agent, own = MANSA(spec, small(cost=0.5, budget=2)), ("switch", "remaining")
+    found = agent.switch_batch(batch._replace(extras={k: extras[k] for k in own}))
     assert torch.equal(found.reward, batch.reward - 0.5 * calls) and torch.equal(found.action, calls.long())
     assert found.obs["remaining"].flatten().tolist() == [1.0, 0.5, 0.5, 0.0]
     assert found.next_obs["remaining"].flatten().tolist() == [0.5, 0.0, 0.5, 0.0]
@@ -213,7 +212,7 @@ def test_what_global_learns_from_by_hand() -> None:
 def test_everybody_acts_by_whom_the_switch_says() -> None:
     spec = team_spec("discrete")
     obs = team_batch(spec, size=40).obs
-    agent = MANSA(spec, small())
+    agent = MANSA(spec, small(), seed=3)
     act = agent.act(obs, agent.initial_carry(40), deterministic=True)
     each = [agent.learners[name].act(obs, deterministic=True).action for name in ("independent", "centralised")]
     calls = act.carry["switch/on"].bool()
