@@ -95,6 +95,8 @@ class MANSA(Agent):
     name: ClassVar[str] = "mansa"
     supports_teams = True
     config_class = MANSAConfig
+    learner: ClassVar[type[DQN]] = DQN
+    """Of Global."""
     config: MANSAConfig
 
     def build(self) -> None:
@@ -102,14 +104,14 @@ class MANSA(Agent):
         if not spec.agents:
             raise RloptError(f"{spec.id} has one agent, so there is nothing to centralise; use agent=dqn")
         self.evaluation_mode = EvaluationMode(True, c.evaluation_epsilon)
-        learners: dict[str, Any] = {name: self.learner(name) for name in LEARNERS}
+        learners: dict[str, Any] = {name: self.make_learner(name) for name in LEARNERS}
         self.learners = learners
         self.switch: DQN | None = None
         costs_on = c.cost_of == "switch_on"
         if c.rule == "global":
             own = {f.name: getattr(c, f.name) for f in fields(DQNConfig)}
             seen = EnvSpec(f"{spec.id}/switch", switch_space(spec, c.budget, costs_on), spaces.Discrete(2))
-            self.switch = self.child("switch", DQN, DQNConfig(**{**own, "name": "dqn"}), seen)
+            self.switch = self.child("switch", self.learner, DQNConfig(**{**own, "name": "dqn"}), seen)
         network: Any = None if self.switch is None else self.switch.actor.module
         actors = [each.policies[0].actor for each in learners.values()]
         options = {"rule": c.rule, "budget": c.budget, "rate": c.rate, "every": c.every, "on": costs_on}
@@ -126,7 +128,7 @@ class MANSA(Agent):
         self.untold = self.persist("untold", torch.zeros((), dtype=torch.int64))
         """Updates of the centralised learner since the latest step."""
 
-    def learner(self, name: str) -> Agent:
+    def make_learner(self, name: str) -> Agent:
         """Return the learner that the option ``name`` describes.
 
         Raises:
