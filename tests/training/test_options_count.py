@@ -39,7 +39,7 @@ VALUES: dict[str, Any] = {
     "optimiser.kwargs": {"maximize": True}, "search.tolerance": 5.0, "td_threshold": 1e-3, "tolerance": 1e6,
     "update_ratio": [2, 1], "td_loss": "pal", "horizon": 3, "target_kl": 1e-9, "batch_size": 7, "schedule_steps": 9,
     "clip": 1e-3, "anchor_digits": 0, "clip_high": 1e-3, "reward": "sign", "epsilon_end": 1.0, "epsilon_steps": 1,
-    "anchor": "state", "independent": {"name": "vdn"}, "centralised": {"name": "vdn"},
+    "anchor": "state", "independent": {"name": "vdn"}, "centralised": {"name": "vdn"}, "every": 2,
 }  # fmt: skip
 """Where another value cannot be worked out from the default, or would not show in so few steps."""
 BESIDE: dict[str, dict[str, Any]] = {
