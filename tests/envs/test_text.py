@@ -12,7 +12,7 @@ import torch
 
 from rlopt.agents import GiGPO, GiGPOConfig
 from rlopt.envs import VectorEnv, make_env
-from rlopt.envs.text.game import ChoiceEnv, Moved, Seen, TextGame, number_of
+from rlopt.envs.text.game import ChoiceEnv, Moved, Seen, TextGame, number_of, text_game
 from rlopt.loops.evaluation import run_episodes
 from rlopt.loops.group import GroupLoop
 from rlopt.nn import ChoiceTable, NetworkConfig, OptimiserConfig
@@ -48,7 +48,8 @@ class Doors(TextGame):
 
     def _seen(self, text: str) -> Seen:
         doors = tuple(f"open {c}" for c in ("cab" if self.room else "abc"))
-        return Seen(text, f"door {self.right} is right, room {self.room}", (*doors, "wait") if self.room else doors)
+        state = f"door {self.right} is right, room {self.room}"
+        return Seen(text, "open the right doors", state, (*doors, "wait") if self.room else doors)
 
 
 def doors(**options: Any) -> ChoiceEnv:
@@ -98,6 +99,13 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], said: str) -> None:
 def test_more_choices_than_there_is_room_for_are_refused() -> None:
     with pytest.raises(RloptError, match=r"doors offers 3 actions; give env\.choices=3 or more"):
         ChoiceEnv(Doors(), choices=2).reset(seed=0)
+
+
+def test_a_game_is_found_in_its_environment() -> None:
+    game, tasks = text_game(gym.make("rlopt-tests/Doors-v0", tasks=4), "rlopt-tests/Doors-v0")
+    assert game.id == "doors" and tasks == [0, 1, 2, 3] and game.solution(0) is None
+    with pytest.raises(RloptError, match="env=CartPole-v1 is no text game"):
+        text_game(gym.make("CartPole-v1"), "CartPole-v1")
 
 
 # The table
@@ -190,6 +198,19 @@ def test_textworld_express_repeats_its_tasks() -> None:
         obs = env.step(torch.zeros(4, dtype=torch.int64)).obs
         assert isinstance(obs, dict) and obs["state"][0] == obs["state"][1] == obs["state"][3]
     env.close()
+
+
+@needs_java
+def test_textworld_express_knows_solutions() -> None:
+    pytest.importorskip("textworld_express")
+    kwargs = {"params": "numLocations=3,includeDoors=1", "tasks": 2}
+    game, tasks = text_game(gym.make("textworld_express/coin", disable_env_checker=True, **kwargs), "coin")
+    for task in tasks:
+        words = game.solution(task)
+        assert words and game.begin(task).task == game.begin(task).state.splitlines()[0]
+        moved = [game.act(one) for one in words]
+        assert [m.success for m in moved] == [False] * (len(words) - 1) + [True]
+    game.close()
 
 
 @needs_java

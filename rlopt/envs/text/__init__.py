@@ -1,0 +1,1 @@
+"""Text environments: what one is stands in ``rlopt.envs.text.game``."""

@@ -97,11 +97,16 @@ class ALFWorld(TextGame):
         """Return actions that lead from here to the goal, by the planner of the engine."""
         return [str(words) for words in self._engine._pddl_state.replan(self._engine._entity_infos)]
 
+    def solution(self, task: int | str) -> Sequence[str] | None:
+        self.begin(task)
+        return self.plan()
+
     def _seen(self, state: Any) -> Seen:
         offered = [words for words in state["admissible_commands"] if words != "help"]
         if not self.free:
             offered = [words for words in offered if words not in ("look", "inventory") and words[:7] != "examine"]
-        return Seen(state.feedback, "\n".join((f"Your task is to: {self._words}.", *self._around())), tuple(offered))
+        task = f"Your task is to: {self._words}."
+        return Seen(state.feedback, task, "\n".join((task, *self._around())), tuple(offered))
 
     def _around(self) -> list[str]:
         """Return what one sees and carries, in the engine's words: where one stands, what lies there, the inventory."""

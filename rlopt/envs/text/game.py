@@ -1,5 +1,15 @@
-"""The protocol of text games: words in, words out. ``ChoiceEnv`` makes an ordinary environment of one, for policies
-that choose among what it offers; policies that write words play the game itself."""
+"""The protocol of text environments: words in, words out.
+
+A text environment is a ``TextGame``: lists of tasks, and from each task's one beginning on ``act(words)`` until it is
+over. Several side by side are a list of games: who plays them gives each its words and leaves those alone that are
+over; nothing but ``begin`` is needed to go on after a resume, since whole episodes are played. ``ChoiceEnv`` makes an
+ordinary environment of one, for policies that choose among what it offers. ``text_game`` finds the game in whatever is
+registered with Gymnasium as such an environment, for policies that write words, so that ``env=`` takes the same names
+and options for both.
+
+A new one costs a subclass of ``TextGame``, one of ``ChoiceEnv`` with the options of both, and its id in
+``rlopt.envs.registered``.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +36,8 @@ class Seen(NamedTuple):
 
     text: str
     """Its answer to what was just done; at the start, to looking around."""
+    task: str
+    """What is to be done, in its own words; the same throughout a task."""
     state: str
     """All there is to know without doing anything: the task, what one sees, what one carries. Of two moments with equal
     ones an observer without a memory cannot tell which is which."""
@@ -78,6 +90,13 @@ class TextGame(ABC):
         """
         raise RloptError(f"{self.id} does not tell its true state; leave out ExactState")
 
+    def solution(self, task: int | str) -> Sequence[str] | None:
+        """Return actions that solve a task from its beginning, for supervised learning; None where nobody knows any.
+
+        What was begun before is given up.
+        """
+        return None
+
     def close(self) -> None:  # noqa: B027
         """Release what the game holds. Safe to call twice."""
 
@@ -129,7 +148,7 @@ class ChoiceEnv(gymnasium.Env[dict[str, Any], Any]):
         self.action_space: spaces.Space[Any] = spaces.Discrete(choices)
         if game.kinds:
             self.metadata = {**self.metadata, "facts": ("success", *(f"success/{kind}" for kind in game.kinds))}
-        self._seen, self._kind = Seen("", "", ()), ""
+        self._seen, self._kind = Seen("", "", "", ()), ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
         """Begin a task; see the class."""
@@ -167,6 +186,18 @@ class ChoiceEnv(gymnasium.Env[dict[str, Any], Any]):
         choices[: len(offered)] = [number_of(words) for words in offered]
         mask[: len(offered)] = 1
         return {"state": np.int64(number_of(self._seen.state)), "choices": choices, "action_mask": mask}
+
+
+def text_game(env: gymnasium.Env[Any, Any], id: str) -> tuple[TextGame, list[int | str]]:
+    """Return the game in an environment of choices, and its tasks.
+
+    Raises:
+        RloptError: there is none in it.
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, ChoiceEnv):
+        raise RloptError(f"env={id} is no text game, which speaks in words; `rlopt list envs` shows some")
+    return inner.game, inner.tasks
 
 
 def number_of(text: str) -> int:

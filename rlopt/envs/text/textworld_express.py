@@ -83,10 +83,17 @@ class TextWorldExpress(TextGame):
         return self.game
 
     def begin(self, task: int | str) -> Seen:
+        return self._begin(task, False)
+
+    def solution(self, task: int | str) -> Sequence[str] | None:
+        self._begin(task, True)
+        return [str(words) for words in self._simulator.getGoldActionSequence()]
+
+    def _begin(self, task: int | str, solved: bool) -> Seen:
         self._taken, self._score = 0, 0.0
         fold = next(name for first, name in ((20_000, "test"), (10_000, "dev"), (0, "train")) if int(task) >= first)
         try:
-            return _seen(self._simulator.reset(seed=int(task), gameFold=fold)[1])
+            return _seen(self._simulator.reset(seed=int(task), gameFold=fold, generateGoldPath=solved)[1])
         except Exception as e:
             said = next((line for line in str(e).splitlines() if "Exception: " in line), str(e)).rpartition(
                 "Exception: "
@@ -123,7 +130,7 @@ class TextWorldExpressEnv(ChoiceEnv):
 
 def _seen(found: dict[str, Any]) -> Seen:
     state = "\n".join((found["taskDescription"], found["look"], found["inventory"]))
-    return Seen(found["observation"], state, tuple(sorted(found["validActions"])))
+    return Seen(found["observation"], found["taskDescription"], state, tuple(sorted(found["validActions"])))
 
 
 def _simulator(machine: Any) -> Any:
