@@ -27,6 +27,8 @@ Wrapper = str | dict[str, Any]
 
 MOST_RUNS, MOST_EPISODES = 1_024, 1_000_000
 """More are a slip of the finger, and would take for ever."""
+TRACKERS = ("wandb", "mlflow", "trackio")
+"""Those of ``rlopt.runs.trackers``."""
 EVALUATION = ("kwargs", "wrappers", "facts")
 """What may differ between the environments of training and of evaluation."""
 
@@ -139,6 +141,7 @@ class LogConfig:
 
     every: int = option(1_000, "steps between rows of metrics.csv", low=1)
     tensorboard: bool = option(True, "write TensorBoard files as well")
+    to: tuple[str, ...] = option((), "trackers that get the numbers too: wandb, mlflow, trackio", choices=TRACKERS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,29 +1,37 @@
-"""What a run writes down: CSV tables and TensorBoard."""
+"""What a run writes down: CSV tables, and what trackers show of them."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from rlopt.analysis.tables import read_csv
 from rlopt.runs.csv_table import CsvTable, Mark, check_table
 from rlopt.runs.display import Display
 from rlopt.runs.run_folder import RunFolder
-from rlopt.types import Episode
+from rlopt.runs.trackers import open_trackers
+from rlopt.types import Episode, RloptError
 
 __all__ = ["Display", "Logger"]
 
 METRICS = ("step", "steps_per_second", "env_seconds", "learn_seconds")
 
+TIMES = {"steps_per_second": "time/fps", "env_seconds": "time/env_seconds", "learn_seconds": "time/learn_seconds"}
+"""What trackers call a column of ``metrics.csv`` that is no number of ``train/``."""
+WINDOW = 100
+"""Episodes that ``rollout/ep_rew_mean`` is the mean of, as in Stable-Baselines3 and Monitor."""
 _log = logging.getLogger(__name__)
 
 
 class Logger:
-    """Writes ``metrics.csv``, ``episodes.csv``, ``evaluations.csv`` and TensorBoard scalars into a run folder.
+    """Writes ``metrics.csv``, ``episodes.csv``, ``evaluations.csv`` into a run folder, and gives their
+    numbers to trackers.
 
     A disk that is full or fails is reported once and does not stop the run: rows of the tables wait until they can be
-    written, TensorBoard is given up.
+    written, a tracker is given up.
 
     Args:
         folder: the run, whose writer this process is.
@@ -31,6 +39,7 @@ class Logger:
         resume_step: the step of the checkpoint that the run goes on from; rows after it are dropped.
         marks: what ``marks`` gave when that checkpoint was saved: a table that differs is told.
         num_runs: with more than one, episodes and evaluations name their ``run``.
+        trackers: names of ``rlopt.runs.trackers.TRACKERS``, besides TensorBoard.
     """
 
     def __init__(
@@ -41,6 +50,7 @@ class Logger:
         *,
         marks: Mapping[str, tuple[int, str]] | None = None,
         num_runs: int = 1,
+        trackers: Sequence[str] = (),
     ) -> None:
         run = ("run",) if num_runs > 1 else ()
         rows: dict[str, int | None] = {}
@@ -52,67 +62,100 @@ class Logger:
         self._evaluations = CsvTable(folder.evaluations, ("step", "episode", "return", "length", *run))
         self._tables = (self._metrics, self._episodes, self._evaluations)
         self._many = num_runs > 1
-        self._scalars = _Scalars(str(folder.tensorboard)) if tensorboard else None
         self._failing = False
+        # A kill leaves rows after the checkpoint, which trackers have too: a resume would send them again.
+        seen = {"train": _last_step(folder.metrics), "eval": _last_step(folder.evaluations)} if trackers else {}
         if resume_step is not None:
             self.truncate(resume_step, rows)
+        self._trackers = []
+        if tensorboard or trackers:
+            self._trackers = open_trackers(
+                folder.path,
+                folder.config() if folder.config_path.is_file() else {},
+                tensorboard=tensorboard,
+                names=trackers,
+                step=resume_step,
+                seen=seen,
+            )
+        self._recent: dict[int, deque[Episode]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        if self._trackers and resume_step is not None:
+            for episode in _episodes_of(folder.episodes):
+                self._recent[episode.run].append(episode)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row of ``metrics.csv``; new names become new columns."""
         self._metrics.append({"step": step, **values})
-        self._add(step, {name if "/" in name else f"metrics/{name}": value for name, value in values.items()})
+        told = {"time/total_timesteps": float(step)} if self._trackers else {}
+        for name, value in values.items():
+            if name != "episode_return":  # ``rollout/ep_rew_mean`` tells it
+                told[TIMES.get(name, f"train/{name}")] = value
+        self._show("train", step, told | self._rollout())
         self._flush(self._metrics)
 
     def episodes(self, step: int, episodes: Sequence[Episode]) -> None:
-        """Write training episodes that ended at ``step``, one row each."""
+        """Write training episodes that ended at ``step``, one row each; trackers get means with the next metrics."""
         for episode in episodes:
             self._episodes.append(self._row(step, episode))
-            told = {"return": episode.total_reward, "length": episode.length, **episode.facts}
-            self._add(step, {f"episodes/{self._tag(episode)}{name}": value for name, value in told.items()})
+            self._recent[episode.run].append(episode)
         if episodes:
             self._flush(self._episodes)
 
     def evaluation(self, step: int, episodes: Sequence[Episode]) -> None:
-        """Write an evaluation: one row per episode, numbered from 0 within its run; TensorBoard gets the means."""
+        """Write an evaluation: one row per episode, numbered from 0 within its run; trackers get the means."""
         number: Counter[int] = Counter()
-        told: dict[str, list[float]] = {}
+        of_runs: dict[int, list[Episode]] = defaultdict(list)
         for episode in episodes:
             self._evaluations.append(self._row(step, episode) | {"episode": number[episode.run]})
             number[episode.run] += 1
-            for name, value in {"return": episode.total_reward, **episode.facts}.items():
-                told.setdefault(f"evaluation/{self._tag(episode)}{name}", []).append(value)
-        self._add(step, {tag: sum(values) / len(values) for tag, values in told.items()})
+            of_runs[episode.run].append(episode)
+        self._show("eval", step, self._means("eval", "mean_reward", "mean_ep_length", of_runs))
         self._flush(self._evaluations)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Show a PNG file in the trackers."""
+        for tracker in self._trackers:
+            tracker.picture(step, name, path)
 
     def flush(self) -> None:
         """Wait until the disk has all rows. Call it before a checkpoint, which promises the rows up to its step."""
         for table in self._tables:
             self._flush(table, sync=True)
-        if self._scalars is not None:
-            self._try_scalars(self._scalars.flush)
+        for tracker in self._trackers:
+            tracker.flush()
 
     def marks(self) -> dict[str, tuple[int, str]]:
         """Return what the tables hold, by their files' names."""
         return {table.path.name: (table.mark.rows, table.mark.sha256) for table in self._tables}
 
     def truncate(self, step: int, rows: Mapping[str, int | None] | None = None) -> None:
-        """Drop every row after ``step``, and what is beyond the ``rows`` that a table had then; have TensorBoard do the
-        same."""
+        """Drop every row after ``step``, and what is beyond the ``rows`` that a table had then."""
         for table in self._tables:
             table.truncate_after(step, (rows or {}).get(table.path.name))
-        if self._scalars is not None:
-            self._scalars.purge_after(step)
 
     def close(self) -> None:
         """Write what waits. Safe to call twice."""
         for table in self._tables:
             self._try(table.close)
-        if self._scalars is not None:
-            self._try_scalars(self._scalars.close)
-            self._scalars = None
+        for tracker in self._trackers:
+            tracker.close()
 
-    def _tag(self, episode: Episode) -> str:
-        return f"run{episode.run}/" if self._many else ""
+    def _rollout(self) -> dict[str, float]:
+        return self._means("rollout", "ep_rew_mean", "ep_len_mean", self._recent) if self._trackers else {}
+
+    def _means(
+        self, group: str, reward: str, length: str, of_runs: Mapping[int, Sequence[Episode]]
+    ) -> dict[str, float]:
+        """Return the means of all episodes by their tags, and of several runs each run's below ``run0/`` … as well."""
+        found = {f"{group}/": [e for episodes in of_runs.values() for e in episodes]}
+        if self._many:
+            found |= {f"{group}/run{run}/": list(episodes) for run, episodes in sorted(of_runs.items())}
+        told: dict[str, list[float]] = {}
+        for prefix, episodes in found.items():
+            for e in episodes:
+                facts = {"success_rate" if name == "success" else name: value for name, value in e.facts.items()}
+                for name, value in {reward: e.total_reward, length: e.length, **facts}.items():
+                    told.setdefault(prefix + name, []).append(float(value))
+        return {tag: sum(values) / len(values) for tag, values in told.items()}
 
     def _row(self, step: int, episode: Episode) -> dict[str, Any]:
         row = {"step": step, "return": episode.total_reward, "length": episode.length, **episode.facts}
@@ -130,44 +173,29 @@ class Logger:
                 _log.warning("the run's tables cannot be written (%s): rows wait in memory until they can", e)
             self._failing = True
 
-    def _add(self, step: int, values: Mapping[str, float]) -> None:
-        scalars = self._scalars
-        if scalars is not None:
-            self._try_scalars(lambda: scalars.add(step, values))
-
-    def _try_scalars(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except (OSError, ValueError) as e:  # ValueError: the writer's thread has closed its file
-            _log.warning("TensorBoard files cannot be written (%s): they are given up, the tables go on", e)
-            self._scalars = None
+    def _show(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.scalars(kind, step, values)
 
 
-class _Scalars:
-    """TensorBoard's writer, imported and opened when first needed: that takes a second or two."""
+def _last_step(table: Path) -> int:
+    """Return the last step of a table, -1 where it has none."""
+    try:
+        return max((step for step in read_csv(table).get("step", []) if isinstance(step, int)), default=-1)
+    except RloptError:
+        return -1
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        self._purge_step: int | None = None
-        self._writer: Any = None
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(self._folder, purge_step=self._purge_step)
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, float(value), step)
-
-    def purge_after(self, step: int) -> None:
-        self.close()
-        self._purge_step = step + 1
-
-    def flush(self) -> None:
-        if self._writer is not None:
-            self._writer.flush()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+def _episodes_of(table: Path) -> list[Episode]:
+    """Return the episodes of ``episodes.csv``, so that a mean goes on where it stood; none where it is damaged."""
+    try:
+        columns: dict[str, list[Any]] = dict(read_csv(table))
+        facts = [name for name in columns if name not in ("step", "return", "length", "run")]
+        runs = columns.get("run", [0] * len(columns["step"]))
+        rows = zip(columns["return"], columns["length"], runs, strict=True)
+        return [
+            Episode(float(reward), int(length), int(run), {n: v for n in facts if (v := columns[n][i]) is not None})
+            for i, (reward, length, run) in enumerate(rows)
+        ]
+    except (RloptError, KeyError, TypeError, ValueError):
+        return []

@@ -22,6 +22,7 @@ from rlopt.policy.folder import DESCRIPTION
 from rlopt.registry import get_agent, get_loop, load_extensions
 from rlopt.runs.checkpoint import estimate_bytes
 from rlopt.runs.run_folder import RunFolder, default_run_dir
+from rlopt.runs.trackers import refuse_missing
 from rlopt.state import CorruptCheckpoint, read_json
 from rlopt.training.saved import refuse_dead_rate, resumed_config
 from rlopt.training.trainer import SMALLER, Callback, Trainer, UnfitCheckpoint
@@ -36,6 +37,7 @@ def begin(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any 
     Raises RloptError where the agent cannot act in the environment, the buffer does not fit, or the folder holds a run.
     """
     config = resolve_config(config)
+    refuse_missing(config.log.to)
     with memory_told(SMALLER):
         loop = make_loop(config)
     try:
@@ -74,6 +76,7 @@ def resume(
     folder = RunFolder.open(Path(run))
     try:
         config = resolve_config(resumed_config(folder, changes, trust=trust, env_id=env_id))
+        refuse_missing(config.log.to)
         refuse_dead_rate(folder, config)
         return _continued(config, folder, callbacks, display, without_lost_rows)
     except BaseException:
@@ -153,6 +156,7 @@ def make_trainer(
         checkpoint_every=config.checkpoint.every_steps,
         keep=config.checkpoint.keep,
         tensorboard=config.log.tensorboard,
+        trackers=config.log.to,
         skip_nonfinite=config.on_nonfinite == "skip",
         policy_meta={
             "agent": config.agent.name,

@@ -70,6 +70,7 @@ class Trainer:
         log_every: steps between rows of ``metrics.csv``.
         checkpoint_minutes, checkpoint_every: how often the run is saved, by the clock and by steps; None switches one
         off. keep: checkpoints kept.
+        tensorboard, trackers: what shows the run's numbers besides its tables (``rlopt.runs.trackers``).
         skip_nonfinite: go on after a non-finite value was kept out of the weights, instead of stopping, until
             ``FRUITLESS`` advances in a row gave nothing else.
         policy_meta: plain values written into exported policies, so that ``rlopt evaluate`` can rebuild the
@@ -88,6 +89,7 @@ class Trainer:
         checkpoint_every: int | None = None,
         keep: int = 2,
         tensorboard: bool = True,
+        trackers: Sequence[str] = (),
         skip_nonfinite: bool = False,
         policy_meta: State | None = None,
         callbacks: Sequence[Callback] = (),
@@ -99,7 +101,7 @@ class Trainer:
         self.skip_nonfinite, self.policy_meta, self.callbacks = skip_nonfinite, policy_meta or {}, list(callbacks)
         with told_as_one_line(folder.path):
             self.checkpoints = Checkpoints(folder.checkpoints, keep=keep, config=read_settings_text(folder.config_path))
-        self.tensorboard, self.display = tensorboard, display
+        self.tensorboard, self.trackers, self.display = tensorboard, tuple(trackers), display
         self.logger: Logger | None = None
         self.last_evaluation: list[Episode] = []
         self.best = -math.inf
@@ -175,7 +177,12 @@ class Trainer:
         first = self.loop.step
         with told_as_one_line(self.folder.path):
             self.logger = Logger(
-                self.folder, self.tensorboard, resume_step=first, marks=self._marks, num_runs=self.loop.runs
+                self.folder,
+                self.tensorboard,
+                resume_step=first,
+                marks=self._marks,
+                num_runs=self.loop.runs,
+                trackers=self.trackers,
             )
         idle = self.loop.idle_reason()
         if idle is not None:
@@ -452,6 +459,8 @@ class Trainer:
             replace_file(self.folder.solution, safetensors.torch.save(found))
         self._exported_step = self.loop.step
         self.folder.draw_curve(self.loop.unit)
+        if self.logger is not None and self.folder.curve.is_file():
+            self.logger.picture(self.loop.step, "curve", self.folder.curve)
 
     def _guarded_save(self, save: Any, what: str) -> bool:
         try:

@@ -82,22 +82,28 @@ def test_resume_drops_what_came_after_the_checkpoint(run: RunFolder) -> None:
         assert [path.read_bytes() for path in (run.metrics, run.episodes, run.evaluations)] == straight
 
 
-def test_tensorboard_has_the_scalars_and_resume_purges(run: RunFolder) -> None:
+def test_tensorboard_has_the_names_users_search_for_and_resume_purges(run: RunFolder) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = Logger(run)
+    logger.episodes(1, [Episode(7.0, 5, facts={"success": 1.0})])
     for step in (1, 2, 3):
-        logger.metrics(step, {"loss": float(step)})
-    logger.episodes(3, [Episode(7.0, 5)])
-    logger.evaluation(3, [Episode(1.0, 5), Episode(2.0, 5)])
+        logger.metrics(step, {"steps_per_second": 80.0, "critic_loss": float(step), "episode_return": 7.0})
+    logger.evaluation(3, [Episode(1.0, 5), Episode(2.0, 6)])
     logger.close()
     logger = Logger(run, resume_step=2)
-    logger.metrics(3, {"loss": 30.0})
+    logger.episodes(3, [Episode(9.0, 7)])
+    logger.metrics(3, {"critic_loss": 30.0})
     logger.flush()
     logger.close()
     events = EventAccumulator(str(run.tensorboard)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("metrics/loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
-    assert set(events.Tags()["scalars"]) <= {"metrics/loss", "episodes/return", "episodes/length", "evaluation/return"}
+    assert [(e.step, e.value) for e in events.Scalars("train/critic_loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert [e.value for e in events.Scalars("rollout/ep_rew_mean")] == [7.0, 7.0, 8.0]  # also of episodes before
+    assert set(events.Tags()["scalars"]) <= {
+        "train/critic_loss", "time/fps", "time/total_timesteps", "rollout/ep_rew_mean", "rollout/ep_len_mean",
+        "rollout/success_rate", "eval/mean_reward", "eval/mean_ep_length",
+    }  # fmt: skip
+    assert "config/text_summary" in events.Tags()["tensors"]
 
 
 def test_tensorboard_means_and_tags(run: RunFolder) -> None:
@@ -107,8 +113,9 @@ def test_tensorboard_means_and_tags(run: RunFolder) -> None:
     logger.evaluation(3, [Episode(1.0, 5, 0), Episode(2.0, 5, 0), Episode(9.0, 5, 1)])
     logger.close()
     events = EventAccumulator(str(run.tensorboard)).Reload()
-    assert events.Scalars("evaluation/run0/return")[0].value == 1.5
-    assert events.Scalars("evaluation/run1/return")[0].value == 9.0
+    assert events.Scalars("eval/run0/mean_reward")[0].value == 1.5
+    assert events.Scalars("eval/run1/mean_reward")[0].value == 9.0
+    assert events.Scalars("eval/mean_reward")[0].value == 4.0
 
 
 def test_a_full_disk_is_told_once_and_loses_no_row(

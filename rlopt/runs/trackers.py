@@ -1,0 +1,296 @@
+"""Where the numbers of a run can be looked at: TensorBoard, Weights & Biases, MLflow and Trackio behind one protocol.
+
+The tables of the run folder are the record; a tracker shows them. None may stop a training, so each is ``Guarded``.
+Rows are named as Stable-Baselines3 names them (``rollout/ep_rew_mean``, ``eval/mean_reward``, ``time/fps`` …), which is
+what users and their dashboards search for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import yaml
+
+from rlopt.analysis.run_results import flatten
+from rlopt.files import replace_file
+from rlopt.types import RloptError
+from rlopt.version import install
+
+__all__ = ["TRACKERS", "Guarded", "Session", "Tracker", "open_trackers", "refuse_missing"]
+
+PROJECT = "rlopt"
+_IDS = "trackers.json"
+_log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """Shows one run. Any exception means that it is given up."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Show ``values`` at an environment step; steps never go down."""
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Show a PNG file as it is now."""
+
+    def flush(self) -> None:
+        """Send what waits."""
+
+    def close(self) -> None:
+        """Send what waits and end the run's process, not the run: a resume goes on with it."""
+
+
+class Session(NamedTuple):
+    """What a tracker is opened with: the run's ``folder``, its ``id`` in the tracker, its ``config``, whether it is
+    ``new`` there (or goes on), and the ``step`` it goes on from, None at a beginning."""
+
+    folder: Path
+    id: str
+    config: Mapping[str, Any]
+    new: bool
+    step: int | None
+
+
+class TensorBoard:
+    """Event files below ``tensorboard/``. What lies after the step of a resume is purged."""
+
+    def __init__(self, session: Session) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = None if session.step is None else session.step + 1
+        self._writer: Any = SummaryWriter(str(session.folder / "tensorboard"), purge_step=purge)
+        text = "".join(f"    {line}\n" for line in _yaml(session.config).splitlines())  # Markdown's code block
+        self._writer.add_text("config", text, session.step or 0)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        from matplotlib.image import imread
+
+        self._writer.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """Weights & Biases; ``WANDB_MODE=offline`` writes below the run folder for ``wandb sync``, ``WANDB_PROJECT`` and
+    its other variables count. Killed offline, it loses its last rows: the tables have them."""
+
+    def __init__(self, session: Session) -> None:
+        import wandb
+
+        self._wandb: Any = wandb
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=session.id,
+            name=session.folder.name,
+            resume="allow",
+            dir=str(session.folder),
+            config=dict(session.config),
+            # The console is the display's, and a server that does not answer may not hold up a training.
+            settings=wandb.Settings(console="off", init_timeout=30),
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        self._run.log({name: self._wandb.Image(str(path))}, step=step)
+
+    def flush(self) -> None:
+        """It sends by itself."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Mlflow:
+    """MLflow at ``MLFLOW_TRACKING_URI``, or where MLflow itself puts runs (``mlflow.db`` in the working directory);
+    experiment ``MLFLOW_EXPERIMENT_NAME``."""
+
+    def __init__(self, session: Session) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        self._metric: Any = Metric
+        self._client: Any = MlflowClient()
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        known = self._client.get_experiment_by_name(name)
+        experiment = known.experiment_id if known is not None else self._client.create_experiment(name)
+        # MLflow alone gives ids, so ours is a tag to find the run by.
+        found = [] if session.new else self._client.search_runs([experiment], f"tags.`rlopt.id` = '{session.id}'")
+        if found:
+            self._run: str = found[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+            return
+        made = self._client.create_run(experiment, run_name=session.folder.name, tags={"rlopt.id": session.id})
+        self._run = made.info.run_id
+        params = [Param(key, str(value)[:500]) for key, value in flatten(dict(session.config)).items()]
+        for start in range(0, len(params), 100):  # the most of one request
+            self._client.log_batch(self._run, params=params[start : start + 100])
+        self._client.log_text(self._run, _yaml(session.config), "config.yaml")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._run, metrics=[self._metric(tag, v, now, step) for tag, v in values.items()])
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        self._client.log_artifact(self._run, str(path))
+
+    def flush(self) -> None:
+        """Every row was sent when it came."""
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+class Trackio:
+    """Trackio, on this machine below ``TRACKIO_DIR``; its runs are known by their names."""
+
+    def __init__(self, session: Session) -> None:
+        import trackio
+
+        self._trackio: Any = trackio
+        with redirect_stdout(sys.stderr):  # stdout is for results
+            self._run: Any = trackio.init(
+                project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+                name=f"{session.folder.name}-{session.id}",
+                resume="allow",
+                config=flatten(dict(session.config)),
+                embed=False,
+            )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        self._run.log({name: self._trackio.Image(str(path))}, step=step)
+
+    def flush(self) -> None:
+        """It sends by itself."""
+
+    def close(self) -> None:
+        with redirect_stdout(sys.stderr):
+            self._run.finish()
+
+
+TRACKERS: dict[str, Callable[[Session], Tracker]] = {"wandb": Wandb, "mlflow": Mlflow, "trackio": Trackio}
+"""What ``log.to`` names; the module of each has its name, and so has the extra that installs it."""
+
+
+class Guarded:
+    """Hold one tracker, which is opened when first needed; what fails in it is told once, and it is given up.
+
+    ``seen`` is the last step that it was given before a resume, by kind of row: those are not sent again.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Tracker], seen: Mapping[str, int] | None = None) -> None:
+        self.name, self._make, self._seen = name, make, dict(seen or {})
+        self._tracker: Tracker | None = None
+        self._given_up = False
+
+    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Show ``values``, unless rows of this ``kind`` were shown up to this step already."""
+        if values and step > self._seen.get(kind, -1):
+            self._try(lambda tracker: tracker.scalars(step, {tag: float(v) for tag, v in values.items()}))
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Show a picture."""
+        if step > max(self._seen.values(), default=-1):
+            self._try(lambda tracker: tracker.picture(step, name, path))
+
+    def flush(self) -> None:
+        """Send what waits."""
+        if self._tracker is not None:
+            self._try(lambda tracker: tracker.flush())
+
+    def close(self) -> None:
+        """Send what waits, and end. Safe to call twice."""
+        if self._tracker is not None:
+            self._try(lambda tracker: tracker.close())
+        self._tracker, self._given_up = None, True
+
+    def _try(self, call: Callable[[Tracker], None]) -> None:
+        if self._given_up:
+            return
+        try:
+            if self._tracker is None:
+                self._tracker = self._make()
+            call(self._tracker)
+        except Exception as e:  # whatever a tracker raises, training goes on
+            reason = " ".join(str(e).split()) or type(e).__name__
+            _log.warning("%s failed (%s): it is given up, the tables and the run go on", self.name, reason)
+            self._tracker, self._given_up = None, True
+
+
+def open_trackers(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    tensorboard: bool,
+    names: Sequence[str],
+    step: int | None,
+    seen: Mapping[str, int],
+) -> list[Guarded]:
+    """Return TensorBoard and the trackers of ``names``, ready for rows.
+
+    Args:
+        folder: the run's; ``trackers.json`` in it keeps the ids of its runs in the trackers.
+        config: the run's configuration, plain values.
+        step: where a resumed run goes on from.
+        seen: the last steps of the tables before they were cut back to ``step``, by kind of row. What a tracker has
+            seen it is not sent again; one that is new has seen nothing.
+    """
+    found = []
+    if tensorboard:
+        session = Session(folder, "", config, step is None, step)
+        found.append(Guarded("TensorBoard", lambda: TensorBoard(session)))
+    ids = _read_ids(folder / _IDS)
+    known = {name for name in names if name in ids} if step is not None else set()
+    for name in names:
+        ids[name] = ids[name] if name in known else secrets.token_hex(4)
+        session = Session(folder.resolve(), ids[name], config, name not in known, step)
+        make = TRACKERS[name]
+        found.append(Guarded(name, lambda make=make, session=session: make(session), seen if name in known else {}))  # type: ignore[misc]
+    if names:
+        try:
+            replace_file(folder / _IDS, json.dumps(ids, indent=1).encode())
+        except OSError as e:
+            _log.warning("%s cannot be written (%s): a resume begins new runs in the trackers", folder / _IDS, e)
+    return found
+
+
+def refuse_missing(names: Sequence[str]) -> None:
+    """Raise RloptError, naming the extra, where a tracker of ``names`` is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise RloptError(f"log.to={name} needs {name}; install it {install(name)}")
+
+
+def _read_ids(path: Path) -> dict[str, str]:
+    """Return the ids of this run in trackers; those that no rlopt wrote are left out."""
+    try:
+        found = json.loads(path.read_bytes())
+        return {k: v for k, v in found.items() if k in TRACKERS and re.fullmatch("[0-9a-f]{8}", str(v))}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
