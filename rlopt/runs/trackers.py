@@ -154,7 +154,7 @@ class Mlflow:
         self._client.log_artifact(self._run, str(path))
 
     def flush(self) -> None:
-        """Every row was sent when it came."""
+        """Do nothing: every row was sent when it came."""
 
     def close(self) -> None:
         self._client.set_terminated(self._run)

@@ -56,9 +56,9 @@ def interrupted(words: list[str], cwd: Path, when: str) -> tuple[int, str]:
 def test_a_swallowed_interrupt_stops_the_run_before_it_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rlopt.cli import train
+    from rlopt.training import setup
 
-    begin = train.begin
+    begin = setup.begin
 
     def swallowing(*arguments, **keywords):  # type: ignore[no-untyped-def]
         trainer = begin(*arguments, **keywords)
@@ -66,7 +66,7 @@ def test_a_swallowed_interrupt_stops_the_run_before_it_begins(
             signal.raise_signal(signal.SIGINT)
         return trainer
 
-    monkeypatch.setattr(train, "begin", swallowing)
+    monkeypatch.setattr(setup, "begin", swallowing)
     words = ["env=Pendulum-v1", "agent.fused=false", "total_steps=100", f"run_dir={tmp_path / 'run'}"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
