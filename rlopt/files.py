@@ -88,6 +88,19 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def adopt_files(folder: Path) -> dict[str, Digest]:
+    """Wait until the disk has all files below ``folder``, which a library wrote, and return what they are, by their
+    paths in it."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+        found[path.relative_to(folder).as_posix()] = digest_file(path)
+    for parent in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(parent)
+    return found
+
+
 def remove(path: Path) -> None:
     """Delete a file, a folder with all in it, or a link and not what it leads to; nothing where there is nothing.
 

@@ -20,15 +20,8 @@ from torch import Tensor
 
 from rlopt.agents.anchors import anchor_key, tensor_anchors
 from rlopt.agents.base import Agent
-from rlopt.agents.group import GroupAgentConfig
-from rlopt.agents.group_advantages import (
-    ANCHORED,
-    EstimatorConfig,
-    Rows,
-    generalised_advantages,
-    group_advantages,
-    group_metrics,
-)
+from rlopt.agents.group_advantages import ANCHORED, Rows, generalised_advantages, group_advantages, group_metrics
+from rlopt.agents.surrogate import GroupPolicyConfig, policy_loss
 from rlopt.buffers import Rollout, minibatches
 from rlopt.config import default_of
 from rlopt.nn import (
@@ -49,23 +42,6 @@ from rlopt.types import Act, Carry, Metrics, Obs, RloptError, Update, map_obs, o
 
 CRITIC = {"estimator": ("ppo",)}
 PolicyNetwork = ChoiceTable | CategoricalActor | MultiCategoricalActor | GaussianActor
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupPolicyConfig(EstimatorConfig, GroupAgentConfig):
-    """What policies of every kind have that learn from groups by a clipped surrogate."""
-
-    gamma: float = option(0.95, "discount per step, of what is compared at an anchor", low=0.0, high=1.0)
-    epochs: int = option(1, "passes over a rollout", low=1)
-    batch_size: int = option(256, "steps per minibatch", low=1)
-    clip: float = option(0.2, "ε: how far the ratio of probabilities may fall and still pay", above=0.0)
-    clip_high: float | None = option(None, "how far it may rise (null: clip; DAPO: 0.28)", above=0.0)
-    dual_clip: float | None = option(
-        None, "c: no action that is worse than its group costs more than c times its advantage (null: off)", above=1.0
-    )
-    kl_coefficient: float = option(0.0, "β: weight of the divergence from the policy at the start", low=0.0)
-    entropy_coefficient: float = option(0.0, "weight of the policy's entropy", low=0.0)
-    max_grad_norm: float | None = option(1.0, "clip the gradient to this norm (null: never)", above=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,41 +94,6 @@ class Samples(NamedTuple):
     def at(self, index: Tensor) -> Samples:
         """Return the steps at ``index`` (B,)."""
         return Samples(*(x if x is None else map_obs(lambda y: y.index_select(0, index), x) for x in self))  # type: ignore[arg-type]
-
-
-def surrogate(
-    log_ratio: Tensor, advantage: Tensor, low: float, high: float | None = None, dual: float | None = None
-) -> Tensor:
-    """Return the clipped gain of each action (eq. 9): min(ρ Â, clip(ρ, 1 - ε, 1 + ε_high) Â), and of a negative Â never
-    less than ``dual`` Â (Ye et al. 2020, arXiv 1912.09729): a ratio that has run away must not outweigh all others."""
-    ratio = log_ratio.exp()
-    gain = torch.minimum(ratio * advantage, ratio.clamp(1.0 - low, 1.0 + (low if high is None else high)) * advantage)
-    return gain if dual is None else torch.where(advantage < 0, torch.maximum(gain, dual * advantage), gain)
-
-
-def divergence(log_prob: Tensor, reference: Tensor) -> Tensor:
-    """Return the estimate k3 of KL(π, π_ref) from each action (Schulman 2020): r - 1 - log r ≥ 0 with r = π_ref / π."""
-    log_ratio = (reference - log_prob).clamp(-20.0, 20.0)
-    return log_ratio.exp() - 1.0 - log_ratio
-
-
-def policy_loss(log_prob: Tensor, entropy: Tensor, batch: Samples, c: GroupPolicyConfig) -> tuple[Tensor, Metrics]:
-    """Return the loss of a minibatch (eq. 9): -mean gain + β · divergence - entropy bonus, and its parts."""
-    log_ratio = log_prob - batch.log_prob
-    gain = surrogate(log_ratio, batch.advantage, c.clip, c.clip_high, c.dual_clip).mean()
-    loss, spread = -gain, entropy.mean()
-    ratio = log_ratio.detach().exp()
-    metrics = {
-        "entropy": spread.detach(),
-        "approx_kl": (ratio - 1.0 - log_ratio.detach()).mean(),
-        "clip_fraction": ((ratio < 1.0 - c.clip) | (ratio > 1.0 + (c.clip_high or c.clip))).float().mean(),
-    }
-    if batch.reference is not None:
-        away = divergence(log_prob, batch.reference).mean()
-        loss, metrics["reference_kl"] = loss + c.kl_coefficient * away, away.detach()
-    if c.entropy_coefficient:
-        loss = loss - c.entropy_coefficient * spread
-    return loss, metrics | {"policy_loss": loss.detach()}
 
 
 KINDS: dict[type, type[CategoricalActor | MultiCategoricalActor]] = {
@@ -220,7 +161,7 @@ class GiGPO(Agent):
         for chosen in minibatches(len(data.advantage), c.epochs, c.batch_size, self.update_generator):
             part = data.at(chosen)
             log_prob, entropy = self.terms(self.actor, self.actor.params, part.obs, part.sample)
-            loss, found = policy_loss(log_prob, entropy, part, c)
+            loss, found = policy_loss(log_prob, entropy, part.log_prob, part.advantage, part.reference, c)
             self.descend("policy", self.optimiser, loss, self.actor)
             if self.critic is not None:
                 assert part.target is not None

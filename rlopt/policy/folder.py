@@ -1,9 +1,9 @@
 """Exported policies: the network that acts, the statistics it sees through, and nothing that only training needs.
 
 A policy folder holds ``policy.json`` (what it is, how it was trained, the checksums of the rest and its own) and a
-state tree of ``rlopt.state`` (weights and frozen statistics). Loading one runs none of its code: the kind of network is
-a word of the closed registry ``rlopt.nn.make_actor``, and sizes are compared with the weights present before anything
-is allocated.
+state tree of ``rlopt.state`` (weights and frozen statistics); that of a language model its files in place of the tree.
+Loading one runs none of its code: the kind of network is a word of the closed registry ``rlopt.nn.make_actor``, and
+sizes are compared with the weights present before anything is allocated.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from rlopt.files import digest_file, fresh_folder, remove, replace_folder, write_file
+from rlopt.files import Digest, digest_file, fresh_folder, remove, replace_folder, write_file
 from rlopt.nn.actors import Actor
 from rlopt.nn.module import Net, build_seeded
 from rlopt.policy.exported import EvaluationMode, Policy
 from rlopt.policy.frozen_statistics import check_tensors, frozen_statistics, load_statistics
+from rlopt.policy.language import FILES, LanguageActor, LanguagePolicy, read_language_policy
 from rlopt.policy.specification import spec_from_json, spec_to_json
 from rlopt.policy.team import SharedActor, build_actor
 from rlopt.registry import load_extensions
@@ -55,10 +56,6 @@ def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None
     if path.exists() and not (path / DESCRIPTION).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise RloptError(f"{path} is there and is no policy; name another folder for this one")
     staged = path.with_name(f".{path.name}.new")
-    state: State = {
-        "actor": dict(policy.actor.state_dict()),
-        "normalizer": None if policy.normalizer is None else frozen_statistics(policy.normalizer),
-    }
     description = {
         "format": FORMAT,
         "rlopt": __version__,
@@ -70,7 +67,7 @@ def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        digests = save_state(fresh_folder(staged), state)
+        digests = _write_weights(policy, fresh_folder(staged))
         description["files"] = {name: {"bytes": d.bytes, "sha256": d.sha256} for name, d in digests.items()}
         description["checksum"] = checksum(description)
         text = json.dumps(description, indent=1, allow_nan=False)
@@ -79,6 +76,16 @@ def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None
     finally:
         with suppress(OSError):
             remove(staged)
+
+
+def _write_weights(policy: Policy, folder: Path) -> dict[str, Digest]:
+    if isinstance(policy, LanguagePolicy):
+        return policy.write(folder)
+    state: State = {
+        "actor": dict(policy.actor.state_dict()),
+        "normalizer": None if policy.normalizer is None else frozen_statistics(policy.normalizer),
+    }
+    return save_state(folder, state)
 
 
 _REFUSED = (
@@ -166,13 +173,16 @@ def _described(folder: Path) -> Path | None:
 def _load(folder: Path, device: torch.device) -> Policy:
     data = _read_description(folder)
     spec = spec_from_json(data["spec"])
+    writes = data["kind"] == LanguageActor.kind
     for name, recorded in data["files"].items():
-        if name not in ("state.json", "tensors.safetensors"):
+        if not FILES.fullmatch(name) if writes else name not in ("state.json", "tensors.safetensors"):
             raise ValueError(f"it names the file {str(name)[:40]!r}")
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{name} is missing")
         if digest_file(folder / name)._asdict() != recorded:
             raise ValueError(f"{name} is not the file that was saved")
+    if writes:
+        return _as_described(read_language_policy(folder, spec, data["options"], device), data)
     state = load_state(folder)
     weights: Any = state["actor"]
     _check_options(data["options"], 0)
@@ -190,7 +200,10 @@ def _load(folder: Path, device: torch.device) -> Policy:
     normalizer = None
     if state["normalizer"] is not None:
         normalizer = load_statistics(spec, state["normalizer"], device)
-    policy = Policy(spec, actor, normalizer)
+    return _as_described(Policy(spec, actor, normalizer), data)
+
+
+def _as_described(policy: Policy, data: dict[str, Any]) -> Policy:
     policy.meta = untag_floats(data["meta"])
     policy.evaluation_mode = _evaluation_mode(**data["evaluation_mode"])
     return policy

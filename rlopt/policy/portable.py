@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlopt.files import replace_file
 from rlopt.policy.exported import Policy
+from rlopt.policy.language import LanguagePolicy
 from rlopt.types import Carry, Obs, RloptError, Space, is_mask, obs_leaves, seen_leaves, shape_of, tensor_dtype
 from rlopt.version import install
 
@@ -81,6 +82,8 @@ def export_policy(policy: Policy, path: Path | str, to: str) -> PolicyGraph:
     """
     if to not in SUFFIXES:
         raise RloptError(f"to={to}: a policy is exported to {' or '.join(SUFFIXES)}")
+    if isinstance(policy, LanguagePolicy):
+        raise RloptError("a policy that writes is in Hugging Face's format already: its folder's model/ (and adapter/)")
     graph = PolicyGraph(policy).eval()
     batch = torch.export.Dim("batch", min=1)
     shapes: Any = (tuple({0: batch} for _ in graph.inputs),)  # a named one: what fixes the number of rows is refused

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from rlopt.agents import GiGPO, GiGPOConfig, anchors, register_anchor
 from rlopt.agents.anchors import tensor_anchors
-from rlopt.agents.gigpo import Samples, divergence, policy_loss, surrogate
+from rlopt.agents.surrogate import divergence, policy_loss, surrogate
 from rlopt.buffers import Rollout
 from rlopt.config import build
 from rlopt.nn import NetworkConfig
@@ -43,8 +43,8 @@ def test_the_loss_by_hand() -> None:
     c = GiGPOConfig(kl_coefficient=0.5, entropy_coefficient=0.1)
     log_prob = torch.tensor([0.5, 0.25]).log().requires_grad_()
     old, reference = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.5, 0.5]).log()
-    batch = Samples(torch.zeros(2), torch.zeros(2), old, torch.tensor([2.0, -1.0]), reference)
-    loss, metrics = policy_loss(log_prob, torch.tensor([0.4, 0.6]), batch, c)
+    advantage, entropy = torch.tensor([2.0, -1.0]), torch.tensor([0.4, 0.6])
+    loss, metrics = policy_loss(log_prob, entropy, old, advantage, reference, c)
     away = (2 - 1 - math.log(2)) / 2
     gain = (2.0 - 0.8) / 2  # the second ratio, ½, is clipped to 0.8
     assert float(loss.detach()) == pytest.approx(-gain + 0.5 * away - 0.05)
@@ -52,6 +52,9 @@ def test_the_loss_by_hand() -> None:
     loss.backward()
     # -2/2 of the first; of the second, which is clipped, only the divergence: ½ · (1 - 2) / 2.
     assert log_prob.grad is not None and log_prob.grad.tolist() == pytest.approx([-1.0, -0.25])
+    # Of a weight of its own for each action: ¼ and ¾.
+    weighed, _ = policy_loss(log_prob, entropy, old, advantage, reference, c, torch.tensor([0.25, 0.75]))
+    assert float(weighed.detach()) == pytest.approx(-(2.0 - 3 * 0.8) / 4 + 0.5 * 0.75 * 2 * away - 0.1 * 0.55)
 
 
 # Anchors
