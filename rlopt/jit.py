@@ -32,6 +32,7 @@ def jit(function: Any, signature: Any = None, **options: Any) -> Any:
     file = getattr(made._cache, "_cache_file", None)
     if file is not None:
         file._source_stamp = _stamp(Path(function.__code__.co_filename))
+        file._load_index = functools.partial(_index, file._load_index)
     if file is not None and fcntl is not None:
         made.compile = _one_process_at_a_time(made.compile, Path(file._index_path).with_suffix(".lock"))
     if signature is not None:
@@ -44,6 +45,14 @@ def compiles(function: Any) -> bool:
     """Return whether calling a function means compiling it, because no earlier process has left its machine code."""
     file = getattr(function._cache, "_cache_file", None)
     return not function.signatures and (file is None or not file._load_index())
+
+
+def _index(load: Any) -> Any:
+    """Return what the cache holds; nothing, where older source had other names for what its versions take."""
+    try:
+        return load()
+    except (AttributeError, ImportError):
+        return {}
 
 
 def _one_process_at_a_time(compile_: Any, lock: Path) -> Any:

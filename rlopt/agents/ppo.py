@@ -28,6 +28,7 @@ from rlopt.agents.rollout_agent import RolloutAgentConfig, generalised_advantage
 from rlopt.buffers import Rollout, minibatches
 from rlopt.buffers.samplers.sequence import CARRY
 from rlopt.config import default_of
+from rlopt.fast import fused_ppo
 from rlopt.nn import (
     CategoricalActor,
     Critic,
@@ -80,6 +81,7 @@ class PPOConfig(RolloutAgentConfig):
     log_std: float = option(0.0, "where the log standard deviation of continuous actions begins")
     unit_box: bool = option(True, "sample bounded continuous actions in units of [-1, 1], not the environment's")
     shared_encoder: bool = option(False, "see images through one encoder for policy and value, as on Atari")
+    fused: bool = option(True, "use the hand-written gradients where they apply (plain networks on the CPU)")
     optimiser: OptimiserConfig = option(lambda: OptimiserConfig(epsilon=1e-5), "optimiser of both networks")  # [3]
     network: NetworkConfig = option(  # [13] and [c4]: policy and value share nothing
         lambda: NetworkConfig(hidden=(64, 64), activation="tanh", init="orthogonal"), "shape of policy and value"
@@ -268,6 +270,7 @@ class PPO(Agent):
             what = one_line(self.spec.observation_space)
             raise RloptError(f"agent.shared_encoder: no encoder learns to read {what}; leave it out")
         self.optimiser = self.add_optimiser("optimiser", self.networks, c.learning_rate)
+        self.fused = fused_ppo.FusedEpochs(self) if c.fused and fused_ppo.applies(self, PPO) else None
         self.factor, self.schedules = 1.0, [Schedule(k, c.schedule_steps) for k in (c.lr_schedule, c.clip_schedule)]
         if isinstance(self.actor_module, GaussianActor):
             self.extra_fields = {"sample": ((self.actor_module.action_features,), torch.float32)}
@@ -337,24 +340,46 @@ class PPO(Agent):
         self.factor, narrowed = (schedule.factor(begun) for schedule in self.schedules)
         clip = c.clip * narrowed
         data = self.samples(batch, position)
-        size = c.batch_size if data.ended is None else c.batch_size // len(batch.reward)
-        count = len(data.value)
         for epoch in range(c.epochs):
             if epoch and c.recompute_advantage:
                 fresh = self.samples(batch, position)
                 data = data._replace(advantage=fresh.advantage, target=fresh.target)
-            for chosen in minibatches(count, 1, size, self.update_generator):  # [6]
-                part = data.map(lambda x, at=chosen: x.index_select(0, at))  # type: ignore[misc]
-                loss, terms = ppo_loss(self.networks, self.networks.params, part, c, clip)
-                self.descend("networks", self.optimiser, loss, self.networks)
-                self.end_update()
-            valid = None if part.valid is None else part.valid.flatten()
-            metrics = diagnostics(terms.log_ratio, clip, valid)
+            metrics = self.learn(data, clip)
             if c.target_kl is not None and float(metrics["approx_kl"]) > c.target_kl:
                 break
         residual, spread = (x.var(correction=0) for x in (data.target - data.value, data.target))
-        metrics |= {"policy_loss": terms.policy, "value_loss": terms.value, "entropy": terms.entropy}
         return Update(metrics | {"explained_variance": 1.0 - residual / spread.clamp(min=1e-12)})
+
+    def learn(self, data: Samples, clip: float) -> Metrics:
+        """Learn from everything once, in reshuffled minibatches [6]; return what the last one says."""
+        c, metrics = self.config, Metrics()
+        size = c.batch_size if data.ended is None else c.batch_size // data.value.shape[1]
+        parts = list(minibatches(len(data.value), 1, size, self.update_generator))
+        if self.fused is not None and data.factor is None and all(self.networks.learns):
+            whole = [chosen for chosen in parts if len(chosen) == size]
+            parts = parts[len(whole) :]
+            metrics = self.compiled(data, whole, clip) if whole else metrics
+        for chosen in parts:
+            part = data.map(lambda x, at=chosen: x.index_select(0, at))  # type: ignore[misc]
+            loss, terms = ppo_loss(self.networks, self.networks.params, part, c, clip)
+            self.descend("networks", self.optimiser, loss, self.networks)
+            self.end_update()
+            if chosen is parts[-1]:
+                metrics = diagnostics(terms.log_ratio, clip, None if part.valid is None else part.valid.flatten())
+                metrics |= {"policy_loss": terms.policy, "value_loss": terms.value, "entropy": terms.entropy}
+        return metrics
+
+    def compiled(self, data: Samples, chosen: list[Tensor], clip: float) -> Metrics:
+        """Do the same for minibatches of the full size, by compiled code."""
+        assert self.fused is not None
+        well = bool(self.guard.passes("networks loss", torch.zeros(())))
+        losses, norms = self.fused(self.fused.rows(data), torch.cat(chosen), clip, well)
+        self.guard.passes("networks loss", losses)
+        self.guard.passes("networks gradient", norms)
+        for _ in chosen:
+            self.end_update()
+        log_ratio, terms = self.fused.terms()
+        return diagnostics(log_ratio, clip) | terms
 
     def begun(self, position: Tensor) -> Clock:
         """Return the clock when the rollout began, of which the transitions lie at ``position``: schedules make the

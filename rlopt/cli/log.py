@@ -12,6 +12,7 @@ _SHOWN = (
     "envs.atari.env",
     "envs.make",
     "envs.warp",
+    "fast.fused_ppo",
     "fast.fused_sac",
     "loops.base",
     "loops.evaluation",

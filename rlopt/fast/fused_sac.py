@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlopt.buffers import Batch
 from rlopt.fast.adam import describe, refresh
 from rlopt.fast.lanes import Lanes
 from rlopt.fast.mlp import FusedMLP, ensemble, single
+from rlopt.fast.plain import is_plain, plain
 from rlopt.fast.products import Array, Products, array, counters, products_available, rounds
 from rlopt.fast.sac_update import (
     ACTOR_LOSS,
@@ -39,9 +40,7 @@ from rlopt.fast.sac_update import (
     update_phases,
 )  # fmt: skip
 from rlopt.jit import compiles
-from rlopt.nn import PRECISIONS, Critic, Net, Optimiser, SquashedGaussianActor
-from rlopt.nn.encoders import Flatten, Numbers
-from rlopt.nn.networks import MLP, EnsembleLinear, EnsembleMLP
+from rlopt.nn import PRECISIONS, Net, Optimiser
 from rlopt.types import Metrics, Update
 
 if TYPE_CHECKING:
@@ -51,17 +50,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-PLAIN: dict[type[nn.Module], set[str]] = {
-    SquashedGaussianActor: {"encoder", "body", "options", "own", "memory", "action_features", "action_shape"},
-    Critic: {"encoders", "body", "memory", "scalar"},
-    Flatten: {"parts", "leaves", "out_features", "identity"},
-    Numbers: {"bytes", "out_features"},
-    MLP: {"layers", "norms", "activation"},
-    EnsembleMLP: {"layers", "norms", "activation", "ensemble"},
-    nn.Linear: {"in_features", "out_features"},
-    EnsembleLinear: set(),
-}
-"""The modules that are written out here, and what each consists of beside its parameters."""
 METHODS = (
     "prepare", "watch", "stages", "stage", "critic_stage", "actor_stage", "target_stage", "critic_objective",
     "actor_objective", "per_run", "descend", "rate", "td", "act", "exploration",
@@ -83,37 +71,9 @@ def applies(agent: SAC, written: type[SAC], temperature: type[Temperature]) -> b
         and type(agent.temperature) is temperature
         and agent.config.td_loss in ("auto", "squared", "huber")
         and all(o is None or (type(o) is Optimiser and o.config.name in ("adam", "adamw")) for o in optimisers)
-        and all(_is_plain(module) for net in (agent.actor, agent.critic, agent.target) for module in net.modules)
+        and all(is_plain(m, (F.relu,)) for net in (agent.actor, agent.critic, agent.target) for m in net.modules)
         and products_available()
     )
-
-
-def _is_plain(net: nn.Module) -> bool:
-    """Return whether a network reads one vector and is a perceptron, or an ensemble of such, with ReLU and biases."""
-    for module in net.modules():
-        if isinstance(module, nn.ModuleList):
-            continue
-        own = vars(module).keys() - _OF_EVERY_MODULE | dict(module.named_children()).keys()
-        if own != PLAIN.get(type(module)) or module._forward_hooks or module._forward_pre_hooks:
-            return False
-        if isinstance(module, Flatten) and not module.identity:
-            return False
-        if isinstance(module, MLP | EnsembleMLP) and (module.activation is not F.relu or len(module.layers) < 2):
-            return False
-        if isinstance(module, nn.Linear) and module.bias is None:
-            return False
-        for name in ("memory", "norms"):
-            if getattr(module, name, None) is not None:
-                return False
-    return next(net.buffers(), None) is None or type(net) is SquashedGaussianActor
-
-
-_OF_EVERY_MODULE = vars(nn.Module()).keys()
-
-
-def plain(x: Tensor) -> Array:
-    """Return contiguous float32, the one kind of array that the functions above are compiled for."""
-    return array(x.to(torch.float32).contiguous())
 
 
 class FusedActor:

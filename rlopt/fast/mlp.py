@@ -1,4 +1,4 @@
-"""A plain ReLU network over minibatches of one size, with its gradients by layer, as compiled code without autograd.
+"""A plain ReLU or tanh network over minibatches of one size, with its gradients by layer: compiled, without autograd.
 
 Activations live in buffers that are reused; gradients are written where the optimiser reads them. Between two hidden
 layers products are in ``dtype`` (float32 or bfloat16), those that touch an input or an output in float32, as in
@@ -29,7 +29,8 @@ ADDRESSES = (
 )  # fmt: skip
 LOW = ("z_low", "activation_low", "delta_low", "back_low")
 """Whether the memory of that name is bfloat16."""
-LAYER = np.dtype([(name, np.int64) for name in ("inputs", "outputs", *OPERANDS, *ADDRESSES, *LOW)])
+LAYER = np.dtype([(name, np.int64) for name in ("inputs", "outputs", "tanh", *OPERANDS, *ADDRESSES, *LOW)])
+"""``tanh``: whether that follows the layer, in float32 alone; else ReLU does."""
 
 
 class Workspace:
@@ -69,11 +70,13 @@ class FusedMLP:
         delta: Tensor | None = None,
         turned: bool = False,
         space: Workspace | None = None,
+        tanh: bool = False,
     ) -> None:
         """``weights`` (in, out), or (out, in) where ``turned``, and ``biases`` (out,) are views of the parameters;
         ``grads`` their gradients in the same shapes and order (weight, bias, weight, …), or nothing where nobody wants
         them. ``x`` (rows, in) is read anew at every pass; ``delta`` (rows, out) is dL/d output, before the last bias,
         where the last layer's gradient is formed by products."""
+        assert dtype == torch.float32 or not tanh
         last, rows = len(weights) - 1, x.shape[0]
         dtypes = [dtype if 0 < i < last else torch.float32 for i in range(last + 1)]
         low = [torch.empty_like(w, dtype=d) if d != w.dtype else w for w, d in zip(weights, dtypes, strict=True)]
@@ -88,7 +91,7 @@ class FusedMLP:
         self._kept = [weights, biases, grads, low, low_grads, x, delta, s]
         for i, row in enumerate(self.table):
             weight = low[i].t() if turned else low[i]
-            row["inputs"], row["outputs"] = weight.shape
+            (row["inputs"], row["outputs"]), row["tanh"] = weight.shape, tanh
             read = s.activations[i - 1] if i else x
             below = s.deltas[i] if i < last else delta
             tensors: dict[str, Tensor | None] = {
@@ -149,7 +152,11 @@ def value_delta(net: Array, dq: Array) -> None:
     weight, weight_grad = floats(layer.weight_at, width), floats(layer.grad_at, width)
     bias_grad, below = floats(layer.bias_grad_at, 1), floats(under.bias_grad_at, width)
     hidden = matrix(under.activation_at, rows, width)
-    if under.delta_low != 0:
+    if under.tanh != 0:
+        elementwise.value_backward_tanh(
+            dq, weight, hidden, matrix(under.delta_at, rows, width), weight_grad, bias_grad, below
+        )
+    elif under.delta_low != 0:
         delta = low_matrix(under.delta_at, rows, width)
         elementwise.value_backward(dq, weight, hidden, delta, weight_grad, bias_grad, below)
     else:
@@ -178,9 +185,11 @@ def weight_gradient(products: Array, net: Array, i: int) -> None:
 
 @compiled
 def _activate(layer: Any, rows: int) -> None:
-    """activation = relu(z + bias)."""
+    """activation = relu(z + bias), or tanh."""
     width, bias = layer.outputs, floats(layer.bias_at, layer.outputs)
-    if layer.z_low == 0 and layer.activation_low == 0:
+    if layer.tanh != 0:
+        elementwise.bias_tanh_(matrix(layer.z_at, rows, width), bias)
+    elif layer.z_low == 0 and layer.activation_low == 0:
         elementwise.bias_relu_(matrix(layer.z_at, rows, width), bias)
     elif layer.z_low == 0:
         elementwise.bias_relu(matrix(layer.z_at, rows, width), bias, low_matrix(layer.activation_at, rows, width))
@@ -192,9 +201,11 @@ def _activate(layer: Any, rows: int) -> None:
 
 @compiled
 def _deactivate(layer: Any, rows: int) -> None:
-    """delta = back where the activation is not zero, and its sum over the rows."""
+    """delta = back where the activation is not zero (or by tanh's derivative), and its sum over the rows."""
     width, grad = layer.outputs, floats(layer.bias_grad_at, layer.outputs)
-    if layer.delta_low == 0 and layer.back_low == 0:
+    if layer.tanh != 0:
+        elementwise.tanh_backward_(matrix(layer.back_at, rows, width), matrix(layer.activation_at, rows, width), grad)
+    elif layer.delta_low == 0 and layer.back_low == 0:
         elementwise.relu_backward_(matrix(layer.back_at, rows, width), matrix(layer.activation_at, rows, width), grad)
     elif layer.delta_low == 0:
         elementwise.relu_backward(
@@ -219,6 +230,7 @@ def ensemble(
     x: Tensor,
     dtype: torch.dtype,
     like: Sequence[FusedMLP] = (),
+    tanh: bool = False,
 ) -> list[FusedMLP]:
     """Return the members of an ``EnsembleMLP`` (leaves and gradients (E, in, out) and (E, 1, out)), each on views of
     its own part; they share the workspaces of ``like``."""
@@ -231,6 +243,7 @@ def ensemble(
             x,
             dtype,
             space=like[e].space if like else None,
+            tanh=tanh,
         )
         for e in range(leaves[0].shape[0])
     ]
@@ -244,7 +257,8 @@ def single(
     dtype: torch.dtype,
     delta: Tensor,
     like: FusedMLP | None = None,
+    tanh: bool = False,
 ) -> FusedMLP:
     """Return an ``MLP`` (leaves and gradients (out, in) and (out,)), in the workspace of ``like``."""
     space = like.space if like else None
-    return FusedMLP(products, leaves[0::2], leaves[1::2], grads, x, dtype, delta, turned=True, space=space)
+    return FusedMLP(products, leaves[0::2], leaves[1::2], grads, x, dtype, delta, turned=True, space=space, tanh=tanh)

@@ -168,7 +168,7 @@ def test_every_epoch_sees_every_transition_once(monkeypatch: pytest.MonkeyPatch)
     seen: list[Tensor] = []
     real = ppo.ppo_loss
     monkeypatch.setattr(ppo, "ppo_loss", lambda n, p, batch, *a: seen.append(batch.obs[:, 0]) or real(n, p, batch, *a))
-    agent = make(epochs=3, batch_size=5)
+    agent = make(epochs=3, batch_size=5, fused=False)
     data = rollout(agent)
     agent.update(data)
     assert [len(x) for x in seen] == [5, 5, 5, 1] * 3 and agent.clock.updates == 12
@@ -189,7 +189,7 @@ def test_rate_and_clip_fall_with_the_steps_before_the_rollout(monkeypatch: pytes
     clips: list[float] = []
     real = ppo.ppo_loss
     monkeypatch.setattr(ppo, "ppo_loss", lambda n, p, b, c, clip: clips.append(clip) or real(n, p, b, c, clip))
-    agent = make(lr_schedule="linear", clip_schedule="linear", schedule_steps=64, epochs=1, batch_size=16)
+    agent = make(lr_schedule="linear", clip_schedule="linear", schedule_steps=64, epochs=1, batch_size=16, fused=False)
     rates = []
     for i in range(4):
         agent.update(rollout(agent, seed=i))
@@ -248,7 +248,9 @@ def test_the_first_ratio_is_1(memory: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(ppo, "ppo_loss", watched)
     env = CartPole(4, seed=0)
-    config = PPOConfig(rollout_steps=32, batch_size=64, epochs=2, learning_rate=0.01, network=network(memory=memory))
+    config = PPOConfig(
+        rollout_steps=32, batch_size=64, epochs=2, learning_rate=0.01, network=network(memory=memory), fused=False
+    )
     loop = RolloutLoop(PPO(env.spec, config), env, 512, normalizer=Normalizer(env.spec))
     ends = 0
     while loop.step < loop.total_steps:

@@ -103,6 +103,13 @@ def test_a_function_compiles_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not jit.compiles(fresh)
 
 
+def test_a_cache_of_code_whose_classes_were_renamed_is_none() -> None:
+    def load() -> None:
+        raise AttributeError("Can't get attribute 'Rows'")
+
+    assert jit._index(load) == {} and jit._index(lambda: {1: 2}) == {1: 2}
+
+
 def test_the_cache_of_machine_code_knows_every_source_that_went_into_it(tmp_path, monkeypatch) -> None:
     assert c.claim._cache._cache_file._source_stamp == jit._stamp(Path(c.__file__))  # numba's own is of one file
     package = tmp_path / "rlopt"

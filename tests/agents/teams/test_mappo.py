@@ -49,7 +49,9 @@ def test_with_one_agent_it_is_ppo_bit_for_bit(cls: type[IPPO]) -> None:
     """That sees the state: acting, advantages, epochs, schedules."""
     options = {"lr_schedule": "linear", "schedule_steps": 100}
     agent = make(cls, one_spec(), **options)
-    alone = PPO(EnvSpec("t", OBSERVATION, TORQUE), PPOConfig(**SMALL, **options), seed=agent.learners[0].seed)
+    alone = PPO(
+        EnvSpec("t", OBSERVATION, TORQUE), PPOConfig(**SMALL, **options, fused=False), seed=agent.learners[0].seed
+    )
     assert torch.equal(alone.networks.flat, agent.learners[0].networks.flat)
     for k in range(3):
         data = rollout(agent, k)
