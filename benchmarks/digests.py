@@ -6,7 +6,8 @@
 
 Each case is a training by the command line of a checkout, in a process of its own; nothing of the package is imported.
 Digested are the run folder's tensors (the newest checkpoint with its replay segments, the best agent, the policies),
-the numbers in the checkpoint's ``state.json``, and the tables without their wall-clock columns. Tensors and numbers are
+the numbers in the checkpoint's ``state.json``, and the tables without their wall-clock columns and without the
+evaluation of the untrained policy, which older checkouts did not make. Tensors and numbers are
 compared as multisets of values: what they are called does not matter, and what is new (``+``) is no difference. Both
 sides belong on one machine, since another processor may round otherwise. Needs the extras ``mujoco`` and ``atari``.
 """
@@ -219,9 +220,10 @@ def numbers(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def columns(path: Path) -> dict[str, list[str]]:
-    """Read the cells of a table by column, without the wall clock's."""
+    """Read the cells of a table by column, without the wall clock's, of what lies behind the first step."""
     with path.open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
+    rows = [row for row in rows if row[header.index("step")] != "0"]
     return {name: [row[i] for row in rows] for i, name in enumerate(header) if name not in CLOCK}
 
 

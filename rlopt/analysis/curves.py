@@ -57,11 +57,12 @@ class Curve:
     def window(self, step: int, width: int = WINDOW) -> Array | None:
         """Return (seeds',) each seed's mean over its evaluations in (step - width, step], which evens out their noise.
 
-        None where the curve does not reach ``step``, and without seeds that have not got there.
+        None where the curve does not reach ``step``, and without seeds that have not got there. That of the untrained
+        policy (step 0) does not count.
         """
         if self.at(step) is None:
             return None
-        inside = (self.steps > step - width) & (self.steps <= step)
+        inside = (self.steps > max(step - width, 0)) & (self.steps <= step)
         if not inside.any():
             return None
         nearest = int(np.argmin(np.abs(self.steps - step)))

@@ -80,10 +80,11 @@ def expected_of(file: Path) -> Expected | str:
 
 
 def _last_ten(curve: Curve, step: int) -> Array | None:
-    """Return each seed's mean over its last ten evaluations up to ``step``, of those that got there."""
+    """Return each seed's mean over its last ten evaluations up to ``step``, of those that got there; that of the
+    untrained policy (step 0) is none of them."""
     here = ~np.isnan(curve.scores[int(np.argmin(np.abs(curve.steps - step)))])
     found = []
-    for column in curve.scores[curve.steps <= step][:, here].T:
+    for column in curve.scores[(curve.steps > 0) & (curve.steps <= step)][:, here].T:
         done = column[~np.isnan(column)]
         if len(done):
             found.append(float(done[-10:].mean()))

@@ -413,7 +413,7 @@ def _folders(runs: Sequence[Run]) -> Section:
     for run in runs:
         reached = max((e.steps[-1] for e in run.evaluations), default=0)
         total = int(run.config.get("total_steps", 0) or 0)
-        best = [max(e.means) for e in run.evaluations]
+        best = [max((m for s, m in zip(e.steps, e.means, strict=True) if s), default=math.nan) for e in run.evaluations]
         last = [e.means[-1] for e in run.evaluations]
         ended = "complete" if total and reached >= total else "" if run.evaluations else "no evaluation yet"
         seeds = str(run.seed) if len(last) < 2 else f"{run.seed} to {run.seed + len(last) - 1}"

@@ -121,6 +121,7 @@ class EvalConfig:
     """Evaluation on separate environments with their own seeds."""
 
     every: int | None = option(5_000, "steps between evaluations (null: at the end only)", low=1)
+    at_start: bool = option(True, "evaluate the untrained policy too, where curves begin (unless every=null)")
     episodes: int = option(10, "episodes per evaluation", low=1, high=MOST_EPISODES)
     max_steps: int | None = option(
         None, "steps after which an episode is cut off (null: the environment's limit, or 27000 if it has none)", low=1

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlopt.loops.configuration import TrainConfig
+    from rlopt.training.callback import Callback
     from rlopt.training.presets import train_config
     from rlopt.training.result import Result
     from rlopt.training.setup import begin, resume
-    from rlopt.training.trainer import Callback, Trainer
+    from rlopt.training.trainer import Trainer
 
 __all__ = ["Callback", "Result", "TrainConfig", "Trainer", "begin", "resume", "train_config"]
 
 _HOMES = {
-    "Callback": "rlopt.training.trainer",
+    "Callback": "rlopt.training.callback",
     "Result": "rlopt.training.result",
     "TrainConfig": "rlopt.loops.configuration",
     "Trainer": "rlopt.training.trainer",

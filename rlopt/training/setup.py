@@ -151,6 +151,7 @@ def make_trainer(
         folder,
         eval_every=config.eval.every,
         eval_episodes=config.eval.episodes,
+        eval_at_start=config.eval.at_start,
         log_every=config.log.every,
         checkpoint_minutes=config.checkpoint.minutes,
         checkpoint_every=config.checkpoint.every_steps,

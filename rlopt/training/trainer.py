@@ -23,6 +23,7 @@ from rlopt.runs.checkpoint import CheckpointFailed, Checkpoints, Loaded
 from rlopt.runs.logging import Display, Logger
 from rlopt.runs.run_folder import RunFolder, told_as_one_line
 from rlopt.settings import read_settings_text
+from rlopt.training.callback import Callback as Callback  # noqa: PLC0414 - where one looks for it
 from rlopt.training.result import FINISHED, INTERRUPTED, NONFINITE, STOPPED, Result
 from rlopt.training.signals import Signals
 from rlopt.types import Episode, RloptError, State
@@ -39,26 +40,6 @@ class UnfitCheckpoint(RloptError):
     """A checkpoint is sound, but what it holds is not of this run."""
 
 
-class Callback:
-    """Hooks for users; every method may be left out. A true answer from ``on_step`` or ``on_evaluation`` stops the
-    run. Checkpoints hold nothing of a callback: one that must survive a resume rebuilds itself in ``on_start``."""
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Act before the first step, after a resume."""
-
-    def on_step(self, trainer: Trainer, progress: Progress) -> bool | None:
-        """Act after every ``advance``."""
-
-    def on_evaluation(self, trainer: Trainer, episodes: list[Episode]) -> bool | None:
-        """Act after an evaluation has been logged."""
-
-    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
-        """Act after a checkpoint has been written."""
-
-    def on_end(self, trainer: Trainer, result: Result) -> None:
-        """Act after the last checkpoint."""
-
-
 class Trainer:
     """Runs a loop inside a run folder.
 
@@ -66,7 +47,8 @@ class Trainer:
         loop: what does the work.
         folder: where results go, created or opened as a writer; ``close`` releases its lock.
         eval_every: steps between evaluations; None evaluates at the end only.
-        eval_episodes: episodes per evaluation.
+        eval_episodes: episodes per evaluation. eval_at_start: evaluate the untrained policy as well, where curves
+            begin; it counts for nothing else (not as the best, nor as the last evaluation).
         log_every: steps between rows of ``metrics.csv``.
         checkpoint_minutes, checkpoint_every: how often the run is saved, by the clock and by steps; None switches one
         off. keep: checkpoints kept.
@@ -84,6 +66,7 @@ class Trainer:
         *,
         eval_every: int | None = 5_000,
         eval_episodes: int = 10,
+        eval_at_start: bool = True,
         log_every: int = 1_000,
         checkpoint_minutes: float | None = 10.0,
         checkpoint_every: int | None = None,
@@ -96,6 +79,7 @@ class Trainer:
         display: Display | None = None,
     ) -> None:
         self.loop, self.folder = loop, folder
+        self.eval_at_start = eval_at_start and eval_every is not None
         self.eval_every, self.eval_episodes, self.log_every = eval_every, eval_episodes, log_every
         self.checkpoint_minutes, self.checkpoint_every = checkpoint_minutes, checkpoint_every
         self.skip_nonfinite, self.policy_meta, self.callbacks = skip_nonfinite, policy_meta or {}, list(callbacks)
@@ -220,9 +204,8 @@ class Trainer:
     def _train(self) -> str:
         """Return everything between the first step and the last save; returns the status."""
         saved_at, first = monotonic(), self.loop.step
-        if (self._evaluation_due or first >= self.loop.total_steps) and first not in read_csv(self.folder.evaluations)[
-            "step"
-        ]:  # an error or a non-finite value stopped the run before it
+        due = self.eval_at_start if first == 0 else self._evaluation_due or first >= self.loop.total_steps
+        if due and first not in read_csv(self.folder.evaluations)["step"]:  # else it was made before a resume
             self._evaluate()
             self._saved_step = -1
         while self.loop.step < self.loop.total_steps:
@@ -385,13 +368,13 @@ class Trainer:
         return hopeless or not self.skip_nonfinite
 
     def _evaluate(self) -> bool:
+        """Run and write an evaluation, keep what is best; true where a callback wishes to stop."""
         assert self.logger is not None
         begin = perf_counter()
         episodes = self.loop.evaluate(self.eval_episodes)
         self._evaluation_due = False
         if not episodes:
             return False
-        self.last_evaluation = episodes
         self.logger.evaluation(self.loop.step, episodes)
         returns: list[list[float]] = [[] for _ in self._best_of_runs]
         for e in episodes:
@@ -400,6 +383,14 @@ class Trainer:
         mean = sum(means_of_runs) / len(means_of_runs)
         if self.display is not None:
             self.display.update(self.loop.step, {"evaluation_return": mean})
+        trained = self.loop.step > 0
+        if trained:
+            self.last_evaluation = episodes
+            self._keep_best(means_of_runs, mean)
+        self._window_start += perf_counter() - begin  # evaluation is not training time
+        return trained and self._tell(lambda c: c.on_evaluation(self, episodes))
+
+    def _keep_best(self, means_of_runs: list[float], mean: float) -> None:
         better = [r for r, m in enumerate(means_of_runs) if self._best_of_runs[r] < m < math.inf]
         for r in better:
             self._best_of_runs[r] = means_of_runs[r]
@@ -408,8 +399,6 @@ class Trainer:
             self.best = mean
         if better or whole:
             self._guarded_save(lambda: self._save_best(better, whole), "the best policy")
-        self._window_start += perf_counter() - begin  # evaluation is not training time
-        return self._tell(lambda c: c.on_evaluation(self, episodes))
 
     def _save_best(self, better: list[int], whole: bool) -> None:
         """The agent where it is ``better`` on the whole, and the policies of the runs that are."""

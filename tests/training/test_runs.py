@@ -69,7 +69,7 @@ def test_a_run_folder_of_several_runs(tmp_path) -> None:
     with (tmp_path / "run" / "evaluations.csv").open() as f:
         rows = list(csv.DictReader(f))
     assert [(row["step"], row["episode"], row["run"]) for row in rows] == [
-        (step, episode, run) for step in ("15", "30") for run in "01" for episode in "01"
+        (step, episode, run) for step in ("0", "15", "30") for run in "01" for episode in "01"
     ]
     assert (tmp_path / "run" / "curve.png").stat().st_size > 0
     for r in range(2):

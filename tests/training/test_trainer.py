@@ -148,12 +148,38 @@ def test_the_run_folder_holds_what_it_promises(tmp_path):
         assert (run / name).is_file(), name
     assert list((run / "tensorboard").iterdir())
     evaluations = rows(run / "evaluations.csv")
-    assert [(r["step"], r["episode"]) for r in evaluations] == [("50", "0"), ("50", "1"), ("100", "0"), ("100", "1")]
-    assert [float(r["return"]) for r in evaluations[2:]] == [e.total_reward for e in result.evaluation]
+    assert [(r["step"], r["episode"]) for r in evaluations] == [(s, e) for s in ("0", "50", "100") for e in "01"]
+    assert [float(r["return"]) for r in evaluations[4:]] == [e.total_reward for e in result.evaluation]
     assert {r["length"] for r in evaluations} == {"200"}
     metrics = rows(run / "metrics.csv")
     assert [r["step"] for r in metrics] == ["25", "50", "75", "100"]
     assert all(float(r["critic_loss"]) > 0 for r in metrics[1:])
+
+
+def test_the_untrained_policy_is_evaluated_first_and_counts_for_nothing_else(tmp_path, monkeypatch):
+    """An untrained policy that does best of all, in a run that is stopped and goes on."""
+    told: list[int] = []
+
+    class Watch(Callback):
+        def on_step(self, trainer, progress):
+            return trainer.loop.step == 10
+
+        def on_evaluation(self, trainer, episodes):
+            told.append(trainer.loop.step)
+
+    evaluate = Loop.evaluate
+    better = lambda self, n: [e._replace(total_reward=-float(self.step)) for e in evaluate(self, n)]  # noqa: E731
+    monkeypatch.setattr(Loop, "evaluate", better)
+    run, settings = tmp_path / "run", {"agent": PLAIN, "total_steps": 30, "eval": {"every": 15, "episodes": 1}}
+    stopped = run_to_end(begin(config(run, **settings), callbacks=[Watch()]))
+    assert (stopped.step, stopped.evaluation, told) == (10, [], []) and not (run / "policy_best").exists()
+    trainer = resume(run, {}, callbacks=[Watch()])
+    result = run_to_end(trainer)
+    assert [float(row["return"]) for row in rows(run / "evaluations.csv")] == [0.0, -15.0, -30.0]
+    assert told == [15, 30] and trainer.best == -15.0
+    assert [e.total_reward for e in result.evaluation] == [-30.0]
+    again = run_to_end(begin(config(tmp_path / "off", **{**settings, "eval": {"every": 15, "at_start": False}})))
+    assert again.status == "finished" and rows(tmp_path / "off" / "evaluations.csv")[0]["step"] == "15"
 
 
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
