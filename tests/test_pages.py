@@ -1,31 +1,55 @@
-"""The pages: generated from the files of the repository, without a dead link, and built."""
+"""The pages: made from the files of the repository, without a dead link, and built."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from rlopt.registry import AGENTS, SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def pages(tmp_path: Path) -> Path:
-    """What is written by hand and what is generated, apart from the checkout."""
-    out = tmp_path / "docs"
-    generated = shutil.ignore_patterns("jobs", "examples", "results", "changelog.md")
-    shutil.copytree(ROOT / "docs", out, ignore=generated)
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    """docs/generate.py."""
+    spec = importlib.util.spec_from_file_location("generate_pages", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def pages(maker: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All pages as Markdown, apart from the checkout."""
+    out: Path = tmp_path_factory.mktemp("site") / "build" / "pages"
+    maker.Site(out).build()
+    return out
+
+
+@pytest.fixture(scope="module")
+def site(pages: Path) -> Path:
+    """The site, as ``mkdocs build --strict`` makes it of them."""
+    for package in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(package)
+    folder = pages.parents[1]
+    config = (ROOT / "mkdocs.yml").read_text().replace("paths: [.]", f"paths: [{ROOT}]")
+    (folder / "mkdocs.yml").write_text(config)
     done = subprocess.run(
-        [sys.executable, ROOT / "docs" / "generate.py", "--out", out],
-        capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder / "site"],
+        cwd=folder, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return out
+    return folder / "site"
 
 
 def test_every_result_and_example_has_a_page_and_every_link_leads_somewhere(pages: Path) -> None:
@@ -34,21 +58,34 @@ def test_every_result_and_example_has_a_page_and_every_link_leads_somewhere(page
     assert {path.stem for path in pages.glob("examples/*.md")} >= {path.stem for path in ROOT.glob("examples/*.py")}
     for page in pages.rglob("*.md"):
         text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        assert "{{" not in text, page
         for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
             assert "://" in target or (page.parent / target).exists(), f"{page.relative_to(pages)}: {target}"
 
 
-def test_the_site_builds_without_a_warning(pages: Path, tmp_path: Path) -> None:
-    for package in ("mkdocs", "material", "mkdocstrings"):
-        pytest.importorskip(package)
-    config = (ROOT / "mkdocs.yml").read_text().replace("paths: [.]", f"paths: [{ROOT}]")
-    (tmp_path / "mkdocs.yml").write_text(config)
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
-        cwd=tmp_path, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    start = (tmp_path / "site" / "index.html").read_text()
-    assert "fonts.googleapis" not in start
-    assert "critic_loss" in (tmp_path / "site" / "algorithms" / "sac.html").read_text()
+def test_every_agent_and_sampler_is_on_a_page(pages: Path) -> None:
+    told = "".join(page.read_text() for page in pages.glob("algorithms/*.md"))
+    assert {name for name in AGENTS if not re.search(rf"\b{name}\b", told)} == set()
+    replay = (pages / "replay.md").read_text()
+    assert {name for name in SAMPLERS if f"`{name}`" not in replay} == set()
+
+
+def test_what_is_quoted_is_what_the_file_says_without_its_docstring(maker: ModuleType) -> None:
+    shown = maker.quoted("rlopt/agents/sac.py", "actor_loss").splitlines()
+    source = (ROOT / "rlopt" / "agents" / "sac.py").read_text()
+    assert shown[0] == '```python title="rlopt/agents/sac.py"'
+    assert "\n".join(shown[-5:-1]) in source
+    assert "Return the reparameterised" not in "".join(shown)
+    with pytest.raises(SystemExit, match="has no of_no_one"):
+        maker.quoted("rlopt/agents/sac.py", "of_no_one")
+
+
+def test_what_the_pages_are_made_of_is_not_overwritten(maker: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="another folder"):
+        maker.Site(ROOT / "docs").build()
+    assert (ROOT / "docs" / "index.md").is_file()
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
+    assert "fonts.googleapis" not in (site / "index.html").read_text()
+    assert "next_log_prob" in (site / "algorithms" / "sac.html").read_text()

@@ -13,12 +13,12 @@ from rlopt.registry import get_agent, get_sampler
 
 def print_options(config: TrainConfig) -> None:
     """Print one line per option: name, value, help, range or choices. Groups follow the top level."""
-    rows = [*_rows(config, "", skip=("agent", "buffer"))]
+    rows = [*option_rows(config, "", skip=("agent", "buffer"))]
     for group, chosen, cls in (
         ("agent", config.agent, get_agent(str(config.agent.name))),
         ("buffer", config.buffer, get_sampler(config.buffer.name)),
     ):
-        rows += [(group, str(chosen.name), _summary(cls)), *_rows(chosen, group, skip=("name",))]
+        rows += [(group, str(chosen.name), _summary(cls)), *option_rows(chosen, group, skip=("name",))]
     rows.append(
         ("resume", "null", "a run folder to go on with; beside it only total_steps, device, on_nonfinite and log.…")
     )
@@ -27,13 +27,14 @@ def print_options(config: TrainConfig) -> None:
         print(f"{name:<{width}}  {value:<{values}}  {help_text}".rstrip())
 
 
-def _rows(obj: Any, where: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
+def option_rows(obj: Any, where: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
+    """Yield the dotted name, the value and the help, with range and choices, of every option of a configuration."""
     for f in dataclasses.fields(obj):
         if f.name in skip:
             continue
         value, key = getattr(obj, f.name), join(where, f.name)
         if dataclasses.is_dataclass(value):
-            yield from _rows(value, key)
+            yield from option_rows(value, key)
         else:
             yield key, _text(value), f.metadata.get("help", "") + _bounds(f.metadata)
 
