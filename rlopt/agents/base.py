@@ -149,6 +149,9 @@ class Agent:
     config_class: ClassVar[type[AgentConfig]]
     supports_runs: ClassVar[bool] = False
     """Whether several runs can be stacked along a leading axis."""
+    beside: bool = False
+    """Whether its losses take a leading run axis themselves, which costs the host less than mapping them: their
+    networks must stack (``Net.stacks``)."""
     evaluation_mode = EvaluationMode()
     """How its policies act where they are evaluated, unless ``eval.mode`` and ``eval.epsilon`` say otherwise."""
     supports_teams: ClassVar[bool] = False
@@ -362,12 +365,12 @@ class Agent:
         return torch.stack(drawn) if self.runs > 1 else drawn[0]
 
     def per_run(self, loss: Callable[..., X]) -> Callable[..., X]:
-        """Return a loss written for one run, in this agent's precision; of several runs mapped over the leading axis of
-        all tensors in its (positional) arguments."""
+        """Return a loss in this agent's precision. Of several runs it is mapped over the leading axis of all tensors in
+        its (positional) arguments, unless runs lie ``beside`` each other in it."""
 
         def evaluated(*args: Any) -> X:
             mapped = loss
-            if self.runs > 1:
+            if self.runs > 1 and not self.beside:
                 mapped = torch.vmap(loss, tree_map(lambda x: 0 if isinstance(x, Tensor) else None, args))
             with hidden_products(PRECISIONS[self.precision]):
                 return mapped(*args)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from rlopt.agents.sequences import Memories, Remembering, mean, observations, priorities, rows
+from rlopt.agents.sequences import Memories, Remembering, mean_of_rows, observations, priorities, rows
 from rlopt.agents.td import TDLoss
 from rlopt.agents.value_based import ValueBased, ValueBasedConfig
 from rlopt.buffers import Batch
@@ -110,7 +110,7 @@ def loss(
 
     ``double``: argmax_a Q(s', a) (van Hasselt et al. 2016, eq. 4). For distributions y is one, of the same action.
     ``batch.action`` counts from 0, (B,). Metrics include ``td`` (B,), the size of each error, of slices a priority
-    each, which prioritised samplers use.
+    each, which prioritised samplers use. Everything may have a leading run axis, where ``td`` has it too.
     """
     with torch.no_grad():
         q, after = nets.target(target, batch.next_obs, noise[1])
@@ -122,7 +122,7 @@ def loss(
     chosen = of_action(outputs, batch.action)
     error = nets.values.error(chosen, y)
     return td(error, batch.weight), {
-        "q": mean(nets.values.mean(chosen.detach()), batch.mask),
+        "q": mean_of_rows(nets.values.mean(chosen.detach()), batch.mask),
         "td": priorities(error.detach().abs(), batch.mask),
     }
 
@@ -160,7 +160,8 @@ class DQN(ValueBased):
         if c.network.memory != "none":
             self.memories = Memories(self, {"critic": self.critic})
             nets = Nets(Remembering(self.critic, "critic"), Remembering(self.target, "critic"), module.form)
-        self.loss = partial(loss, nets, double=c.double, td=c.critic_td_loss())
+        self.lie_beside(self.critic)
+        self.loss = partial(loss, nets, double=c.double, td=self.td_loss())
         self.begin()
 
     def q(self, obs: Obs, action: Tensor) -> Tensor:

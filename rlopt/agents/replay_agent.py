@@ -85,7 +85,7 @@ class ReplayAgent(Agent):
             return Act(*module.act(obs, carry, deterministic, streams[0]))
         by_run = map_obs(lambda x: x.view(self.runs, each, *x.shape[1:]), obs)
         inside = () if deterministic else self.weight_noise()
-        outputs = torch.vmap(self.actor)(self.actor.params, by_run, *inside)
+        outputs = (self.actor if self.beside else torch.vmap(self.actor))(self.actor.params, by_run, *inside)
         flat = tuple(o.flatten(0, 1) for o in outputs) if isinstance(outputs, tuple) else outputs.flatten(0, 1)
         return Act(module.choose(flat, None if deterministic else self.exploration(each)))
 

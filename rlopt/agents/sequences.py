@@ -10,7 +10,8 @@ them with the weights it has now, which renews the carry, and no gradient goes b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -78,6 +79,11 @@ def mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return x.mean() if mask is None else ((x * mask.flatten()).sum(-1) / mask.sum()).mean()
 
 
+def mean_of_rows(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the mean (…,) of rows (…, B) over those whose ``mask`` (of slices, (…, B, L)) is 1; of all without."""
+    return x.mean(-1) if mask is None else (x * mask.flatten(-2)).sum(-1) / mask.sum((-2, -1))
+
+
 def priorities(error: Tensor, mask: Tensor | None) -> Tensor:
     """Return one priority per slice from the errors of the rows; of single transitions their errors."""
     if mask is None:
@@ -91,19 +97,25 @@ class Remembering:
 
     def __init__(self, net: Net, name: str) -> None:
         self.net, self.name = net, name
-        self._time = 1 if isinstance(net.module, Actor) else 2
+        self._members = 0 if isinstance(net.module, Actor) else 1
 
     def __call__(self, params: Params, course: Course, *more: Any) -> Any:
-        carry = {"memory": course.carry[self.name]}
-        # Nothing ends inside of a slice: it ends itself with its episode.
-        outputs, _ = self.net(
-            params, course.obs, *more, carry=carry, ended=torch.zeros_like(course.burnt), burnt=course.burnt
-        )  # fmt: skip
-        cut, time = course.skipped, self._time
-        steps = course.burnt.shape[-1] - cut
-        many = outputs if isinstance(outputs, tuple) else (outputs,)
-        found = tuple(x.narrow(time, cut, steps).flatten(time - 1, time) for x in many)
-        return found if isinstance(outputs, tuple) else found[0]
+        return recall(partial(self.net, params), course, self.name, *more, members=self._members)
+
+
+def recall(network: Callable[..., Any], course: Course, name: str, *more: Any, members: int = 0) -> Any:
+    """Return what ``network`` answers at each step of each slice, rows (…, B·L, …); ``name`` is its carry's, and
+    ``members`` counts the axes of an ensemble, which come first."""
+    # Nothing ends inside of a slice: it ends itself with its episode.
+    outputs, _ = network(
+        course.obs, *more, carry={"memory": course.carry[name]}, ended=torch.zeros_like(course.burnt),
+        burnt=course.burnt,
+    )  # fmt: skip
+    cut, time = course.skipped, members + course.burnt.dim() - 1
+    steps = course.burnt.shape[-1] - cut
+    many = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = tuple(x.narrow(time, cut, steps).flatten(time - 1, time) for x in many)
+    return found if isinstance(outputs, tuple) else found[0]
 
 
 class Memories:
@@ -150,6 +162,8 @@ class Memories:
             return net(net.params, obs, carry=carry)
         runs = self.agent.runs
         by_run = [map_obs(lambda x: x.view(runs, -1, *x.shape[1:]), tree) for tree in (obs, carry)]
+        if self.agent.beside:
+            return tree_map(lambda x: x.flatten(0, 1), net(net.params, by_run[0], carry=by_run[1]))
         found = torch.vmap(lambda params, seen, before: net(params, seen, carry=before))(net.params, *by_run)
         return tree_map(lambda x: x.flatten(0, 1), found)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.replay_agent import ReplayAgent
+from rlopt.agents.td import TDLoss
+from rlopt.nn import Net
 from rlopt.policy import EvaluationMode
 from rlopt.types import Act, Carry, Clock, Obs, option
 
@@ -50,6 +52,15 @@ class ValueBased(ReplayAgent):
     """
 
     config: ValueBasedConfig
+
+    def lie_beside(self, net: Net) -> None:
+        """Let the losses of several runs see all of them at once where ``net``, and so its target, can."""
+        self.beside = self.runs > 1 and self.precision == "float32" and net.stacks
+
+    def td_loss(self) -> TDLoss:
+        """Return the loss of residuals; of runs that lie beside each other a number of each."""
+        td = self.config.critic_td_loss()
+        return torch.vmap(td) if self.beside else td
 
     def begin(self) -> None:
         self.evaluation_mode = EvaluationMode(True, self.config.evaluation_epsilon)

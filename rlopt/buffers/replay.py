@@ -143,7 +143,8 @@ class ReplayBuffer:
         self._following = num_envs * torch.arange(n_step, device=self.device)
         self._makers: dict[str, Callable[[Tensor, Tensor | None], Batch]] = {}
         for name, each in self.samplers.items():
-            each.bind(layout.slots, self.device, derive_seed(seed, "sampler", name) if self.several else seed)
+            # A sum: run r's samplers are seeded as if its seed, ``seed + r``, were the buffer's.
+            each.bind(layout.slots, self.device, seed + derive_seed(0, "sampler", name) if self.several else seed)
             self._makers[name] = self.gather
             if isinstance(each, SamplerOver):
                 each.attach(self)

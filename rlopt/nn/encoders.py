@@ -306,29 +306,31 @@ def side_by_side(leaves: dict[str, Space], parts: nn.ModuleList, obs: Obs) -> Te
 
 
 class Numbers(nn.Module):
-    """Numbers (B, …) as features (B, F)."""
+    """Numbers (…, *shape) as features (…, F)."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()
-        self.bytes, self.out_features = is_bytes(space), math.prod(shape_of(space))
+        self.bytes, self.out_features, self.axes = is_bytes(space), math.prod(shape_of(space)), len(shape_of(space))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.reshape(x.shape[0], self.out_features).float()
+        x = x.reshape(*x.shape[: x.dim() - self.axes], self.out_features).float()
         return x / 255.0 if self.bytes else x
 
 
 class Indices(nn.Module):
-    """One index (B,), or several (B, …), each one-hot or embedded: (B, F)."""
+    """One index (…,), or several (…, *shape), each one-hot or embedded: (…, F)."""
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
         super().__init__()
         sizes = [space.n] if isinstance(space, spaces.Discrete) else space.nvec.ravel()
         self.sizes, self.starts = [int(n) for n in sizes], [int(start) for start in np.ravel(space.start)]
+        self.axes = len(shape_of(space))
         self.embeddings = nn.ModuleList(Embedding(n) for n in self.sizes if n > MAX_ONE_HOT)
         self.out_features = sum(n if n <= MAX_ONE_HOT else 2 * EMBEDDING for n in self.sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        columns, embeddings = x.long().reshape(x.shape[0], len(self.sizes)).unbind(-1), iter(self.embeddings)
+        leading = x.shape[: x.dim() - self.axes]
+        columns, embeddings = x.long().reshape(*leading, len(self.sizes)).unbind(-1), iter(self.embeddings)
         found = []
         for column, start, n in zip(columns, self.starts, self.sizes, strict=True):
             found.append(F.one_hot(column - start, n) if n <= MAX_ONE_HOT else next(embeddings)(column - start))

@@ -59,8 +59,9 @@ class GRU(nn.Module):
             raise RloptError("a network with a memory needs its carry; an episode begins with initial_carry(rows)")
         if ended is None:
             return self.step(encode(obs), carry)
-        features = encode(map_obs(lambda x: x.flatten(0, 1), obs))
-        return self.unroll(features.unflatten(-2, ended.shape), carry, ended, valid, burnt)  # type: ignore[no-untyped-call]
+        axis = ended.dim() - 2  # behind that of the runs, where several are seen at once
+        features = encode(map_obs(lambda x: x.flatten(axis, axis + 1), obs))
+        return self.unroll(features.unflatten(-2, ended.shape[-2:]), carry, ended, valid, burnt)  # type: ignore[no-untyped-call]
 
     def step(self, x: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, Carry]:
         """Return the state (N, H) after inputs (N, F), and the carry; of an ensemble (E, N, H), from (N, F) or
@@ -90,10 +91,10 @@ class GRU(nn.Module):
             after = self._cell(gate, h)
             states.append(after)
             if valid is not None:
-                after = torch.where(valid[:, t, None].bool(), after, h)
+                after = torch.where(valid[..., t, None].bool(), after, h)
             if burnt is not None:
-                after = torch.where(burnt[:, t, None].bool(), after.detach(), after)
-            h = torch.where(ended[:, t, None].bool(), 0.0, after)
+                after = torch.where(burnt[..., t, None].bool(), after.detach(), after)
+            h = torch.where(ended[..., t, None].bool(), 0.0, after)
         return torch.stack(states, -2), self._outside(h)
 
     def _cell(self, gates: Tensor, h: Tensor) -> Tensor:

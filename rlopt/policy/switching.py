@@ -75,7 +75,7 @@ class SwitchingActor(Actor):
         chosen = None
         if self.switch is not None:
             chosen = self.switch.act(self.seen(obs, carry), None, deterministic, generator)[0]
-        calls = self.decide(carry, chosen, generator)
+        calls = self.decide(carry, chosen, self.draw(len(carry["switch/time"]), generator))
         found, after = [], self.count(carry, calls)
         for name, actor in (("independent", self.independent), ("centralised", self.centralised)):
             own = {k.removeprefix(f"{name}/"): x for k, x in carry.items() if k.startswith(f"{name}/")}
@@ -90,13 +90,20 @@ class SwitchingActor(Actor):
             self.spec, obs, self.own["budget"], carry["switch/remaining"], carry["switch/on"], self.own["on"]
         )
 
-    def decide(self, carry: dict[str, Tensor], chosen: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """Return (N,) bool, where a step is a call: never beyond the budget. ``chosen`` (N,) is the network's."""
+    def draw(self, rows: int, generator: torch.Generator | None) -> Tensor | None:
+        """Return uniform numbers (rows,) that random calls are drawn with; None where none are."""
+        if not self.draws:
+            return None
+        return torch.rand((rows,), generator=generator, device=next(self.independent.parameters()).device)
+
+    def decide(self, carry: dict[str, Tensor], chosen: Tensor | None, drawn: Tensor | None) -> Tensor:
+        """Return (N,) bool, where a step is a call: never beyond the budget. ``chosen`` (N,) is the network's,
+        ``drawn`` (N,) what ``draw`` gave."""
         rule, time = self.own["rule"], carry["switch/time"]
         if chosen is not None:
             wanted = chosen > 0
-        elif rule == "random":
-            wanted = torch.rand(time.shape, generator=generator, device=time.device) < self.own["rate"]
+        elif drawn is not None:
+            wanted = drawn < self.own["rate"]
         elif rule == "fixed":
             wanted = time % int(self.own["every"]) == 0
         else:

@@ -94,6 +94,7 @@ class MANSA(Agent):
 
     name: ClassVar[str] = "mansa"
     supports_teams = True
+    supports_runs = True
     config_class = MANSAConfig
     learner: ClassVar[type[DQN]] = DQN
     """Of Global."""
@@ -112,10 +113,15 @@ class MANSA(Agent):
             own = {f.name: getattr(c, f.name) for f in fields(DQNConfig)}
             seen = EnvSpec(f"{spec.id}/switch", switch_space(spec, c.budget, costs_on), spaces.Discrete(2))
             self.switch = self.child("switch", self.learner, DQNConfig(**{**own, "name": "dqn"}), seen)
-        network: Any = None if self.switch is None else self.switch.actor.module
-        actors = [each.policies[0].actor for each in learners.values()]
+        networks: Any = [None] * self.runs if self.switch is None else self.switch.actor.modules
         options = {"rule": c.rule, "budget": c.budget, "rate": c.rate, "every": c.every, "on": costs_on}
-        self.actor = SwitchingActor(spec, actors[0], actors[1], network, options)
+        pairs = zip(*(each.policies for each in learners.values()), strict=True)
+        self.actors = [
+            SwitchingActor(spec, one.actor, other.actor, network, options)
+            for (one, other), network in zip(pairs, networks, strict=True)
+        ]
+        """Of every run."""
+        self.actor = self.actors[0]
         self.used = (c.rule,) if c.rule in LEARNERS and c.budget is None else LEARNERS
         """Who ever acts, and so learns."""
         masks = {"independent": None, "centralised": "switch" if c.centralised_learns == "calls" else None}
@@ -162,8 +168,13 @@ class MANSA(Agent):
 
     @property
     def policy(self) -> Policy:
-        made = Policy(self.spec, self.actor)
-        made.evaluation_mode = self.evaluation_mode
+        return self.policies[0]
+
+    @property
+    def policies(self) -> list[Policy]:
+        made = [Policy(self.spec, actor) for actor in self.actors]
+        for policy in made:
+            policy.evaluation_mode = self.evaluation_mode
         return made
 
     def initial_carry(self, rows: int) -> Carry:
@@ -182,14 +193,16 @@ class MANSA(Agent):
             return agent.act(seen, None, deterministic).action
 
         chosen = None if self.switch is None else answer(self.switch, actor.seen(obs, carry))
-        calls = actor.decide(carry, chosen, self.act_generator)
+        each = len(carry["switch/time"]) // self.runs
+        drawn = [own.draw(each, stream) for own, stream in zip(self.actors, self.act_generators, strict=True)]
+        calls = actor.decide(carry, chosen, torch.cat(drawn) if actor.draws else None)  # type: ignore[arg-type]
         found = [answer(self.learners[name], obs) for name in self.used]
         action = found[0] if len(found) == 1 else actor.mix(calls, *found)
         after = actor.count(carry, calls)
         told = {"switch": calls, "remaining": carry["switch/remaining"], "on": carry["switch/on"] > 0}
         facts = {"calls": after["switch/on"]}
         if not deterministic:
-            facts["central_updates"] = torch.full(calls.shape, float(self.untold) / len(calls), device=self.device)
+            facts["central_updates"] = torch.full(calls.shape, float(self.untold) / each, device=self.device)
             self.untold.zero_()
         return Act(action, after, {name: told[name] for name in self.extra_fields}, facts)
 

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.agents.replay_agent import ReplayAgent
+from rlopt.agents.sequences import Course
 from rlopt.joint import own_action, own_obs, shared_agent, shared_obs
 from rlopt.nn import Actor, CategoricalActor, DeterministicActor, MultiCategoricalActor, SquashedGaussianActor
 from rlopt.nn.distributions import squashed_gaussian
@@ -58,6 +59,25 @@ class Members:
         axis = rows["agent"].dim() - 1
         return tuple(map_obs(lambda x, i=i: x.select(axis, i), rows) for i in range(self.count))  # type: ignore[misc]
 
+    def rows(self, obs: Obs | Course) -> tuple[Obs | Course, ...]:
+        """Return what each network sees of joint observations (…, B, …), its rows: (…, B, *own shape), of a network
+        that all share (…, n·B, *own shape), the agents one after the other. A course, of slices, becomes theirs."""
+        course = obs if isinstance(obs, Course) else None
+        if course is None and not self.shared:
+            return self.seen(obs)  # type: ignore[arg-type]
+        if not self.shared:
+            assert course is not None
+            own = self.seen(course.obs)
+            return tuple(course._replace(obs=x, carry=_each(course.carry, i)) for i, x in enumerate(own))
+        several = shared_obs(self.spec, obs if course is None else course.obs)  # type: ignore[arg-type]
+        to = several["agent"].dim() - (2 if course is None else 3)
+        rows = {key: x.movedim(several["agent"].dim() - 1, to).flatten(to, to + 1) for key, x in several.items()}
+        if course is None:
+            return (rows,)
+        burnt = course.burnt.unsqueeze(-3).expand(*course.burnt.shape[:-2], self.count, *course.burnt.shape[-2:])
+        carry = {key: x.transpose(-3, -2).flatten(-3, -2) for key, x in course.carry.items()}
+        return (course._replace(obs=rows, burnt=burnt.flatten(-3, -2), carry=carry),)
+
     def acts(self, action: Tensor) -> list[Tensor]:
         """Return what each agent does, (…, *own shape), of joint actions."""
         if not self.spec.agents:
@@ -72,6 +92,10 @@ class Members:
         if not self.spec.agents:
             return actors[0]
         return TeamActor(self.spec, actors[:1] if self.shared else actors, self.shared)
+
+
+def _each(carry: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+    return {key: x.select(-2, i) for key, x in carry.items()}
 
 
 def _shared(spec: EnvSpec) -> EnvSpec:
@@ -200,13 +224,32 @@ class ActingTeam(ReplayAgent):
     def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
         """Return joint actions (N, n, …): uniform during the warm-up, then explored, or the mode. Of several runs the
         rows are R·N, run by run."""
-        rows = (next(iter(obs.values())) if isinstance(obs, dict) else obs).shape[0]
-        each, found = rows // self.runs, []
-        uniform = not deterministic and self.clock.steps < self.config.warmup_steps
-        self.clock.acted += 0 if deterministic else each
-        for r, (team, stream) in enumerate(zip(self.teams, self.act_generators, strict=True)):
-            part = map_obs(lambda x, r=r: x[r * each : (r + 1) * each], obs)  # type: ignore[misc]
-            found.append(
-                team.uniform(each, stream, part) if uniform else team.act(part, None, deterministic, stream)[0]
-            )
-        return Act(found[0] if self.runs == 1 else torch.cat(found), carry)
+        if self.begin_act(obs, deterministic):
+            return Act(self.uniform(obs), carry)
+        each = zip(self.teams, self.parts_of(obs), self.act_generators, strict=True)
+        return Act(_join([team.act(part, None, deterministic, stream)[0] for team, part, stream in each]), carry)
+
+    def begin_act(self, obs: Obs, deterministic: bool) -> bool:
+        """Count the rows acted on where they are to be learnt from; return whether these actions are of the warm-up."""
+        random = not deterministic and self.clock.steps < self.config.warmup_steps
+        self.clock.acted += 0 if deterministic else rows_of(obs) // self.runs
+        return random
+
+    def parts_of(self, obs: Obs) -> list[Obs]:
+        """Return observations (R·N, …) run by run."""
+        each = rows_of(obs) // self.runs
+        return [map_obs(lambda x, r=r: x[r * each : (r + 1) * each], obs) for r in range(self.runs)]  # type: ignore[misc]
+
+    def uniform(self, obs: Obs) -> Tensor:
+        """Return uniformly random joint actions, each run's from its own stream."""
+        each = zip(self.teams, self.parts_of(obs), self.act_generators, strict=True)
+        return _join([team.uniform(rows_of(part), stream, part) for team, part, stream in each])
+
+
+def rows_of(obs: Obs) -> int:
+    """Return N of observations (N, …)."""
+    return (next(iter(obs.values())) if isinstance(obs, dict) else obs).shape[0]
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

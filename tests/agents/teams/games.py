@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from rlopt.agents.teams.hasac import HASAC, HASACConfig
 from rlopt.buffers import Batch
@@ -56,6 +57,19 @@ def team_batch(spec: EnvSpec, seed: int = 0, size: int = 8) -> Batch:
     reward = torch.randn((size, *spec.reward_shape), generator=g)
     terminated = (torch.rand(size, generator=g) < 0.2).float()
     return Batch(observed(), action, reward, observed(), terminated, torch.full((size,), 0.9), None, torch.arange(size))
+
+
+def shared_spec(n: int = 3) -> EnvSpec:
+    """Agents that are alike, so that they may share a network."""
+    own = [(spaces.Box(-9.0, 9.0, (3,), np.float32), spaces.Discrete(4))] * n
+    observation, action = join_spaces(own, spaces.Box(-9.0, 9.0, (4,), np.float32))
+    names = tuple("abcdef"[:n])
+    return EnvSpec("Alike-v0", observation, action, agents=names, agent_spaces=tuple(own))  # type: ignore[arg-type]
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """The minibatches of several runs as one, run by run."""
+    return tree_map(lambda *x: torch.cat(x) if isinstance(x[0], Tensor) else x[0], *batches)  # type: ignore[no-any-return]
 
 
 def matrix_spec(actions: tuple[int, ...]) -> EnvSpec:

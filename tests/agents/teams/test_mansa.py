@@ -232,6 +232,28 @@ def test_everybody_acts_by_whom_the_switch_says() -> None:
     assert told == [1, 0, 0, 1, 0, 0, 1]
 
 
+@pytest.mark.parametrize("options", [{"budget": 2}, {"rule": "random", "rate": 0.4, "budget": None}])
+def test_each_run_is_the_single_run_with_its_seed(options: dict[str, Any]) -> None:
+    """The same episodes and calls: equal until rounding grows."""
+    more: dict[str, Any] = {"total_steps": 59, "num_envs": 2, "eval": {"every": 59, "episodes": 2, "max_steps": 9}}
+    together = make_loop(short_run("mansa", num_runs=2, agent=options, **more))
+    episodes = []
+    while together.step < 59:
+        episodes += together.advance().episodes
+    found = together.evaluate(2)
+    for r in range(2):
+        alone, own = make_loop(short_run("mansa", seed=3 + r, agent=options, **more)), []
+        while alone.step < 59:
+            own += alone.advance().episodes
+        assert [e._replace(run=0) for e in episodes if e.run == r] == own
+        for name in alone.agent.learners:
+            stacked, single = (agent.learners[name].critic.flat for agent in (together.agent, alone.agent))
+            torch.testing.assert_close(stacked[r], single, rtol=1e-3, atol=1e-4)
+        assert [e._replace(run=0) for e in found if e.run == r] == alone.evaluate(2)
+        alone.close()
+    together.close()
+
+
 @pytest.mark.parametrize("options", [{"budget": 2}, {"cost_of": "switch_on"}, {"rule": "random", "rate": 0.5}])
 def test_an_exported_policy_switches_alike(options: dict[str, Any], tmp_path) -> None:
     spec = team_spec("discrete")

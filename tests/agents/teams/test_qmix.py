@@ -19,7 +19,7 @@ from rlopt.nn import NetworkConfig, OptimiserConfig
 from rlopt.policy import load_policy, save_policy
 from rlopt.types import EnvSpec, RloptError
 from tests.agents.cases import CHOICE, OBSERVATION, make_batch
-from tests.agents.teams.games import matrix_spec, team_batch, team_spec
+from tests.agents.teams.games import joined, matrix_spec, shared_spec, team_batch, team_spec
 
 SMALL: dict[str, Any] = {"network": NetworkConfig(hidden=(8,)), "batch_size": 8, "warmup_steps": 0}
 
@@ -170,6 +170,39 @@ def test_with_one_agent_iql_is_dqn_to_the_bit(double: bool) -> None:
         assert one.update(batch).metrics["critic_loss"].equal(team.update(batch).metrics["critic_loss"])
         assert one.act(obs).action.equal(team.act(obs).action)
     assert one.critic.flat.equal(team.critic.flat) and one.target.flat.equal(team.target.flat)
+
+
+# Several runs
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("mixer", ["none", "sum", "monotone"])
+def test_runs_side_by_side_are_single_runs(mixer: str, shared: bool) -> None:
+    """With networks that lie beside each other, and mapped where a layer does not (normalised ones)."""
+    spec = shared_spec()
+    for norm in ("none", "layer") if mixer == "none" else ("none",):
+        options = {"share_parameters": shared, "network": NetworkConfig(hidden=(8, 8), norm=norm), "target_every": 2}
+        config = QMIXConfig(**{**SMALL, "mixer": mixer, **options})
+        together = QMIX(spec, config, seed=5, runs=3)
+        assert together.beside == (norm == "none")
+        alone = [QMIX(spec, config, seed=5 + r) for r in range(3)]
+        for k in range(3):
+            batches = [team_batch(spec, 10 * k + r) for r in range(3)]
+            found = together.update(joined(batches))
+            singles = [agent.update(batch) for agent, batch in zip(alone, batches, strict=True)]
+            for key, value in found.metrics.items():
+                torch.testing.assert_close(value, torch.stack([s.metrics[key] for s in singles]), rtol=1e-3, atol=1e-4)
+            assert found.priority is not None and found.priority.shape == (24,)
+        together.clock.env_steps = 0
+        obs = [batch.obs for batch in batches]
+        for deterministic in (False, True):
+            acts = together.act(joined(batches).obs, deterministic=deterministic).action
+            own = [a.act(o, deterministic=deterministic).action for a, o in zip(alone, obs, strict=True)]
+            assert torch.equal(acts, torch.cat(own))
+        for r, agent in enumerate(alone):
+            for net in ("critic", "target"):
+                stacked, single = getattr(together, net).flat[r], getattr(agent, net).flat
+                torch.testing.assert_close(stacked, single, rtol=1e-3, atol=1e-4)
 
 
 # Acting
