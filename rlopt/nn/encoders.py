@@ -327,14 +327,25 @@ class Indices(nn.Module):
         self.axes = len(shape_of(space))
         self.embeddings = nn.ModuleList(Embedding(n) for n in self.sizes if n > MAX_ONE_HOT)
         self.out_features = sum(n if n <= MAX_ONE_HOT else 2 * EMBEDDING for n in self.sizes)
+        # Cells of a grid, or words, are alike: all kinds at once, then all colours, is a call each instead of hundreds.
+        kinds = list(zip(self.sizes, self.starts, strict=True))
+        first = len(kinds) if len(self.embeddings) else 1
+        self.period = next(k for k in range(first, len(kinds) + 1) if kinds == kinds[:k] * (len(kinds) // k))
 
     def forward(self, x: Tensor) -> Tensor:
         leading = x.shape[: x.dim() - self.axes]
-        columns, embeddings = x.long().reshape(*leading, len(self.sizes)).unbind(-1), iter(self.embeddings)
+        columns = x.long().reshape(*leading, len(self.sizes) // self.period, self.period).unbind(-1)
+        embeddings = iter(self.embeddings)
         found = []
-        for column, start, n in zip(columns, self.starts, self.sizes, strict=True):
-            found.append(F.one_hot(column - start, n) if n <= MAX_ONE_HOT else next(embeddings)(column - start))
-        return torch.cat(found, -1).float() if len(found) > 1 else found[0].float()
+        for column, start, n in zip(columns, self.starts, self.sizes, strict=False):
+            found.append(one_hot(column - start, n) if n <= MAX_ONE_HOT else next(embeddings)(column - start))
+        return (found[0] if len(found) == 1 else torch.cat(found, -1)).reshape(*leading, self.out_features)
+
+
+def one_hot(index: Tensor, n: int) -> Tensor:
+    """Return float vectors (…, n) with a 1 at ``index`` (…,); ``F.one_hot`` makes integers of eight bytes first."""
+    zeros = torch.zeros(*index.shape, n, dtype=torch.float32, device=index.device)
+    return zeros.scatter(-1, index.unsqueeze(-1), 1.0)
 
 
 def leaf_encoder(space: Space, key: str = "") -> nn.Module:

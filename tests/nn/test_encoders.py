@@ -30,6 +30,7 @@ from rlopt.nn.encoders import (
     Embedding,
     Flatten,
     ImpalaCNN,
+    Indices,
     NatureCNN,
     PerLeaf,
     Pixels,
@@ -405,6 +406,33 @@ def test_up_to_a_thousand_indices_are_one_hot_and_more_are_embedded() -> None:
     assert mixed.out_features == 3 + 2 * EMBEDDING + 2
     found = mixed(torch.tensor([[1, 9_999, 0]]))[0]
     assert found[:3].tolist() == [0, 1, 0] and found[-2:].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.MultiDiscrete(np.broadcast_to([11, 6, 4], (7, 7, 3)).copy()),
+        spaces.MultiDiscrete(np.full(40, 9)),
+        spaces.MultiDiscrete([2, 3, 2, 3, 2], start=[1, 0, 1, 0, 1]),
+        spaces.MultiDiscrete([2, 2, 2], start=[0, 5, 0]),
+        spaces.MultiDiscrete([2, 5_000, 2, 5_000]),
+    ],
+)
+def test_alike_columns_are_encoded_at_once_in_the_order_of_all(space: spaces.MultiDiscrete) -> None:
+    """Column by column is what it must come to."""
+    encoder = Indices(space)
+    low, high = torch.as_tensor(space.start).ravel(), torch.as_tensor(space.nvec + space.start).ravel()
+    index = (low + torch.rand(6, len(low), generator=torch.Generator().manual_seed(0)) * (high - low)).long()
+    embeddings = iter(encoder.embeddings)
+    expected = [
+        next(embeddings)(c - s) if n > MAX_ONE_HOT else torch.nn.functional.one_hot(c - s, n)
+        for c, s, n in zip(index.T, encoder.starts, encoder.sizes, strict=True)
+    ]
+    found = encoder(index.view(6, *space.shape))
+    assert found.equal(torch.cat(expected, -1).float()) and found.shape == (6, encoder.out_features)
+    assert encoder(index.view(6, *space.shape)[:0]).shape == (0, encoder.out_features)
+    with pytest.raises((RuntimeError, IndexError), match=r"out of (bounds|range)"):
+        encoder(index.view(6, *space.shape) + 5_000)
 
 
 @pytest.mark.parametrize("n", [2, 1025, 1_000_000, 1_000_001])
