@@ -14,6 +14,7 @@ OWN = {
     "GridWorld-v0": "rlopt.robust.problems.environments:GridWorldEnv",
     "Inventory-v0": "rlopt.robust.problems.environments:InventoryEnv",
     "alfworld": "rlopt.envs.text.alfworld:ALFWorldEnv",
+    "textworld": "rlopt.envs.text.textworld:TextWorldEnv",
 }
 
 TEXT_GAMES = ("cookingworld", "twc", "coin", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from typing import Any
 
 import gymnasium as gym
@@ -224,6 +226,26 @@ def test_textworld_express_says_what_is_wrong() -> None:
             env.reset(seeds=[seed])
     with pytest.raises(RloptError, match="has 1000 in its train list"):
         make_env("textworld_express/coin", 1, kwargs={"tasks": 5_000})
+
+
+@needs_java
+def test_a_java_machine_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("textworld_express")
+    from rlopt.envs.text import textworld_express
+
+    monkeypatch.setattr(textworld_express.TextWorldExpress, "_machine", None)
+    game = textworld_express.TextWorldExpress("coin", "numLocations=2,includeDoors=0")
+    offered = game.begin(0).admissible
+    machine = textworld_express.TextWorldExpress._machine
+    process = machine._gateway.java_process
+    textworld_express.limit(machine, 0.2)
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(RloptError, match="Java machine ended or did not answer"):
+        game.act(offered[0])
+    assert process.wait(5) != 0 and textworld_express.TextWorldExpress._machine is None
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_without_java_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

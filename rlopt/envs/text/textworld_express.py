@@ -3,6 +3,7 @@ arXiv 2208.01174): eight text games whose simulator comes with the package; it n
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from rlopt.types import RloptError
 from rlopt.version import install
 
 FOLDS = {"train": "train", "seen": "dev", "unseen": "test"}
+ANSWER = 60.0
+"""Seconds that the Java machine has for an answer."""
 
 
 class TextWorldExpress(TextGame):
@@ -62,6 +65,7 @@ class TextWorldExpress(TextGame):
         with cls._starting:
             if TextWorldExpress._machine is None:
                 try:
+                    from py4j import java_gateway
                     from textworld_express import TextWorldExpressEnv
                 except ImportError as e:
                     raise RloptError(f"TextWorld-Express is not installed; {install('text')}") from e
@@ -71,6 +75,10 @@ class TextWorldExpress(TextGame):
                         "(Debian: apt-get install default-jre-headless)"
                     )
                 TextWorldExpress._machine = TextWorldExpressEnv()
+                # What goes wrong is an error here; Py4J would also print each failed call, on the root logger.
+                java_gateway.logging = logging.getLogger("py4j")
+                java_gateway.logging.setLevel(logging.CRITICAL)
+                limit(TextWorldExpress._machine, ANSWER)
             return TextWorldExpress._machine
 
     def tasks(self, split: str) -> Sequence[int | str]:
@@ -95,19 +103,43 @@ class TextWorldExpress(TextGame):
         try:
             return _seen(self._simulator.reset(seed=int(task), gameFold=fold, generateGoldPath=solved)[1])
         except Exception as e:
+            self._is_lost(e)
             said = next((line for line in str(e).splitlines() if "Exception: " in line), str(e)).rpartition(
                 "Exception: "
             )
             raise RloptError(f"{self.id}: task {task} cannot be made with params={self.params!r}: {said[2]}") from e
 
     def act(self, words: str) -> Moved:
-        _, _, _, found = self._simulator.step(words)
+        try:
+            _, _, _, found = self._simulator.step(words)
+        except Exception as e:
+            self._is_lost(e)
+            raise
         self._taken += 1
         success, failure = bool(found["tasksuccess"]), bool(found["taskfailure"])
         risen, self._score = float(found["score"]) - self._score, float(found["score"])
         reward = self.won * success if self.reward == "success" else risen
         terminated = success or failure
         return Moved(_seen(found), reward, terminated, not terminated and self._taken >= self.horizon, success)
+
+    def _is_lost(self, e: Exception) -> None:
+        """Say so where an error means that the Java machine is gone or does not answer; the next game begins another.
+
+        Raises:
+            RloptError: it is lost.
+        """
+        from py4j.protocol import Py4JJavaError
+
+        if type(e).__module__.split(".")[0] != "py4j" or isinstance(e, Py4JJavaError):
+            return
+        with self._starting:
+            machine, TextWorldExpress._machine = TextWorldExpress._machine, None
+        if machine is not None:
+            machine._gateway.java_process.kill()
+        raise RloptError(
+            f"{self.id}: its Java machine ended or did not answer within {ANSWER:g} s (is there memory left?); with "
+            "env.backend=async every environment has one of its own, and one that stalls is replaced"
+        ) from e
 
 
 class TextWorldExpressEnv(ChoiceEnv):
@@ -126,6 +158,14 @@ class TextWorldExpressEnv(ChoiceEnv):
         render_mode: str | None = None,
     ) -> None:
         super().__init__(TextWorldExpress(game, params, horizon, reward, won), split, tasks, choices, render_mode)
+
+
+def limit(machine: Any, seconds: float) -> None:
+    """Give a Java machine so long for each answer."""
+    client = machine._gateway._gateway_client
+    client.gateway_parameters.read_timeout = seconds
+    for connection in client.deque:  # those that are open already, and are used again
+        connection.socket.settimeout(seconds)
 
 
 def _seen(found: dict[str, Any]) -> Seen:
