@@ -51,7 +51,8 @@ def rows(batch: Batch) -> Batch:
     mask, burnt, time = batch.mask, batch.valid - batch.mask, batch.mask.dim() - 1
     flat = batch._replace(obs=mask, next_obs=mask, weight=None, index=mask, extras={}, valid=None, carry=None)
     flat = flat.map(lambda x: x.flatten(time - 1, time))
-    weight = mask / mask.mean((-2, -1), keepdim=True)
+    # Of a minibatch in which nothing counts (MANSA's calls may all be burnt in) the loss is 0.
+    weight = mask / mask.mean((-2, -1), keepdim=True).clamp(min=1e-6)
     if batch.weight is not None:
         weight = weight * batch.weight.unsqueeze(-1)
     # The steps of a slice follow each other, so the first observation and all next ones are the whole course.
@@ -69,6 +70,19 @@ def rows(batch: Batch) -> Batch:
     )
 
 
+def steps(batch: Batch, runs: int = 1) -> Batch:
+    """Return a minibatch of slices (R·B, L, …) as one of single steps (R·B·L, …) for an agent that remembers nothing,
+    those that do not count with weight 0; of single transitions as it is."""
+    if batch.mask is None:
+        return batch
+    share = batch.mask.view(runs, -1).mean(1).clamp(min=1e-6)
+    weight = batch.mask / share.repeat_interleave(len(batch.mask) // runs).unsqueeze(-1)
+    if batch.weight is not None:
+        weight = weight * batch.weight.unsqueeze(-1)
+    flat = batch._replace(weight=weight, index=batch.mask, valid=None, mask=None, carry=None)
+    return flat.map(lambda x: x.flatten(0, 1))._replace(index=batch.index)
+
+
 def observations(obs: Obs | Course) -> Obs:
     """Return the observations of a course; others as they are."""
     return obs.obs if isinstance(obs, Course) else obs
@@ -81,7 +95,7 @@ def mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def mean_of_rows(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the mean (…,) of rows (…, B) over those whose ``mask`` (of slices, (…, B, L)) is 1; of all without."""
-    return x.mean(-1) if mask is None else (x * mask.flatten(-2)).sum(-1) / mask.sum((-2, -1))
+    return x.mean(-1) if mask is None else (x * mask.flatten(-2)).sum(-1) / mask.sum((-2, -1)).clamp(min=1.0)
 
 
 def priorities(error: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from rlopt.agents.base import Agent, ReplayAgentConfig
 from rlopt.buffers import ReplayBuffer, Sampler
 from rlopt.buffers.samplers.per_run import RunSamplers
+from rlopt.buffers.samplers.sequence import CARRY
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.envs.atari import Protocol
 from rlopt.envs.make import stepping_device
@@ -222,15 +223,15 @@ class ReplayLoop(SteppingLoop):
 def _buffer(config: TrainConfig, options: ReplayAgentConfig, agent: Agent, env: VectorEnv) -> ReplayBuffer:
     """Return the replay buffer of every run, with a sampler for each, or several where the agent draws so."""
     b, spec = config.buffer, env.spec
-    memory = getattr(getattr(options, "network", None), "memory", "none")
-    if b.sequence_length is not None and agent.initial_carry(1) is None:
+    remembers = any(name.startswith(CARRY) for name in agent.extra_fields)
+    if b.sequence_length is not None and not remembers:
         fix = "give agent.network.memory=gru, or leave it out" if agent.supports_memory else "leave it out"
         raise RloptError(
             f"buffer.sequence_length={b.sequence_length}: agent={agent.name} learns from single transitions; {fix}"
         )
-    if b.sequence_length is None and memory != "none":
+    if b.sequence_length is None and remembers:
         raise RloptError(
-            f"agent.network.memory={memory}: it is learnt from slices; give their length, buffer.sequence_length=40"
+            "agent.network.memory=gru: it is learnt from slices; give their length, buffer.sequence_length=40"
         )
 
     def sampler() -> Sampler:

@@ -15,7 +15,8 @@ from rlopt.envs.normalize import Normalizer
 from rlopt.envs.spaces import ActionCodec, Leaf, ObservationCodec
 from rlopt.nn.actors import Actor
 from rlopt.policy.frozen_statistics import frozen_statistics, load_statistics
-from rlopt.policy.switching import state_leaves
+from rlopt.policy.switching import SwitchingActor, state_leaves
+from rlopt.policy.switching_apart import ApartSwitch
 from rlopt.policy.team import TeamActor
 from rlopt.types import (
     Act,
@@ -188,7 +189,7 @@ class Policy:
             RloptError: there is no such agent, or one network acts for the whole team at once.
         """
         spec = self.spec.of_agent(agent)
-        if not isinstance(self.actor, TeamActor):
+        if not isinstance(self.actor, TeamActor | SwitchingActor | ApartSwitch):
             raise RloptError(f"one network acts for all of {self.spec.id}'s agents at once; use the policy of the team")
         i = self.spec.agents.index(agent) if isinstance(agent, str) else agent
         normalizer = None if self.normalizer is None else self.normalizer.of_agent(i)

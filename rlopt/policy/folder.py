@@ -25,6 +25,7 @@ from rlopt.policy.exported import EvaluationMode, Policy
 from rlopt.policy.frozen_statistics import check_tensors, frozen_statistics, load_statistics
 from rlopt.policy.language import FILES, LanguageActor, LanguagePolicy, read_language_policy
 from rlopt.policy.specification import spec_from_json, spec_to_json
+from rlopt.policy.switching_apart import ApartSwitch
 from rlopt.policy.team import SharedActor, build_actor
 from rlopt.registry import load_extensions
 from rlopt.state import CorruptCheckpoint, checksum, load_state, read_json, save_state, tag_floats, untag_floats
@@ -50,7 +51,7 @@ def save_policy(policy: Policy, path: Path | str, meta: Mapping[str, Any] | None
         RloptError: if ``path`` holds something else than a policy, which would be lost, or if the policy is one
             agent's part of a network that its team shares.
     """
-    if isinstance(policy.actor, SharedActor):
+    if isinstance(policy.actor, SharedActor | ApartSwitch):
         raise RloptError(f"{policy.spec.id} acts with a network that its team shares; save the policy of the team")
     path = Path(os.path.abspath(path))
     if path.exists() and not (path / DESCRIPTION).is_file() and not (path.is_dir() and not any(path.iterdir())):

@@ -9,9 +9,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.joint import critic_obs, critic_space
+from rlopt.joint import critic_obs, critic_space, join_spaces
 from rlopt.nn.actors import Actor, Options
-from rlopt.types import Carry, EnvSpec, Obs, RloptError, obs_leaves
+from rlopt.policy.switching_apart import ApartSwitch, carry_as, carry_of
+from rlopt.types import AgentSpaces, Carry, EnvSpec, Obs, RloptError, Space, is_mask, obs_leaves
 
 RULES = ("global", "independent", "centralised", "random", "fixed")
 """Who decides: a network, or one of the controls it is compared with."""
@@ -30,6 +31,22 @@ def switch_space(spec: EnvSpec, budget: int | None, on: bool) -> spaces.Dict:
     return spaces.Dict(leaves)
 
 
+def rule_spec(spec: EnvSpec) -> EnvSpec:
+    """Return what the agents see where each decides for itself, a choice of two: what it acts on, without masks."""
+
+    def seen(space: Space) -> Space:
+        if not isinstance(space, spaces.Dict):
+            return space
+        return spaces.Dict({key: leaf for key, leaf in space.spaces.items() if not is_mask(key, leaf)})
+
+    own = [(seen(observation), spaces.Discrete(2)) for observation, _ in spec.agent_spaces]
+    observation, action = join_spaces(own)
+    pairs = tuple(AgentSpaces(*pair) for pair in own)
+    return EnvSpec(
+        f"{spec.id}/switch", observation, action, spec.episode_limit, spec.agents, pairs, frame_stack=spec.frame_stack
+    )
+
+
 class SwitchingActor(Actor):
     """Acts by ``independent``, or where the switch says so (a central call) by ``centralised``; both remember every
     step.
@@ -43,6 +60,7 @@ class SwitchingActor(Actor):
         switch: of ``rule=global``, a network of the two choices that sees ``switch_space``.
         options: ``rule`` (one of ``RULES``), ``budget`` of calls per episode or None, ``rate`` of ``random``, ``every``
             of ``fixed`` (the first of so many steps is a call), ``on``.
+        apart: the team's rule by which each agent alone decides (``distilled``), with the choices of ``rule_spec``.
 
     Raises:
         RloptError: there is no such rule.
@@ -51,18 +69,29 @@ class SwitchingActor(Actor):
     kind = "switching"
 
     def __init__(
-        self, spec: EnvSpec, independent: Actor, centralised: Actor, switch: Actor | None, options: Options
+        self,
+        spec: EnvSpec,
+        independent: Actor,
+        centralised: Actor,
+        switch: Actor | None,
+        options: Options,
+        apart: Actor | None = None,
     ) -> None:
         super().__init__()
         self.spec, self.own = spec, {**DEFAULTS, **options}
         if self.own["rule"] not in RULES or (self.own["rule"] == "global") != (switch is not None):
             raise RloptError(f"rule={self.own['rule']} of a switch must be one of {', '.join(RULES)}")
-        self.independent, self.centralised, self.switch = independent, centralised, switch
+        self.independent, self.centralised, self.switch, self.apart = independent, centralised, switch, apart
         self.draws, self.sees_state = self.own["rule"] == "random", switch is not None
 
     @property
     def options(self) -> Options:  # type: ignore[override]
-        parts = {"independent": self.independent, "centralised": self.centralised, "switch": self.switch}
+        parts = {
+            "independent": self.independent,
+            "centralised": self.centralised,
+            "switch": self.switch,
+            "apart": self.apart,
+        }
         described = {k: None if a is None else {"kind": a.kind, "options": a.options} for k, a in parts.items()}
         return {**self.own, **described}
 
@@ -78,10 +107,9 @@ class SwitchingActor(Actor):
         calls = self.decide(carry, chosen, self.draw(len(carry["switch/time"]), generator))
         found, after = [], self.count(carry, calls)
         for name, actor in (("independent", self.independent), ("centralised", self.centralised)):
-            own = {k.removeprefix(f"{name}/"): x for k, x in carry.items() if k.startswith(f"{name}/")}
-            action, own_after = actor.act(obs, own or None, deterministic, generator)
+            action, own = actor.act(obs, carry_of(carry, name), deterministic, generator)
             found.append(action)
-            after |= {f"{name}/{k}": x for k, x in (own_after or {}).items()}
+            after |= carry_as(name, own)
         return self.mix(calls, *found), after
 
     def seen(self, obs: Obs, carry: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -91,10 +119,11 @@ class SwitchingActor(Actor):
         )
 
     def draw(self, rows: int, generator: torch.Generator | None) -> Tensor | None:
-        """Return uniform numbers (rows,) that random calls are drawn with; None where none are."""
+        """Return where (rows,) random calls are made; None where none are."""
         if not self.draws:
             return None
-        return torch.rand((rows,), generator=generator, device=next(self.independent.parameters()).device)
+        device = next(self.independent.parameters()).device
+        return torch.rand((rows,), generator=generator, device=device) < float(self.own["rate"])
 
     def decide(self, carry: dict[str, Tensor], chosen: Tensor | None, drawn: Tensor | None) -> Tensor:
         """Return (N,) bool, where a step is a call: never beyond the budget. ``chosen`` (N,) is the network's,
@@ -103,7 +132,7 @@ class SwitchingActor(Actor):
         if chosen is not None:
             wanted = chosen > 0
         elif drawn is not None:
-            wanted = drawn < self.own["rate"]
+            wanted = drawn
         elif rule == "fixed":
             wanted = time % int(self.own["every"]) == 0
         else:
@@ -137,8 +166,31 @@ class SwitchingActor(Actor):
     def initial_carry(self, rows: int) -> Carry:
         found = self.switch_carry(rows)
         for name, actor in (("independent", self.independent), ("centralised", self.centralised)):
-            found |= {f"{name}/{k}": x for k, x in (actor.initial_carry(rows) or {}).items()}
+            found |= carry_as(name, actor.initial_carry(rows))
         return found
+
+    @property
+    def distilled(self) -> ApartSwitch | None:
+        """The team as it acts where each agent decides for itself; None where no such rule was learnt."""
+        if self.apart is None:
+            return None
+        agents = len(self.spec.agents)
+        return ApartSwitch(self.apart, self.independent, self.centralised, self.own["budget"], agents)
+
+    def of_agent(self, i: int) -> Actor:
+        """Return agent i's own actor, by the distilled rule; of a team that always acts by one learner that learner's.
+
+        Raises:
+            RloptError: when to call is not known to an agent alone.
+        """
+        always = {"independent": self.independent, "centralised": self.centralised}.get(self.own["rule"])
+        of: Any = always if always is not None and self.own["budget"] is None else self.distilled
+        if of is None:
+            raise RloptError(
+                f"rule={self.own['rule']}: when {self.spec.id}'s team switches is decided for all of it at once; use "
+                "the policy of the team"
+            )
+        return of.of_agent(i)  # type: ignore[no-any-return]
 
     def uniform(self, rows: int, generator: torch.Generator, obs: Obs | None = None) -> Tensor:
         return self.independent.uniform(rows, generator, obs)

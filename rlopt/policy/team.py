@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlopt.joint import join_actions, own_action, own_obs, shared_agent, shared_obs
 from rlopt.nn.actors import Actor, Options, make_actor
-from rlopt.policy.switching import DEFAULTS, SwitchingActor, switch_space
+from rlopt.policy.switching import DEFAULTS, SwitchingActor, rule_spec, switch_space
 from rlopt.types import Carry, EnvSpec, Obs, RloptError, map_obs, seen_leaves, shape_of, tensor_dtype
 
 MAX_OWN = 256
@@ -180,7 +180,9 @@ def build_actor(spec: EnvSpec, kind: str, options: Mapping[str, Any]) -> Actor:
         rule, network = {name: options[name] for name in DEFAULTS}, options["switch"]
         sees = switch_space(spec, rule["budget"], rule["on"])
         switch = None if network is None else make_actor(network["kind"], sees, Discrete(2), network["options"])
-        return SwitchingActor(spec, learners[0], learners[1], switch, rule)
+        described = options.get("apart")
+        apart = None if described is None else build_actor(rule_spec(spec), **described)
+        return SwitchingActor(spec, learners[0], learners[1], switch, rule, apart)
     if kind != TeamActor.kind or not spec.agents:
         return make_actor(kind, spec.observation_space, spec.action_space, dict(options))
     shared, described = options["shared"] is True, options["actors"]

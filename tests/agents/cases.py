@@ -127,7 +127,7 @@ AGENTS: dict[str, Case] = {
     "iql": Case(
         {**TEAM, "kwargs": {"actions": "discrete", "length": 4}}, Q, actions=CHOICE, nets=("critic",),
         always={**FOLLOWS, "mixer": "none"},
-        variants=({}, {"double": False, "dueling": True, "td_loss": "huber"}),
+        variants=({}, {"double": False, "dueling": True, "td_loss": "huber"}, {"network": GRU}),
     ),
     "vdn": Case({**TEAM, "kwargs": {"length": 4}}, {**Q, "target_every": 2}, team=True),
     "qmix": Case({**TEAM, "kwargs": {"length": 4}}, {**Q, "mixing_units": 4, "target_every": 2}, team=True),

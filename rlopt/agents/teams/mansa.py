@@ -19,7 +19,12 @@ Choices taken here, to be checked one by one by whoever has the paper:
 5. In training Global explores ε-greedily, and each learner as it does alone.
 6. A call is a central step in acting: the fact ``calls`` of each episode, in training and in evaluation. What the
    centralised learner costs in training is the fact ``central_updates``: its updates, shared among the environments.
-7. Evaluations and exported policies use Global, which needs the state. A decentralised rule is not distilled yet.
+7. Evaluations and exported policies use Global, which needs the state. Beside it a rule is distilled by which each
+   agent predicts Global's greedy choice from its own observation (cross-entropy, on the independent learner's
+   minibatches): then each agent switches for itself, calls are the mean over the agents, and a budget is each one's
+   own. Evaluations report it as the facts ``distilled/…``; ``policy.of_agent`` acts by it.
+8. Learners with a memory both see every step; the centralised one learns from slices that begin with a call, of which
+   its own calls count.
 
 Controls behind the same switch are ``rule=independent | centralised | random | fixed``: whether it matters *where*
 calls are made shows beside ``random`` at the same rate.
@@ -28,20 +33,27 @@ calls are made shows beside ``random`` at the same rate.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from rlopt import joint
 from rlopt.agents.base import Agent, ReplayAgentConfig
 from rlopt.agents.dqn import DQN, DQNConfig
+from rlopt.agents.sequences import priorities, steps
+from rlopt.agents.teams.members import Members
 from rlopt.buffers import Batch
+from rlopt.buffers.samplers.sequence import CARRY
 from rlopt.config import build, over
-from rlopt.nn import NetworkConfig
+from rlopt.nn import CategoricalActor, Net, NetworkConfig, Params, network_options
 from rlopt.policy import EvaluationMode, Policy
-from rlopt.policy.switching import RULES, SwitchingActor, switch_obs, switch_space
+from rlopt.policy.switching import RULES, SwitchingActor, rule_spec, switch_obs, switch_space
+from rlopt.policy.switching_apart import carry_as, carry_of
+from rlopt.policy.team import TeamActor
 from rlopt.registry import agent_presets, get_agent
 from rlopt.types import Act, Carry, EnvSpec, Metrics, Obs, RloptError, Update, option
 
@@ -69,6 +81,9 @@ class MANSAConfig(DQNConfig):
     )  # fmt: skip
     budget: int | None = option(None, "central steps per episode at most (null: no limit)", low=0)
     rate: float = option(0.5, "share of central steps", low=0.0, high=1.0, needs={"rule": ("random",)})
+    rates: tuple[float, ...] | None = option(
+        None, "of each of num_runs runs its own share (null: rate)", low=0.0, high=1.0, needs={"rule": ("random",)}
+    )
     every: int = option(10, "steps from one central step to the next", low=1, needs={"rule": ("fixed",)})
     centralised_learns: str = option(
         "calls", "what the centralised learner draws: its own steps, or everything", choices=("calls", "everything")
@@ -87,6 +102,23 @@ class MANSAConfig(DQNConfig):
         super().__post_init__()
         if self.n_step != 1:
             raise RloptError("agent.n_step: the switch may change between steps, so each is learnt alone; leave it out")
+
+
+def distilled_loss(
+    net: Net, params: Params, seen: Obs, wanted: Tensor, weight: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the mean cross-entropy () between what each agent predicts, from ``seen`` (n·B, …), and Global's choice
+    ``wanted`` (B,), and the share of predictions that are right. Everything may have a leading run axis."""
+    log_pi = net(params, seen).log_softmax(-1)
+    n = log_pi.shape[-2] // wanted.shape[-1]
+
+    def of_each(x: Tensor) -> Tensor:
+        return x.unsqueeze(-2).expand(*x.shape[:-1], n, x.shape[-1]).flatten(-2)
+
+    target = of_each(wanted)
+    error = -log_pi.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    right = (log_pi.detach().argmax(-1) == target).float().mean(-1)
+    return (error if weight is None else error * of_each(weight)).mean(-1), {"distilled/right": right}
 
 
 class MANSA(Agent):
@@ -109,16 +141,18 @@ class MANSA(Agent):
         self.learners = learners
         self.switch: DQN | None = None
         costs_on = c.cost_of == "switch_on"
+        apart: Any = [None] * self.runs
+        networks: Any = apart
         if c.rule == "global":
             own = {f.name: getattr(c, f.name) for f in fields(DQNConfig)}
             seen = EnvSpec(f"{spec.id}/switch", switch_space(spec, c.budget, costs_on), spaces.Discrete(2))
             self.switch = self.child("switch", self.learner, DQNConfig(**{**own, "name": "dqn"}), seen)
-        networks: Any = [None] * self.runs if self.switch is None else self.switch.actor.modules
-        options = {"rule": c.rule, "budget": c.budget, "rate": c.rate, "every": c.every, "on": costs_on}
+            networks, apart = self.switch.actor.modules, self.make_rule()
         pairs = zip(*(each.policies for each in learners.values()), strict=True)
+        options = {"rule": c.rule, "budget": c.budget, "every": c.every, "on": costs_on}
         self.actors = [
-            SwitchingActor(spec, one.actor, other.actor, network, options)
-            for (one, other), network in zip(pairs, networks, strict=True)
+            SwitchingActor(spec, one.actor, other.actor, networks[r], {**options, "rate": self.rate_of(r)}, apart[r])
+            for r, (one, other) in enumerate(pairs)
         ]
         """Of every run."""
         self.actor = self.actors[0]
@@ -131,8 +165,33 @@ class MANSA(Agent):
             self.extra_fields["remaining"] = ((), torch.float32)
         if costs_on:
             self.extra_fields["on"] = ((), torch.bool)
+        for name in self.used:
+            own_fields = self.learners[name].extra_fields
+            self.extra_fields |= {f"{CARRY}{name}/{k.removeprefix(CARRY)}": kind for k, kind in own_fields.items()}
         self.untold = self.persist("untold", torch.zeros((), dtype=torch.int64))
         """Updates of the centralised learner since the latest step."""
+
+    def rate_of(self, run: int) -> float:
+        """Return the share of random calls of a run.
+
+        Raises:
+            RloptError: there is not one of each.
+        """
+        rates = self.config.rates
+        if rates is not None and len(rates) != self.runs:
+            raise RloptError(f"agent.rates has {len(rates)} shares for num_runs={self.runs}; give one of each run")
+        return self.config.rate if rates is None else rates[run]
+
+    def make_rule(self) -> list[TeamActor]:
+        """Make the network by which each agent predicts when Global calls; return it as an actor of every run."""
+        spec = rule_spec(self.spec)
+        self.members = Members(spec, shared=True)
+        one, options = self.members.specs[0], network_options(self.config.network)
+        self.rule = self.net("distilled", lambda: CategoricalActor(one.observation_space, one.action_space, options))
+        self.rule_optimiser = self.add_optimiser("distilled_optimiser", self.rule, self.config.learning_rate)
+        self.beside = self.runs > 1 and self.precision == "float32" and self.rule.stacks
+        modules: list[Any] = self.rule.modules
+        return [TeamActor(spec, [module], shared=True) for module in modules]
 
     def make_learner(self, name: str) -> Agent:
         """Return the learner that the option ``name`` describes.
@@ -162,7 +221,7 @@ class MANSA(Agent):
             raise RloptError(f"{where}.lr_schedule needs {where}.schedule_steps here; add it")
         config: ReplayAgentConfig = build(cls.config_class, options, where)
         made: Agent = self.child(name, cls, config)
-        if made.extra_fields or made.draws:
+        if made.draws or any(not field.startswith(CARRY) for field in made.extra_fields):
             raise RloptError(f"{where}.name={word} stores more than transitions, which mansa does not; choose another")
         return made
 
@@ -177,8 +236,19 @@ class MANSA(Agent):
             policy.evaluation_mode = self.evaluation_mode
         return made
 
+    @property
+    def variants(self) -> dict[str, list[Policy]]:
+        apart = [actor.distilled for actor in self.actors]
+        return {} if self.switch is None else {"distilled": [Policy(self.spec, a) for a in apart if a is not None]}
+
     def initial_carry(self, rows: int) -> Carry:
-        return self.actor.initial_carry(rows)
+        """Return the switch's part and, where they remember, those of the learners that act (of the agent's networks,
+        not those of the policy)."""
+        found = self.actor.switch_carry(rows)
+        for name in self.used:
+            if remembers(self.learners[name]):
+                found |= carry_as(name, self.learners[name].initial_carry(rows))
+        return found
 
     @torch.no_grad()
     def act(self, obs: Obs, carry: Carry = None, deterministic: bool = False) -> Act:
@@ -188,38 +258,69 @@ class MANSA(Agent):
         actor, clock = self.actor, self.clock
         acted = clock.acted
 
-        def answer(agent: Agent, seen: Obs) -> Tensor:
+        def answer(agent: Agent, seen: Obs, own: Carry = None) -> Act:
             clock.acted = acted  # each of them counts what it acts on
-            return agent.act(seen, None, deterministic).action
+            return agent.act(seen, own, deterministic)
 
-        chosen = None if self.switch is None else answer(self.switch, actor.seen(obs, carry))
+        chosen = None if self.switch is None else answer(self.switch, actor.seen(obs, carry)).action
         each = len(carry["switch/time"]) // self.runs
         drawn = [own.draw(each, stream) for own, stream in zip(self.actors, self.act_generators, strict=True)]
         calls = actor.decide(carry, chosen, torch.cat(drawn) if actor.draws else None)  # type: ignore[arg-type]
-        found = [answer(self.learners[name], obs) for name in self.used]
-        action = found[0] if len(found) == 1 else actor.mix(calls, *found)
+        found = {name: answer(self.learners[name], obs, carry_of(carry, name)) for name in self.used}
+        acts = [one.action for one in found.values()]
+        action = acts[0] if len(acts) == 1 else actor.mix(calls, *acts)
         after = actor.count(carry, calls)
+        for name, one in found.items():
+            after |= carry_as(name, one.carry)
         told = {"switch": calls, "remaining": carry["switch/remaining"], "on": carry["switch/on"] > 0}
         facts = {"calls": after["switch/on"]}
         if not deterministic:
             facts["central_updates"] = torch.full(calls.shape, float(self.untold) / each, device=self.device)
             self.untold.zero_()
-        return Act(action, after, {name: told[name] for name in self.extra_fields}, facts)
+        return Act(action, after, {name: told[name] for name in self.extra_fields if name in told}, facts)
 
     def update(self, batch: dict[str, Batch]) -> Update:
-        """Let each learner learn from its own minibatch, and Global from the independent one's."""
+        """Let each learner learn from its own minibatch, and Global and its prediction from the independent one's."""
         metrics: Metrics = {}
         priority: dict[str, Any] = {}
-        for name, own in batch.items():
-            done = self.learners[name].update(own._replace(extras={}))
+        for name, drawn in batch.items():
+            done = self.learners[name].update(self.own(name, drawn))
             metrics |= {f"{name}/{word}": value for word, value in done.metrics.items()}
-            priority[name] = done.priority
+            given = done.priority
+            alone = given is not None and drawn.mask is not None and len(given) != len(drawn.index)
+            priority[name] = priorities(given, drawn.mask) if alone and given is not None else given
         if self.switch is not None:
-            done = self.switch.update(self.switch_batch(batch["independent"]))
+            seen = self.switch_batch(steps(batch["independent"], self.runs))
+            done = self.switch.update(seen)
             metrics |= {f"switch/{word}": value for word, value in done.metrics.items()}
+            metrics |= self.distil(steps(batch["independent"], self.runs), seen)
         self.untold += "centralised" in batch
         self.end_update()
         return Update(metrics, priority)
+
+    def own(self, name: str, batch: Batch) -> Batch:
+        """Return a minibatch as the learner ``name`` takes it: slices where it remembers, in which of a learner of its
+        own calls nothing else counts."""
+        if batch.mask is not None and self.draws[name] is not None:
+            batch = batch._replace(mask=batch.mask * batch.extras["switch"])
+        carry = None if batch.carry is None else carry_of(batch.carry, name)
+        batch = batch._replace(extras={}, carry=carry)
+        return batch if remembers(self.learners[name]) else steps(batch, self.runs)
+
+    def distil(self, batch: Batch, seen: Batch) -> Metrics:
+        """Do one update of the rule by which each agent predicts what Global, which saw ``seen``, does."""
+        assert self.switch is not None
+        wanted = self.switch.act(seen.obs, None, deterministic=True).action
+        obs, weight = batch.obs, batch.weight
+        if self.runs > 1:
+            obs, wanted, weight = tree_map(
+                lambda x: None if x is None else x.view(self.runs, -1, *x.shape[1:]), (obs, wanted, weight)
+            )
+        rows: Any = self.members.rows(obs)[0]
+        self.open_update()
+        loss, metrics = self.per_run(partial(distilled_loss, self.rule))(self.rule.params, rows, wanted, weight)
+        self.descend("distilled", self.rule_optimiser, loss, self.rule)
+        return metrics | {"distilled/loss": loss.detach()}
 
     def switch_batch(self, batch: Batch) -> Batch:
         """Return a minibatch of the team as Global's: r - c g, with the calls that are left before and after."""
@@ -235,3 +336,8 @@ class MANSA(Agent):
             reward=joint.team_reward(self.spec, batch.reward) - c.cost * paid,
             extras={},
         )
+
+
+def remembers(agent: Agent) -> bool:
+    """Return whether an agent's networks have a memory, which is stored with each transition."""
+    return any(field.startswith(CARRY) for field in agent.extra_fields)

@@ -67,9 +67,9 @@ def shared_spec(n: int = 3) -> EnvSpec:
     return EnvSpec("Alike-v0", observation, action, agents=names, agent_spaces=tuple(own))  # type: ignore[arg-type]
 
 
-def joined(batches: list[Batch]) -> Batch:
-    """The minibatches of several runs as one, run by run."""
-    return tree_map(lambda *x: torch.cat(x) if isinstance(x[0], Tensor) else x[0], *batches)  # type: ignore[no-any-return]
+def joined(batches: list[Any]) -> Any:
+    """The minibatches (or observations) of several runs as one, run by run."""
+    return tree_map(lambda *x: torch.cat(x) if isinstance(x[0], Tensor) else x[0], *batches)
 
 
 def matrix_spec(actions: tuple[int, ...]) -> EnvSpec:

@@ -13,6 +13,7 @@ from rlopt.agents.base import Agent, ReplayAgentConfig
 from rlopt.agents.teams.mansa import MANSA, MANSAConfig
 from rlopt.agents.teams.switch_tables import budgeted_operator, intervenes, learn_table, switching_operator, switching_q
 from rlopt.envs.teams.two_rooms import BEST, SAFE, switching_values
+from rlopt.joint import own_obs
 from rlopt.loops.evaluation import Evaluator
 from rlopt.nn import Actor, NetworkConfig
 from rlopt.policy import Policy, load_policy, save_policy
@@ -20,7 +21,7 @@ from rlopt.training import train_config
 from rlopt.training.setup import make_loop
 from rlopt.types import Act, Carry, Obs, RloptError, Update
 from tests.agents.cases import short_run
-from tests.agents.teams.games import team_batch, team_spec
+from tests.agents.teams.games import joined, team_batch, team_spec
 
 ACTIONS = {"poor": ((0, 0), (2, 2)), "safe": ((2, 0), (2, 2)), "best": ((2, 0), (0, 0))}
 """{name: joint action by room}, paid (0.5, 0.5), ``SAFE`` and ``BEST``."""
@@ -252,6 +253,89 @@ def test_each_run_is_the_single_run_with_its_seed(options: dict[str, Any]) -> No
         assert [e._replace(run=0) for e in found if e.run == r] == alone.evaluate(2)
         alone.close()
     together.close()
+
+
+def test_each_run_has_its_own_rate_of_random_calls() -> None:
+    spec = team_spec("discrete")
+    obs = joined([team_batch(spec, size=50).obs] * 2)
+    agent = MANSA(spec, small(rule="random", rates=(0.0, 1.0)), runs=2)
+    calls = agent.act(obs, agent.initial_carry(100), deterministic=True).facts["calls"]
+    assert calls[:50].sum() == 0 and calls[50:].sum() == 50
+    assert [policy.actor.options["rate"] for policy in agent.policies] == [0.0, 1.0]
+    with pytest.raises(RloptError, match="2 shares for num_runs=1"):
+        MANSA(spec, small(rule="random", rates=(0.0, 1.0)))
+
+
+def test_agents_learn_to_switch_for_themselves(scripted, tmp_path) -> None:
+    """In the rooms, which each of them sees, they predict Global without a mistake; reported beside it, exported, and
+    taken apart."""
+    loop = rooms_loop("safe", cost=0.1)
+    while loop.step < loop.total_steps:
+        metrics = loop.advance().metrics
+    agent, room = loop.agent, torch.eye(2)
+    obs = {"obs": room[:, None].expand(-1, 2, -1), "state": room}
+    distilled = agent.variants["distilled"][0]
+    after = distilled.act(obs, distilled.initial_carry(2)).carry
+    assert after["switch/on"].tolist() == [[0.0, 0.0], [1.0, 1.0]] and "distilled/loss" in metrics
+    for episode in loop.evaluate(3):
+        assert episode.facts["distilled/return"] == pytest.approx(episode.total_reward)
+        assert episode.facts["distilled/calls"] == episode.facts["calls"]
+    loop.close()
+
+
+@pytest.mark.parametrize("budget", [None, 2])
+def test_one_agent_of_a_switching_team_acts_on_what_it_sees_alone(budget: int | None, tmp_path) -> None:
+    spec = team_spec("discrete")
+    agent = MANSA(spec, small(budget=budget), seed=1)
+    agent.rule.flat.normal_(generator=torch.Generator().manual_seed(0))  # as after some training
+    save_policy(agent.policy, tmp_path / "policy")
+    loaded, obs = load_policy(tmp_path / "policy"), team_batch(spec, size=30).obs
+    team = agent.variants["distilled"][0]
+    carry, own = team.initial_carry(30), [loaded.of_agent(name).initial_carry(30) for name in spec.agents]
+    made = torch.zeros(30, 3)
+    for _ in range(4):
+        act = team.act({"obs": obs["obs"]}, carry)
+        carry = act.carry
+        made += carry["switch/on"]
+        for i, name in enumerate(spec.agents):
+            one = loaded.of_agent(name).act(own_obs(spec, obs, i), own[i])
+            own[i] = one.carry
+            assert torch.equal(one.action, act.action[:, i])
+            assert torch.equal(one.facts["calls"], carry["switch/on"][:, i])
+    assert made.max() <= (4 if budget is None else budget) and made.max() > 0
+    with pytest.raises(RloptError, match="save the policy of the team"):
+        save_policy(team, tmp_path / "apart")
+    fixed = MANSA(spec, small(rule="fixed"))
+    with pytest.raises(RloptError, match="decided for all of it at once"):
+        fixed.policy.of_agent("a")
+    alone = MANSA(spec, small(rule="independent"))
+    mine = alone.policy.of_agent("b").act(own_obs(spec, obs, 1)).action
+    assert torch.equal(mine, alone.learners["independent"].act(obs, deterministic=True).action[:, 1])
+
+
+MEMORY = {"hidden": [8], "memory": "gru", "memory_size": 4}
+SLICES = {"name": "uniform", "capacity": 200, "sequence_length": 5, "burn_in": 2}
+
+
+@pytest.mark.parametrize("names", [("independent", "centralised"), ("centralised",)])
+def test_learners_with_a_memory_both_see_every_step(names: tuple[str, ...]) -> None:
+    """Whoever acts; and from slices of calls and of others they learn without a complaint."""
+    agent = {"budget": 3, **{name: {"network": MEMORY} for name in names}}
+    loop = make_loop(short_run("mansa", num_runs=2, num_envs=2, total_steps=50, agent=agent, buffer=SLICES))
+    while loop.step < 50:
+        before = loop.carry
+        loop.advance()
+    assert {k for k in loop.carry if k.endswith("/critic")} == {f"{name}/critic" for name in names}
+    for name in names:
+        began = loop.carry[f"{name}/critic"].flatten(1).abs().sum(1) == 0
+        moved = (loop.carry[f"{name}/critic"] - before[f"{name}/critic"]).flatten(1).abs().sum(1) > 0
+        assert (moved | began).all()
+    assert loop.first_bad() is None
+    assert any(policy.initial_carry(1) for policy in loop.policies())
+    assert "calls" in loop.evaluate(1)[0].facts
+    loop.close()
+    with pytest.raises(RloptError, match=r"learnt from slices; give their length, buffer\.sequence_length=40"):
+        make_loop(short_run("mansa", agent=agent))
 
 
 @pytest.mark.parametrize("options", [{"budget": 2}, {"cost_of": "switch_on"}, {"rule": "random", "rate": 0.5}])

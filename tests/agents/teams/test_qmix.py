@@ -156,20 +156,93 @@ def test_a_game_that_no_sum_of_values_can_tell() -> None:
 # With one agent
 
 
-@pytest.mark.parametrize("double", [False, True])
-def test_with_one_agent_iql_is_dqn_to_the_bit(double: bool) -> None:
-    options = {**SMALL, "double": double, "target_every": 3, "target_counts": "updates", "td_loss": "squared"}
+@pytest.mark.parametrize(("double", "memory"), [(False, "none"), (True, "none"), (True, "gru")])
+def test_with_one_agent_iql_is_dqn_to_the_bit(double: bool, memory: str) -> None:
+    network = NetworkConfig(hidden=(8,), memory=memory, memory_size=5 if memory == "gru" else None)
+    options = {**SMALL, "double": double, "target_every": 3, "target_counts": "updates", "td_loss": "squared",
+               "network": network}  # fmt: skip
     one = DQN(OBSERVATION, CHOICE, DQNConfig(**options))
     spec = EnvSpec("Alone-v0", OBSERVATION, CHOICE)
     team = QMIX(spec, QMIXConfig(**options, mixer="none", learning_rate=6.25e-5, max_grad_norm=None,
                                  optimiser=OptimiserConfig(epsilon=1.5e-4), epsilon_end=0.01))  # fmt: skip
     assert one.critic.flat.equal(team.critic.flat)
     obs = torch.randn((5, 4), generator=torch.Generator().manual_seed(0))
+    carries = [agent.initial_carry(5) for agent in (one, team)]
     for i in range(4):
-        batch = make_batch(one, i)
-        assert one.update(batch).metrics["critic_loss"].equal(team.update(batch).metrics["critic_loss"])
-        assert one.act(obs).action.equal(team.act(obs).action)
+        batch = mine = make_batch(one, i)
+        if batch.carry is not None:
+            mine = batch._replace(carry={key: x.unsqueeze(1) for key, x in batch.carry.items()})
+        assert one.update(batch).metrics["critic_loss"].equal(team.update(mine).metrics["critic_loss"])
+        acts = [agent.act(obs, carry) for agent, carry in zip((one, team), carries, strict=True)]
+        carries = [act.carry for act in acts]
+        assert acts[0].action.equal(acts[1].action)
     assert one.critic.flat.equal(team.critic.flat) and one.target.flat.equal(team.target.flat)
+
+
+# With a memory
+
+GRU = NetworkConfig(hidden=(8,), memory="gru", memory_size=5)
+
+
+def slices(agent: QMIX, seed: int, length: int = 4, size: int = 6) -> Batch:
+    """Random slices of ``length`` steps, of which the first is burnt in and the last of some is missing."""
+    flat = team_batch(agent.spec, seed, size * length).map(lambda x: x.unflatten(0, (size, length)))
+    valid = torch.ones(size, length)
+    valid[::2, -1] = 0.0
+    mask = valid.clone()
+    mask[:, 0] = 0.0
+    begun: Any = agent.initial_carry(size)
+    g = torch.Generator().manual_seed(seed)
+    carry = {key: torch.rand(x.shape, generator=g) for key, x in begun.items()}
+    return flat._replace(valid=valid, mask=mask, carry=carry, index=torch.arange(size))
+
+
+@pytest.mark.parametrize(("mixer", "shared"), [("none", True), ("sum", False), ("monotone", True)])
+def test_a_memory_travels_through_acting_learning_runs_and_the_exported_policy(
+    mixer: str, shared: bool, tmp_path: Any
+) -> None:
+    spec = shared_spec()
+    config = QMIXConfig(**{**SMALL, "mixer": mixer, "share_parameters": shared, "network": GRU, "target_every": 2})
+    together, alone = QMIX(spec, config, seed=5, runs=2), [QMIX(spec, config, seed=5 + r) for r in range(2)]
+    assert together.extra_fields == alone[0].extra_fields == {"carry/critic": ((3, 5), torch.float32)}
+    for k in range(2):
+        batches = [slices(agent, 10 * k + r) for r, agent in enumerate(alone)]
+        found = together.update(joined(batches))
+        singles = [agent.update(batch) for agent, batch in zip(alone, batches, strict=True)]
+        losses = torch.stack([s.metrics["critic_loss"] for s in singles])
+        torch.testing.assert_close(found.metrics["critic_loss"], losses, rtol=1e-3, atol=1e-4)
+        assert found.priority is not None and found.priority.shape == (12,)
+        torch.testing.assert_close(found.priority, torch.cat([s.priority for s in singles]), rtol=1e-3, atol=1e-4)
+    save_policy(alone[0].policy, tmp_path / "policy")
+    agent, loaded = alone[0], load_policy(tmp_path / "policy")
+    carry, theirs, many = agent.initial_carry(4), loaded.initial_carry(4), together.initial_carry(8)
+    for k in range(3):
+        obs = [team_batch(spec, k + r, 4).obs for r in range(2)]
+        mine, other = agent.act(obs[0], carry, deterministic=True), loaded.act(obs[0], theirs)
+        both = together.act(joined(obs), many, deterministic=True)
+        carry, theirs, many = mine.carry, other.carry, both.carry
+        assert mine.action.equal(other.action) and both.action[:4].equal(mine.action)
+    assert carry is not None and many is not None and float(carry["critic"].abs().sum()) > 0
+    torch.testing.assert_close(many["critic"][:4], carry["critic"], rtol=1e-3, atol=1e-4)
+    with pytest.raises(RloptError, match="needs its carry"):
+        agent.act(obs[0])
+
+
+def test_what_is_burnt_in_or_missing_moves_nothing_else() -> None:
+    """A slice's loss does not see beyond its mask; the burnt step matters by what is remembered of it."""
+    agent = make(shared_spec(), "sum", network=GRU, share_parameters=True)
+    batch = slices(agent, 0)
+    work = agent.prepare(batch)
+    base = float(agent.loss(agent.critic.params, agent.target.params, work.batch, ())[0])
+    assert batch.valid is not None
+
+    def changed(where: Tensor) -> float:
+        reward = torch.where(where.bool(), batch.reward + 9.0, batch.reward)
+        seen = agent.prepare(batch._replace(reward=reward)).batch
+        return float(agent.loss(agent.critic.params, agent.target.params, seen, ())[0])
+
+    assert batch.mask is not None
+    assert changed(1.0 - batch.mask) == pytest.approx(base) and changed(batch.mask) > base + 1.0
 
 
 # Several runs
