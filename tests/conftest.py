@@ -26,6 +26,7 @@ CORE = (
     "envs/test_edge.py", "envs/test_spaces.py",
     "nn/test_networks.py", "nn/test_optim.py",
     "robust/test_mdp.py",
+    "search/test_space.py",
     "training/test_checkpoint.py", "training/test_flags.py", "training/test_resume.py", "training/test_run_folder.py",
 )  # fmt: skip
 """The files that ``-m core`` runs: a little of every layer, in under two minutes on two cores."""

@@ -14,6 +14,7 @@ TOP = """\
 usage: rlopt COMMAND ...
 
   train      train an agent, or resume a run           rlopt train agent=sac env=HalfCheetah-v5 seed=3
+  sweep      search options, and rank what was found   rlopt sweep SPACE.yaml env=Hopper-v5 --trials 40 --seeds 3
   evaluate   evaluate a run or an exported policy      rlopt evaluate RUN --episodes 20
   plot       draw learning curves of runs              rlopt plot runs/* --out curves.png
   export     a policy as ONNX or torch.export          rlopt export RUN --to onnx
@@ -35,6 +36,22 @@ Trains an agent in an environment. Every option is KEY=VALUE; without any, SAC l
 
 `env=` takes any registered Gymnasium id, ALE/Name-v5, or module:Name-v0 (the module is imported first).
 `rlopt list` shows the names that agent=, env=, buffer= and experiment= take.
+"""
+
+SWEEP = """\
+Searches options: trials, each trained with the same seeds, are drawn by TPE (the first one is the settings without a
+search), those that lie behind are pruned, and all are ranked by the last evaluations of their seeds. SPACE is a YAML
+file of options and where to look for them; what is given beside it is the same for all trials, as in `rlopt train`.
+
+  agent.learning_rate: {low: 1e-4, high: 1e-2, log: true}
+  agent.batch_size: {low: 64, high: 256, step: 64}
+  agent.network.hidden: {choices: [[64, 64], [256, 256]]}
+
+  rlopt sweep SPACE.yaml experiment=sac_pendulum --trials 40 --seeds 3 --workers 2 --root sweeps/x
+
+The same command goes on where the sweep was stopped or killed, also with more --trials, and joins it from another
+machine that sees the folder. Trials are ordinary runs in --root, for `rlopt plot`, `rlopt report`, `rlopt evaluate`;
+trials.csv, ranking.md and importance.png lie beside them.
 """
 
 EVALUATE = """\
@@ -118,6 +135,48 @@ def train_parser() -> Parser:
         "--without-lost-rows", action="store_true", help="resume although rows of the replay buffer are damaged or gone"
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of KEY=A,B,C in turn")
+    parser.add_argument("--folder-to", help=argparse.SUPPRESS)  # a file that tells a multirun where its job is
+    return parser
+
+
+def sweep_parser() -> Parser:
+    parser = _command("sweep", "rlopt.cli.sweep", SWEEP)
+    parser.add_argument("space", metavar="SPACE.yaml", help="the options to search")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options that are the same for all trials")
+    parser.add_argument("--trials", type=_at_least_one, default=20, metavar="N", help="trials in all (default: 20)")
+    parser.add_argument("--seeds", type=_at_least_one, default=1, metavar="N", help="seeds per trial (default: 1)")
+    parser.add_argument(
+        "--workers", type=_at_least_one, default=1, metavar="N", help="processes, each with one thread (default: 1)"
+    )
+    parser.add_argument("--root", metavar="DIR", help="the sweep's folder (default: sweeps/<name of SPACE>)")
+    parser.add_argument(
+        "--pruner", choices=("median", "percentile", "hyperband", "none"), default="median", help="default: median"
+    )
+    parser.add_argument(
+        "--percentile", type=_per_cent, metavar="P", help="--pruner percentile lets the best P per cent pass (25)"
+    )
+    parser.add_argument(
+        "--prune-after", type=_none_or_more, metavar="STEP", help="of the first seed (default: a third of total_steps)"
+    )
+    parser.add_argument(
+        "--startup",
+        type=_none_or_more,
+        metavar="N",
+        help="whole trials before any is pruned (default: 5)",
+    )
+    parser.add_argument("--storage", metavar="URL", help="a database of SQLAlchemy (default: sqlite, ROOT/study.db)")
+    parser.add_argument(
+        "--keep-checkpoints", action="store_true", help="keep replay buffers of trials that are over (default: best/)"
+    )
+    parser.add_argument("--print", action="store_true", help="print the first trials' commands and stop")
+    parser.add_argument(
+        "--config-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a further folder of config groups (agent/, env/, ...)",
+    )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # a process of --workers
     return parser
 
 
@@ -212,6 +271,7 @@ def list_parser() -> Parser:
 
 COMMANDS: dict[str, Callable[[], Parser]] = {
     "train": train_parser,
+    "sweep": sweep_parser,
     "evaluate": evaluate_parser,
     "plot": plot_parser,
     "export": export_parser,
@@ -246,6 +306,19 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return number
+
+
+def _none_or_more(text: str) -> int:
+    if (number := _steps(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return number
+
+
+def _per_cent(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) < 100:
+            return number
+    raise argparse.ArgumentTypeError(f"must be a number between 0 and 100, got {text}")
 
 
 def _steps(text: str) -> int:

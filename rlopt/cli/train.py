@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import signal
-import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import yaml
 
-import rlopt
 from rlopt.cli import raise_if_interrupted
-from rlopt.cli.compose import compose, resume_request, split
+from rlopt.cli.compose import compose, resume_request
+from rlopt.cli.multirun import run_all
 from rlopt.config import to_dict
 
 if TYPE_CHECKING:  # these import torch, which no mistake in a word has to wait for
@@ -28,7 +24,7 @@ if TYPE_CHECKING:  # these import torch, which no mistake in a word has to wait 
 def run(arguments: argparse.Namespace) -> int:
     """Train, resume, run through the jobs of a multirun, or show the configuration."""
     if arguments.multirun:
-        return _multirun(arguments)
+        return run_all(arguments)
     request = resume_request(arguments.overrides)
     if request is None:
         config = compose(arguments.overrides, arguments.config_dir)
@@ -70,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             for line in describe(trainer, config):
                 display.message(line)
+            if arguments.folder_to:
+                Path(arguments.folder_to).write_text(str(trainer.folder.path), encoding="utf-8")
             raise_if_interrupted()
             result = trainer.run()
         except KeyboardInterrupt:  # before the first step, or a second time while the run was being saved
@@ -114,68 +112,3 @@ def _ended(result: Result, config: TrainConfig) -> int:
     if result.status == INTERRUPTED:
         return 128 + (result.signal or 0)
     return 0
-
-
-def _multirun(arguments: argparse.Namespace) -> int:
-    """Run each job in a process of its own, so that it equals the same run alone, whatever the others do."""
-    jobs = split(arguments.overrides)
-    for job in jobs:  # a mistake in the last job is told before the first one has run for hours
-        if resume_request(job) is None:
-            compose(job, arguments.config_dir)
-    flags = [part for folder in arguments.config_dir for part in ("--config-dir", folder)]
-    flags += [
-        flag
-        for flag in ("--print-config", "--options", "--trust", "--without-lost-rows")
-        if getattr(arguments, flag[2:].replace("-", "_"))
-    ]
-    environment = _child_environment()
-    codes = []
-    for i, job in enumerate(jobs):
-        print(f"job {i + 1} of {len(jobs)}: {_shell(job)}", flush=True)
-        command = [sys.executable, "-m", "rlopt", "train", *flags, *job]
-        code, stop = _wait(subprocess.Popen(command, env=environment))
-        codes.append(code)
-        if stop or code >= 128:  # a signal: the user wants all of it to end
-            break
-    print(f"\n{len(jobs)} jobs:")
-    shared = Counter(word for job in jobs for word in job)
-    for i, job in enumerate(jobs):
-        ended = "not started" if i >= len(codes) else "done" if codes[i] == 0 else f"ended with code {codes[i]}"
-        own = [word for word in job if shared[word] < len(jobs)] or job
-        print(f"  {ended:<18} {_shell(own)}")
-    return max(codes, default=0)
-
-
-def _wait(child: subprocess.Popen[bytes]) -> tuple[int, bool]:
-    """Return the exit code of a child, and whether a signal came meanwhile: it gets Ctrl-C by itself and SIGTERM from
-    here, and is given the time to save; one that was at its last step ends as if nothing had been."""
-    stops: list[int] = []
-
-    def terminate(signum: int, frame: FrameType | None) -> None:
-        stops.append(signum)
-        child.terminate()
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        while True:
-            try:
-                code = child.wait()
-                return 128 - code if code < 0 else code, bool(stops)
-            except KeyboardInterrupt:
-                stops.append(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _shell(words: list[str]) -> str:
-    """``words`` as one would type them: ``shlex.join`` writes a ' inside a word as '"'"'."""
-    return " ".join(
-        f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word) for word in words
-    )
-
-
-def _child_environment() -> dict[str, str]:
-    """This process's environment, in which the child finds the same rlopt."""
-    root = str(Path(next(iter(rlopt.__path__))).resolve().parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

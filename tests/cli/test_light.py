@@ -19,6 +19,8 @@ WORDS = [
     ["train", "seed=1,2"],
     ["train", "resume=nowhere"],
     ["train", "--config-dir", "nowhere"],
+    ["sweep", "--help"],
+    ["sweep", "nowhere.yaml"],
 ]
 
 
@@ -33,4 +35,4 @@ def test_help_and_mistakes_in_words_import_no_torch(tmp_path: Path) -> None:
     )
     done = python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("error: ") == 9
+    assert done.stderr.count("error: ") == 10

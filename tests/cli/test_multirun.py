@@ -24,6 +24,9 @@ def test_a_job_of_a_multirun_equals_the_same_run_alone_whatever_the_others_do(
     assert said.err.count("\n") == 1
     ends = [line.split("  ")[1] for line in said.out.splitlines() if line.startswith("  ")]
     assert ends == ["ended with code 2", "done"]
+    head, row = said.out.splitlines()[-2:]
+    assert head.startswith("rank  IQM [95 % interval]")
+    assert (row.split()[0], row.split()[-3:]) == ("1", ["done", "as", "given"])
     assert main(["train", *SHORT, "seed=4", "run_dir=alone"]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["alone", "sweep"]
     for name in ("evaluations.csv", "policy/tensors.safetensors"):
@@ -65,7 +68,7 @@ def test_a_signal_ends_a_multirun_even_where_its_job_was_done(
                 signal.raise_signal(signal.SIGTERM)
             return 0
 
-    monkeypatch.setattr("rlopt.cli.train.subprocess.Popen", Done)
+    monkeypatch.setattr("rlopt.cli.multirun.subprocess.Popen", Done)
     assert main(["train", *SHORT, "-m", "seed=3,4"]) == 0
     ends = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert ends == [["done", "seed=3"], ["not", "started", "seed=4"]]
