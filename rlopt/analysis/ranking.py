@@ -34,6 +34,16 @@ class Setting:
     name: str = ""
 
 
+def once_trained(curves: Iterable[EvaluationCurve]) -> list[EvaluationCurve]:
+    """Return evaluations without those of untrained policies (step 0), and no curve that has no other."""
+    found = []
+    for curve in curves:
+        first = int(curve.steps[0] == 0)
+        if len(curve.steps) > first:
+            found.append(EvaluationCurve(curve.seed, curve.steps[first:], curve.returns[first:]))
+    return found
+
+
 def score_of(seeds: Sequence[EvaluationCurve]) -> ConfidenceInterval:
     """Return the interquartile mean over seeds of their last evaluations (the mean below four seeds), with its
     bootstrap interval; one seed has the t interval of its episodes, which does not say how seeds vary."""
@@ -99,8 +109,8 @@ def rank_runs(runs: Mapping[Path, tuple[tuple[str, ...], float, str]]) -> list[s
             run = load_run(folder)
         except RloptError:
             continue
-        if run.evaluations:
-            tables.setdefault(run.env_id, {}).setdefault(words, []).append((run.evaluations, seconds, ended))
+        if curves := once_trained(run.evaluations):
+            tables.setdefault(run.env_id, {}).setdefault(words, []).append((curves, seconds, ended))
     lines: list[str] = []
     for env, settings in tables.items():
         found = []

@@ -22,11 +22,12 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from rlopt.analysis.ranking import score_of
+from rlopt.analysis.ranking import once_trained, score_of
 from rlopt.analysis.run_results import EvaluationCurve, evaluations
 from rlopt.analysis.statistics import iqm
 from rlopt.errors import RloptError
 from rlopt.files import remove
+from rlopt.loops.configuration import TrainConfig
 from rlopt.random import derive_seed
 from rlopt.runs.lock import Lock
 from rlopt.runs.run_folder import RunFolder
@@ -214,8 +215,8 @@ class Worker:
         record = Record(self.sweep, trial)
         ended = "stopped"
         try:
-            for i, seed in enumerate(self.sweep.run_seeds):
-                self._train(of, drawn, i, seed, record)
+            for i, config in enumerate(self.sweep.runs(of, self.sweep.params(drawn))):
+                self._train(config, i, record)
             ended = "done"
             return float(iqm(record.scores))
         except optuna.TrialPruned as pruned:
@@ -228,10 +229,10 @@ class Worker:
             record.close(ended)
             self.say(f"trial {of}: {record.told(ended)}")
 
-    def _train(self, number: int, drawn: dict[str, Any], index: int, seed: int, record: Record) -> None:
-        config = self.sweep.run(number, self.sweep.params(drawn), seed)
+    def _train(self, config: TrainConfig, index: int, record: Record) -> None:
+        """Train one seed, or go on with it."""
         folder = Path(str(config.run_dir))
-        report = Report(record, index, folder, seed)
+        report = Report(record, index, folder, config.seed)
         if (folder / "config.yaml").is_file():
             trainer = resume(folder, {}, [report], env_id=config.env.id)
         else:
@@ -244,11 +245,11 @@ class Worker:
             raise optuna.TrialPruned(f"pruned: the {result.first_bad} was not finite")
         if not result.saved:
             raise RloptError(f"{folder} could not be saved; free some space")
-        record.read(index, folder, seed)
+        record.read(index, folder, config.seed)
         if not record.seeds[index]:
             raise RloptError(f"agent={config.agent.name} is not evaluated, and a sweep ranks by evaluations")
         if report.pruned:
-            raise optuna.TrialPruned(f"pruned at step {result.step:,} of seed {seed}")
+            raise optuna.TrialPruned(f"pruned at step {result.step:,} of seed {config.seed}")
 
     def _tidy(self, folder: Path) -> None:
         """Remove what only a resume would need: replay buffers of many trials fill a disk."""
@@ -282,7 +283,7 @@ class Record:
 
     def read(self, index: int, folder: Path, seed: int) -> None:
         """Tell Optuna what ``evaluations.csv`` has that it does not know."""
-        self.seeds[index] = found = evaluations(folder, seed)
+        self.seeds[index] = found = once_trained(evaluations(folder, seed))
         total, every = self.sweep.base.total_steps, self.sweep.base.eval.every or self.sweep.base.total_steps
         for i, step in enumerate(found[0].steps if found else []):
             due = step if step >= total else step // every * every  # the same, however many environments step at once

@@ -87,11 +87,12 @@ class Sweep:
         """Return where a trial's runs lie."""
         return self.root / f"trial{number:04d}"
 
-    def run(self, number: int, params: Params, seed: int) -> TrainConfig:
-        """Return the configuration of one run of a trial: one thread, as trials share the machine, unless told."""
+    def runs(self, number: int, params: Params) -> list[TrainConfig]:
+        """Return the configuration of each run of a trial: one thread, as trials share the machine, unless told."""
         config = self.configure(self.words(params))
-        threads = 1 if config.threads == "auto" else config.threads
-        return replace(config, seed=seed, threads=threads, run_dir=str(self.folder(number) / f"seed{seed}"))
+        config = replace(config, threads=1 if config.threads == "auto" else config.threads)
+        folders = [(seed, str(self.folder(number) / f"seed{seed}")) for seed in self.run_seeds]
+        return [replace(config, seed=seed, run_dir=folder) for seed, folder in folders]
 
     def defaults(self) -> dict[str, Any] | None:
         """Return the settings without the search, where they lie inside the space: the first trial, which every other

@@ -42,7 +42,7 @@ def test_runs_of_the_same_words_are_seeds_of_one_setting(tmp_path: Path) -> None
         (folder / "config.yaml").write_bytes(
             write_settings({"agent": {"name": "sac"}, "env": {"id": "Pendulum-v1"}, "seed": i % 2})
         )
-        (folder / "evaluations.csv").write_text(f"step,episode,return,length\n60,0,{value},200\n")
+        (folder / "evaluations.csv").write_text(f"step,episode,return,length\n0,0,9,200\n60,0,{value},200\n")
         runs[folder] = ((f"agent.learning_rate={rate}",), 30.0, "done")
     runs[tmp_path / "gone"] = (("agent.learning_rate=0.3",), 1.0, "ended with code 2")
     blank, title, head, first, second = rank_runs(runs)
