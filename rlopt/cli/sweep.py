@@ -16,8 +16,8 @@ from rlopt.cli import raise_if_interrupted
 from rlopt.cli.compose import compose
 from rlopt.cli.multirun import child_environment, shell
 from rlopt.errors import RloptError
+from rlopt.search.plan import Sweep
 from rlopt.search.space import read_space
-from rlopt.search.sweep import Sweep
 
 SHOWN = 10
 """Trials that ``--print`` shows: TPE draws as many at random, whatever came of those before."""

@@ -9,6 +9,7 @@ from typing import Any, cast
 import optuna
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -16,8 +17,8 @@ from rlopt.analysis.figures import COLOURS, save_figure
 from rlopt.analysis.ranking import DONE, Setting, as_markdown, ranked, rows_of
 from rlopt.analysis.statistics import ConfidenceInterval, iqm
 from rlopt.analysis.tables import write_csv
+from rlopt.search.plan import Sweep
 from rlopt.search.study import latest, original
-from rlopt.search.sweep import Sweep
 
 _GREY = "#8C8C8C"
 _BEST_PART = 0.25
@@ -141,6 +142,11 @@ def _slice(axes: Axes, name: str, trials: Sequence[FrozenTrial], distribution: A
         axes.set_xlim(-0.5, len(distribution.choices) - 0.5)
     elif distribution.log:
         axes.set_xscale("log")
+        axes.set_xlim(distribution.low / 1.2, distribution.high * 1.2)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        margin = 0.05 * (distribution.high - distribution.low)
+        axes.set_xlim(distribution.low - margin, distribution.high + margin)
     axes.set_xlabel(name, fontsize=8, parse_math=False)
     _bare(axes)
 

@@ -31,8 +31,8 @@ from rlopt.loops.configuration import TrainConfig
 from rlopt.random import derive_seed
 from rlopt.runs.lock import Lock
 from rlopt.runs.run_folder import RunFolder
+from rlopt.search.plan import Sweep
 from rlopt.search.space import stored
-from rlopt.search.sweep import Sweep
 from rlopt.training.result import INTERRUPTED, NONFINITE
 from rlopt.training.setup import begin, resume
 from rlopt.training.trainer import Callback, Trainer
@@ -232,7 +232,7 @@ class Worker:
     def _train(self, config: TrainConfig, index: int, record: Record) -> None:
         """Train one seed, or go on with it."""
         folder = Path(str(config.run_dir))
-        report = Report(record, index, folder, config.seed)
+        report = Reporter(record, index, folder, config.seed)
         if (folder / "config.yaml").is_file():
             trainer = resume(folder, {}, [report], env_id=config.env.id)
         else:
@@ -314,7 +314,7 @@ class Record:
         return f"{value}{ended} after {minutes:.1f} min  {words}"
 
 
-class Report(Callback):
+class Reporter(Callback):
     """Tells each evaluation of a run, and stops it where its trial is pruned."""
 
     def __init__(self, record: Record, index: int, folder: Path, seed: int) -> None:

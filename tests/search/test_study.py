@@ -23,9 +23,9 @@ from rlopt.cli import main  # noqa: E402
 from rlopt.cli.compose import compose  # noqa: E402
 from rlopt.search import study as searching  # noqa: E402
 from rlopt.search.outcome import best_command, settings  # noqa: E402
+from rlopt.search.plan import Sweep  # noqa: E402
 from rlopt.search.space import Choices, Range  # noqa: E402
 from rlopt.search.study import Worker, latest, open_study, original  # noqa: E402
-from rlopt.search.sweep import Sweep  # noqa: E402
 from rlopt.training.result import FINISHED, INTERRUPTED, NONFINITE, STOPPED  # noqa: E402
 from rlopt.types import RloptError  # noqa: E402
 from tests.cli.command_line import ROOT, SHORT, refused, rows  # noqa: E402
@@ -230,12 +230,12 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_equals_one_that_was_not(
             raise Killed
         return told(self, trainer, episodes)
 
-    told = searching.Report.on_evaluation
+    told = searching.Reporter.on_evaluation
     sweep = sweep_of(tmp_path / "cut" / "s", trials=1, seeds=2)
-    monkeypatch.setattr(searching.Report, "on_evaluation", kill)
+    monkeypatch.setattr(searching.Reporter, "on_evaluation", kill)
     with pytest.raises(Killed):
         Worker(sweep, open_study(sweep), lambda line: None).run()
-    monkeypatch.setattr(searching.Report, "on_evaluation", told)
+    monkeypatch.setattr(searching.Reporter, "on_evaluation", told)
     monkeypatch.setattr(searching, "_alive", lambda process: False)
     Worker(sweep, study := open_study(sweep), lambda line: None).run()
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
