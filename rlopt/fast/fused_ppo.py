@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlopt.fast.adam import describe, refresh
+from rlopt.fast.lanes import one_thread
 from rlopt.fast.mlp import ensemble, single
 from rlopt.fast.plain import is_plain, plain
 from rlopt.fast.ppo_update import ENTROPY, LOSSES, NORMS, POLICY, VALUE, Coefficients, Memory, RolloutRows, epoch
@@ -118,7 +119,8 @@ class FusedEpochs:
             np.float32(clip), np.float32(c.value_coefficient), np.float32(c.entropy_coefficient), c.normalise_advantage,
             float(self.agent.rate()),
         )  # fmt: skip
-        epoch(m, rows, array(order), constants, ok)
+        with one_thread():  # a product of 64 rows is done before a second thread has woken
+            epoch(m, rows, array(order), constants, ok)
         self.products.check()
         return torch.tensor(m.report[LOSSES]), torch.tensor(m.report[NORMS])
 
