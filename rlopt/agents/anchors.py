@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from rlopt.types import Obs, RloptError
 
 AnchorKey = Callable[[Any, Mapping[str, Any], Sequence[tuple[Any, Any]]], Hashable]
 """``(observation, info, history) -> key``: what was acted on, an array or a dict of arrays (of text environments a
-str), what the environment said beside it, and the (observation, action) pairs before it in the episode, newest last."""
+str), what the environment said beside it (facts by name, as floats: those of its metadata and of ``env.facts``; none
+with a first observation), and the (observation, action) pairs before it in the episode, newest last."""
 
 
 def _state(observation: Any, info: Mapping[str, Any], history: Sequence[tuple[Any, Any]]) -> Hashable:
@@ -72,6 +74,7 @@ def tensor_anchors(
     digits: int | None = None,
     history: int = 0,
     nested: int = 0,
+    info: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the anchor groups (M,) of M steps in the order of time, and ``nested`` finer levels behind them.
 
@@ -84,6 +87,7 @@ def tensor_anchors(
         digits: decimals to which floating observations are rounded first, since those of continuous states never
             repeat.
         history: so many earlier observations of the episode must agree as well.
+        info: (M,) what was told with each observation, for ``key``; where it is not a number nothing was.
     """
     leaves = obs if isinstance(obs, dict) else {"": obs}
     if key is None:  # what nobody observes is no part of the observation
@@ -98,10 +102,12 @@ def tensor_anchors(
         keys = []
         before: dict[int, list[tuple[Any, Any]]] = {}
         actions = action.cpu().numpy()
+        told = {name: fact.tolist() for name, fact in (info or {}).items()}
         for at, i in enumerate(episodes):
             seen = arrays[""][at] if "" in arrays else {name: x[at] for name, x in arrays.items()}
             past = before.setdefault(i, [])
-            keys.append(key(seen, {}, past))
+            said = {name: fact[at] for name, fact in told.items() if not math.isnan(fact[at])}
+            keys.append(key(seen, said, past))
             past.append((seen, actions[at]))
     return nested_anchors(keys, episodes, group, history, nested)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlopt.agents.anchors import anchor_key, tensor_anchors
 from rlopt.agents.base import Agent
+from rlopt.agents.group import INFO
 from rlopt.agents.group_advantages import ANCHORED, Rows, generalised_advantages, group_advantages, group_metrics
 from rlopt.agents.surrogate import GroupPolicyConfig, policy_loss
 from rlopt.buffers import Rollout, minibatches
@@ -125,6 +126,9 @@ class GiGPO(Agent):
         self.optimiser = self.add_optimiser("optimiser", self.actor, c.learning_rate)
         self.reference = self.persist("reference", self.actor.target()) if c.kl_coefficient else None
         self.key = anchor_key(c.anchor)
+        if self.key is not None:  # what the environment says beside an observation is for it to know
+            told = {INFO + name: ((), torch.float32) for name in spec.facts}
+            self.extra_fields = {**self.extra_fields, **told}
         self.critic: Net | None = None
         if c.estimator == "ppo":
             self.critic = self.net("critic", lambda: Critic(spec.observation_space, c.network, ensemble=1))
@@ -185,15 +189,16 @@ class GiGPO(Agent):
         rows = Rows(reward.double(), order % len(group), group)
         if c.anchored:
             task = group[rows.episode]
+            told = {name.removeprefix(INFO): x for name, x in steps.extras.items() if name.startswith(INFO)}
             anchors = tensor_anchors(
-                steps.obs, steps.action, rows.episode, task, self.key, c.anchor_digits, c.anchor_history, c.nested
+                steps.obs, steps.action, rows.episode, task, self.key, c.anchor_digits, c.anchor_history, c.nested, told
             )
             rows = rows._replace(anchors=anchors)
             if isinstance(steps.obs, dict) and "exact" in steps.obs:
                 (exact,) = tensor_anchors(steps.obs, steps.action, rows.episode, task, anchor_key("exact"))
                 rows = rows._replace(exact=exact)
         target = None
-        metrics = group_metrics(rows, c.gamma)
+        metrics = group_metrics(rows, c.gamma, c)
         if self.critic is not None:
             value = self.critic(self.critic.params, steps.obs)[0].cpu().double()
             advantage = generalised_advantages(rows, value, c.gamma, c.gae_lambda)

@@ -12,6 +12,10 @@ from torch import Tensor
 from rlopt.agents.base import LearnerConfig
 from rlopt.types import option
 
+INFO = "info/"
+"""Begins the names of ``extra_fields`` that are facts told with the observation acted on: ``Step.info`` of the step
+before, not a number where nothing was told. ``GroupLoop`` stores them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupAgentConfig(LearnerConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Self
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlopt.agents.base import Agent
-from rlopt.agents.group import GroupAgentConfig
+from rlopt.agents.group import INFO, GroupAgentConfig
 from rlopt.buffers import Rollout, Transition
 from rlopt.envs import Normalizer, VectorEnv
 from rlopt.loops.base import Progress, finite_rows, normalizer_state
@@ -61,6 +62,7 @@ class GroupLoop(OnPolicyLoop):
         self.iteration = 0
         self.group = torch.arange(self.config.groups).repeat_interleave(self.config.group_size)
         """(N,) of every row."""
+        self._told = [name.removeprefix(INFO) for name in agent.extra_fields if name.startswith(INFO)]
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
@@ -92,15 +94,17 @@ class GroupLoop(OnPolicyLoop):
         taken = torch.zeros(n, dtype=torch.int64, device=device)
         finished: dict[int, Episode] = {}
         steps: list[Transition] = []
+        told = {name: torch.full((n,), math.nan, device=device) for name in self._told}
         going = alive.cpu()
         while self.step < self.total_steps and bool(going.any()):
             obs, seen = self._see()
             act = self._act(seen, going)
-            extras = self._extras(act)
+            extras = self._extras(act) | {INFO + name: fact for name, fact in told.items()}
             action = act.action.to(device)
             step = self._judge(self.env.step(action), alive, taken)
             flags = (step.terminated, step.truncated, step.ended, step.valid)
             steps.append(Transition(obs, action, step.reward, {}, *flags, extras))
+            told = {name: torch.where(step.valid, step.info[name], fact) for name, fact in told.items()}
             if self.normalizer is not None:
                 self.normalizer.observe_reward(step)
             complete |= step.ended & step.valid

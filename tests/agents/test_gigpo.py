@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,8 @@ from rlopt.agents.anchors import tensor_anchors
 from rlopt.agents.surrogate import divergence, policy_loss, surrogate
 from rlopt.buffers import Rollout
 from rlopt.config import build
+from rlopt.envs import make_env
+from rlopt.loops.group import GroupLoop
 from rlopt.nn import NetworkConfig
 from rlopt.types import RloptError
 
@@ -108,6 +111,47 @@ def test_a_function_of_ones_own_says_what_agrees(monkeypatch: pytest.MonkeyPatch
         GiGPO(spaces.Box(-9, 9, (1,)), spaces.Discrete(2), GiGPOConfig(anchor="pairity"))
 
 
+def test_a_function_of_ones_own_is_told_what_the_environment_says() -> None:
+    seen = []
+
+    def key(observation: Any, info: Any, history: Any) -> float:
+        seen.append(dict(info))
+        return float(info.get("lives", -1.0))
+
+    told = {"lives": torch.tensor([math.nan, math.nan, 3.0, 2.0]), "won": torch.tensor([math.nan] * 3 + [0.0])}
+    assert anchor(torch.zeros(4, 1), [0, 1, 0, 1], key=key, info=told) == [[0, 0, 1, 2]]
+    assert seen == [{}, {}, {"lives": 3.0}, {"lives": 2.0, "won": 0.0}]
+
+
+class Lives(gym.Env):
+    """Counts down what an observation does not show; the last one ends it."""
+
+    observation_space, action_space = spaces.Discrete(2), spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.lives = 3
+        return 0, {}
+
+    def step(self, action: Any) -> Any:
+        self.lives -= 1
+        return 0, float(action), self.lives == 0, False, {"lives": self.lives}
+
+
+def test_what_env_facts_names_reaches_the_anchor_with_the_observation(monkeypatch: pytest.MonkeyPatch) -> None:
+    gym.register("rlopt-tests/Lives-v0", entry_point=Lives)
+    monkeypatch.setattr(anchors, "KEYS", {})
+    register_anchor("lives", lambda observation, info, history: (info.get("lives"), len(history)))
+    env = make_env("rlopt-tests/Lives-v0", 4, autoreset=False, facts=("lives",))
+    agent = GiGPO(env.spec, GiGPOConfig(groups=2, group_size=2, anchor="lives", network=TABLE))
+    loop = GroupLoop(agent, env, 100)
+    rollout, _ = loop._collect()
+    assert rollout is not None and set(rollout.extras) == {"info/lives"}
+    assert rollout.extras["info/lives"].nan_to_num(-1.0)[:, 0].tolist() == [-1.0, 2.0, 1.0]
+    _, metrics = agent.samples(rollout)
+    assert float(metrics["anchor_size"]) == 2.0  # by lives, of which there are three; by observation it would be six
+
+
 # What is learnt from
 
 
@@ -134,6 +178,19 @@ def test_steps_of_lost_episodes_and_padding_are_not_learnt_from() -> None:
     # R = 1 and 0; at 0 stand returns ½ and 0.
     assert data.advantage.tolist() == pytest.approx([0.5 + 0.25, -0.5 - 0.25, 0.5])
     assert float(metrics["singletons"]) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("estimator", ["gigpo", "grpo", "step", "rloo", "ppo"])
+def test_rows_of_finished_episodes_change_nothing(estimator: str) -> None:
+    """Trap 5: rows that pad a rollout to a length, which repeat a step and even its reward, enter no mean, no deviation
+    and no group."""
+    agent = GiGPO(spaces.Discrete(4), spaces.Discrete(2), GiGPOConfig(network=TABLE, estimator=estimator))
+    whole = rollout(agent)
+    padded = whole.map(lambda x: torch.cat((x, x[-1:], x[-1:])))
+    padded = padded._replace(valid=torch.cat((whole.valid, torch.zeros(2, 3, dtype=torch.bool))))
+    (plain, told), (more, also) = agent.samples(whole), agent.samples(padded)
+    assert plain.advantage.equal(more.advantage) and plain.log_prob.equal(more.log_prob)
+    assert told.keys() == also.keys() and all(told[name].equal(also[name]) for name in told)
 
 
 def test_the_first_ratio_is_one_and_a_whole_batch_moves_by_the_policy_gradient() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rlopt.agents.anchors import nested_anchors
 from rlopt.agents.group_advantages import (
     EstimatorConfig,
     Rows,
@@ -72,6 +73,25 @@ def test_what_the_groups_were_like() -> None:
     assert float(found["anchor_size"]) == 2.0  # 3, 1 and 2 steps at an anchor
     assert float(found["singletons"]) == pytest.approx(1 / 6)
     assert float(found["step_signal"]) == 0.5
+    shares = {name.removeprefix("anchors/"): float(x) for name, x in found.items() if name.startswith("anchors/")}
+    assert shares == {"1": pytest.approx(1 / 3), "2-4": pytest.approx(2 / 3), "5-9": 0.0, "10-49": 0.0, "50+": 0.0}
+
+
+def test_buckets_of_anchors_by_size() -> None:
+    """As many anchors of each of these sizes as written; all of one task."""
+    sizes = [1, 2, 4, 5, 9, 10, 49, 50]
+    keys = [str(n) for n in sizes for _ in range(n)]
+    found = group_metrics(rows_of([(0, key, 0.0) for key in keys], [0]), 0.5)
+    shares = [float(x) * len(sizes) for name, x in found.items() if name.startswith("anchors/")]
+    assert shares == pytest.approx([1, 2, 2, 2, 1]) and float(found["anchor_size"]) == pytest.approx(130 / 8)
+
+
+def test_the_sizes_of_both_advantages_are_told() -> None:
+    rows, c = rows_of(STEPS, GROUP), EstimatorConfig(normaliser="none")
+    found = group_metrics(rows, 0.5, c)
+    assert float(found["episode_signal"]) == pytest.approx(4 * 0.5 / 6)
+    assert float(found["anchor_signal"]) == pytest.approx((0.5 - 0.5 / 3 + 2 * 0.5 / 3) / 6)
+    assert "episode_signal" not in group_metrics(rows, 0.5, EstimatorConfig(estimator="step"))
 
 
 def test_generalised_advantages_by_hand() -> None:
@@ -118,6 +138,91 @@ def test_it_is_what_a_slow_loop_computes(case: tuple[list[Step], list[int]], nor
     steps, group = case
     fast = group_advantages(rows_of(steps, group), 0.9, EstimatorConfig(omega=omega, normaliser=normaliser))
     assert fast.tolist() == pytest.approx(slow(steps, group, 0.9, omega, normaliser), abs=1e-9)
+
+
+def scaled(x: float, others: list[float], normaliser: str) -> float:
+    if len(others) < 2 or min(others) == max(others):
+        return 0.0
+    return (x - statistics.mean(others)) / (statistics.stdev(others) + 1e-6 if normaliser == "std" else 1.0)
+
+
+def later(steps: list[Step], gamma: float) -> list[float]:
+    rest = [[r for j, _, r in steps[at:] if j == i] for at, (i, _, _) in enumerate(steps)]
+    return [sum(gamma**k * r for k, r in enumerate(rewards)) for rewards in rest]
+
+
+@few
+@given(iterations(), st.sampled_from(["std", "none"]), st.randoms(use_true_random=False))
+def test_the_released_codes_options_are_what_a_slow_loop_computes(
+    case: tuple[list[Step], list[int]], normaliser: str, chance: random.Random
+) -> None:
+    """Statistics over steps, and a penalty that is taken off a step's own scores and enters no mean."""
+    steps, group = case
+    penalty = [chance.choice([0.0, 0.1]) for _ in steps]
+    total = {i: sum(r for j, _, r in steps if j == i) for i in range(len(group))}
+    after = later(steps, 0.9)
+    expected = []
+    for at, (i, key, _) in enumerate(steps):
+        whole = scaled(total[i] - penalty[at], [total[j] for j, _, _ in steps if group[j] == group[i]], normaliser)
+        if len({total[j] for j in range(len(group)) if group[j] == group[i]}) == 1:
+            whole = 0.0
+        here = [b for b, (j, k, _) in enumerate(steps) if k == key and group[j] == group[i]]
+        mean = [after[b] - penalty[b] for b in here]
+        expected.append(whole + scaled(mean[here.index(at)], mean, normaliser))
+    c = EstimatorConfig(normaliser=normaliser, statistics="step")
+    found = group_advantages(rows_of(steps, group, penalty), 0.9, c)
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+@few
+@given(iterations(), st.integers(1, 3))
+def test_nested_anchors_are_what_a_slow_loop_computes(case: tuple[list[Step], list[int]], nested: int) -> None:
+    """HGPO: at level k steps that agree in k earlier observations too; weights k + 1 where others agree."""
+    steps, group = case
+    seen: dict[int, list[str]] = {}
+    pasts = []
+    for i, key, _ in steps:
+        pasts.append([*seen.setdefault(i, []), key])
+        seen[i].append(key)
+    after, expected = later(steps, 0.9), []
+    for at, (i, _, _) in enumerate(steps):
+        pairs = []
+        for level in range(nested + 1):
+            alike = [
+                after[b]
+                for b, (j, _, _) in enumerate(steps)
+                if group[j] == group[i] and pasts[b][-1 - level :] == pasts[at][-1 - level :]
+            ]
+            if len(alike) > 1:
+                pairs.append((level + 1, scaled(after[at], alike, "std")))
+        weights = sum(weight for weight, _ in pairs)
+        expected.append(sum(weight * x for weight, x in pairs) / weights if pairs else 0.0)
+    rows = rows_of(steps, group)
+    keys = [key for _, key, _ in steps]
+    anchors = nested_anchors(keys, rows.episode.tolist(), rows.group[rows.episode], nested=nested)
+    found = step_advantages(rows._replace(anchors=anchors), 0.9, "std")
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+@few
+@given(iterations(), st.sampled_from([0.0, 0.7, 1.0]))
+def test_the_other_estimators_are_what_a_slow_loop_computes(case: tuple[list[Step], list[int]], decay: float) -> None:
+    steps, group = case
+    rows, after = rows_of(steps, group), later(steps, 0.9)
+    assert group_advantages(rows, 0.9, EstimatorConfig(estimator="reinforce")).tolist() == pytest.approx(after)
+    total = {i: sum(r for j, _, r in steps if j == i) for i in range(len(group))}
+    others = {i: [total[j] for j in total if j != i and group[j] == group[i]] for i in total}
+    alone = {i: total[i] - statistics.mean(others[i]) if others[i] else 0.0 for i in total}
+    found = group_advantages(rows, 0.9, EstimatorConfig(estimator="rloo"))
+    assert found.tolist() == pytest.approx([alone[i] for i, _, _ in steps], abs=1e-9)
+    value = [float(len(key) + at % 3) for at, (_, key, _) in enumerate(steps)]
+    expected = [0.0] * len(steps)
+    for at in reversed(range(len(steps))):
+        ahead = next((b for b in range(at + 1, len(steps)) if steps[b][0] == steps[at][0]), None)
+        rest = (0.0, 0.0) if ahead is None else (value[ahead], expected[ahead])
+        expected[at] = steps[at][2] + 0.9 * rest[0] - value[at] + 0.9 * decay * rest[1]
+    critic = generalised_advantages(rows, torch.tensor(value).double(), 0.9, decay)
+    assert critic.tolist() == pytest.approx(expected, abs=1e-9)
 
 
 # Invariants
@@ -179,7 +284,16 @@ def test_a_reward_that_all_get_at_the_end_changes_no_episode_advantage(
     assert torch.allclose(before, after, atol=1e-9)
 
 
-def test_with_no_discount_every_step_to_a_final_reward_is_worth_the_same() -> None:
+@few
+@given(iterations())
+def test_with_no_discount_every_step_to_a_final_reward_is_worth_the_same(case: tuple[list[Step], list[int]]) -> None:
+    steps, group = case
+    last = {i: at for at, (i, _, _) in enumerate(steps)}
+    rows = rows_of([(i, key, r * (last[i] == at)) for at, (i, key, r) in enumerate(steps)], group)
+    assert torch.allclose(discounted_returns(rows, 1.0), episode_scores(rows)[rows.episode])
+
+
+def test_with_no_discount_a_final_reward_is_every_steps() -> None:
     assert discounted_returns(rows_of([(0, "a", 0.0), (0, "b", 0.0), (0, "c", 1.0)], [0]), 1.0).tolist() == [1, 1, 1]
 
 
