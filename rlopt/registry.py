@@ -114,6 +114,8 @@ TEAMS: dict[str, str] = {
     },
     **{f"lbf/{task}": "level-based foraging, any SIZExSIZE-PLAYERSp-FOODSf[-coop]" for task in _LBF.split()},
     **{f"vmas/{task}": "a scenario of VMAS (extra vmas)" for task in ("balance", "navigation", "transport")},
+    **{f"smac/{task}": "StarCraft II, any map of SMAC (package and game of its makers)" for task in ("3m", "MMM2")},
+    "smacv2/terran_5_vs_5": "StarCraft II, any RACE_UNITS_vs_ENEMIES of SMACv2 (package and game of its makers)",
     "two_rooms": "a matrix game per step, in two rooms of which one needs coordination",
     "pettingzoo:MODULE": "any parallel environment of PettingZoo, by its module",
 }

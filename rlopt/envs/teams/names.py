@@ -19,6 +19,7 @@ MPE = "rlopt.envs.teams.particles:MpeEnv"
 OPPONENT = "rlopt.envs.teams.opponents:OpponentEnv"
 VMAS = "rlopt.envs.teams.vmas:VmasEnv"
 FORAGING = "rlopt.envs.teams.lbforaging:ForagingEnv"
+SMAC = "rlopt.envs.teams.smac:SmacEnv"
 TWO_ROOMS, _TWO_ROOMS = "two_rooms", "rlopt.envs.teams.two_rooms:TwoRooms"
 _FULL = "-full"
 
@@ -97,6 +98,13 @@ def _vmas(name: str, task: str) -> GymSpec:
     return GymSpec(name, entry_point=VMAS, max_episode_steps=100, kwargs=kwargs)
 
 
+def _smac(name: str, task: str) -> GymSpec:
+    if not task:
+        raise RloptError(f"env={name}: name a map, as smac/3m or smacv2/terran_5_vs_5")
+    # The time limit is the game's, and each map's own.
+    return GymSpec(name, entry_point=SMAC, kwargs={"game": name.partition("/")[0], "map_name": task})
+
+
 def twin(name: str) -> tuple[str, dict[str, Any]] | None:
     """Return the ``TorchEnv`` that is the same as the team ``name``, as ``module:Class`` with keywords; None where
     there is none."""
@@ -116,4 +124,6 @@ def pettingzoo_spec(name: str, module: str) -> GymSpec:
     return GymSpec(name, entry_point=PETTINGZOO, kwargs={"module": module})
 
 
-_NAMESPACES: dict[str, Callable[[str, str], GymSpec]] = {"mamujoco": _mamujoco, "mpe": _mpe, "lbf": _lbf, "vmas": _vmas}
+_NAMESPACES: dict[str, Callable[[str, str], GymSpec]] = {
+    "mamujoco": _mamujoco, "mpe": _mpe, "lbf": _lbf, "vmas": _vmas, "smac": _smac, "smacv2": _smac,
+}  # fmt: skip
