@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import importlib.util
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -89,3 +95,65 @@ def test_what_the_pages_are_made_of_is_not_overwritten(maker: ModuleType) -> Non
 def test_the_site_builds_without_a_warning(site: Path) -> None:
     assert "fonts.googleapis" not in (site / "index.html").read_text()
     assert "next_log_prob" in (site / "algorithms" / "sac.html").read_text()
+
+
+PROBE = """<!doctype html><body><script>
+(async () => {
+  const found = {};
+  for (const page of PAGES) {
+    const frame = document.createElement("iframe");
+    frame.style.cssText = "width: 390px; height: 800px; border: 0";
+    frame.src = page;
+    await new Promise(done => { frame.onload = done; document.body.append(frame); });
+    found[page] = frame.contentDocument.documentElement.scrollWidth;
+    frame.remove();
+  }
+  await fetch("/found", {method: "POST", body: JSON.stringify(found)});
+})();
+</script>"""
+
+
+class Served(http.server.ThreadingHTTPServer):
+    """A folder on the loopback interface, to which a page reports what it found."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+        self.answer = ""
+        self.answered = threading.Event()
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Served)
+        self.server.answer = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.send_response(204)
+        self.end_headers()
+        self.server.answered.set()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_no_page_scrolls_sideways_on_a_phone(site: Path) -> None:
+    """In headless Chromium, every page in a frame of 390 pixels; one that is made too wide is told."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium")
+    (site / "wide.html").write_text("<!doctype html><body><div style='width: 900px'>wide</div>")
+    pages = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html") if path.name != "404.html")
+    (site / "probe.html").write_text(PROBE.replace("PAGES", json.dumps(pages)))
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+    with Served(site) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words += [f"--user-data-dir={profile}", f"http://127.0.0.1:{server.server_port}/probe.html"]
+        running = subprocess.Popen([browser, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        answered = server.answered.wait(300)
+        running.terminate()
+        running.wait(30)
+        server.shutdown()
+    assert answered, "the browser did not come to an end"
+    widths = json.loads(server.answer)
+    assert widths.pop("wide.html") > 390
+    assert len(widths) > 60
+    assert {page: width for page, width in widths.items() if width > 390} == {}
