@@ -80,7 +80,7 @@ def build(cls: type[Config], mapping: Mapping[str, Any], where: str = "agent") -
     for name, f in fields.items():
         key = join(where, name)
         if name in mapping:
-            values[name] = _checked(mapping[name], types_[name], f.metadata, key)
+            values[name] = checked_value(mapping[name], types_[name], f.metadata, key)
         elif _default(f) is dataclasses.MISSING:
             raise RloptError(f"{key}: must be given; add {key}=…")
     made = cls(**values)
@@ -205,7 +205,7 @@ def refuse(key: str, name: str, words: Collection[str], where: str, elsewhere: I
     raise RloptError(f"{key}: no such option; choose from {', '.join(join(where, w) for w in sorted(words))}")
 
 
-_CALLED: dict[str, tuple[str, ...]] = {
+CALLED: dict[str, tuple[str, ...]] = {
     "lr": ("learning_rate",),
     "actor_lr": ("actor_learning_rate", "learning_rate"),
     "alpha_lr": ("temperature_learning_rate",),
@@ -261,7 +261,7 @@ _CALLED: dict[str, tuple[str, ...]] = {
 
 def _elsewhere_called(name: str, words: Collection[str], dotted: Mapping[str, str]) -> str | None:
     """Return what an option of another library is called here, where the chosen agent has that one."""
-    known = _CALLED.get(name.lower(), ())
+    known = CALLED.get(name.lower(), ())
     here = (word for word in known if word.startswith(".") or word.partition(".")[0] in words)
     return next(here, next((dotted[word] for word in known if word in dotted), None))
 
@@ -303,8 +303,8 @@ def _default(f: dataclasses.Field[Any]) -> Any:
     return f.default
 
 
-def _checked(value: Any, kind: Any, metadata: Mapping[str, Any], key: str) -> Any:
-    """``value`` as ``kind``, inside the range and choices that ``option`` declared."""
+def checked_value(value: Any, kind: Any, metadata: Mapping[str, Any], key: str) -> Any:
+    """Return ``value`` as ``kind``, inside the range and choices that ``option`` declared; else raise RloptError."""
     found, ok = _convert(value, kind, key)
     if not ok:
         raise RloptError(f"{key}: expected {_describe(kind)}, got {_shown(value)}")
@@ -367,7 +367,7 @@ def _convert(value: Any, kind: Any, key: str) -> tuple[Any, bool]:
         if not isinstance(value, Mapping):
             return value, False
         element = args[1] if args else Any
-        return {str(k): _checked(v, element, {}, join(key, str(k))) for k, v in value.items()}, True
+        return {str(k): checked_value(v, element, {}, join(key, str(k))) for k, v in value.items()}, True
     return _convert_scalar(value, kind)
 
 
@@ -380,7 +380,9 @@ def _convert_sequence(value: Any, origin: Any, args: tuple[Any, ...], key: str) 
         kinds = list(args)
         if len(kinds) != len(value):
             return value, False
-    return origin(_checked(v, k, {}, f"{key}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True))), True
+    return origin(
+        checked_value(v, k, {}, f"{key}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True))
+    ), True
 
 
 def _convert_scalar(value: Any, kind: Any) -> tuple[Any, bool]:

@@ -232,7 +232,13 @@ def _get(kind: str, name: str, table: dict[str, Entry], group: str) -> Any:
 
 @cache
 def _entry_points(group: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=group)}
+    return {point.name: point for point in _every_entry_point().select(group=group)}
+
+
+@cache
+def _every_entry_point() -> Any:
+    """Return those of all installed distributions, whose files take a while to read: once for every group."""
+    return entry_points()
 
 
 def _load(point: EntryPoint) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,11 +19,13 @@ from rlopt.agents.actor_critic import ActorCritic, ActorCriticConfig, Nets, Work
 from rlopt.agents.td import TDLoss, squared
 from rlopt.agents.temperature import LEARNED, Temperature, TemperatureConfig
 from rlopt.buffers import Batch
-from rlopt.fast import fused_sac
 from rlopt.fast.lanes import Lanes
 from rlopt.nn import Critic, Params, SquashedGaussianActor
 from rlopt.nn.distributions import squashed_gaussian
 from rlopt.types import Metrics, Obs, Update, option
+
+if TYPE_CHECKING:  # machine code, whose import takes as long as half of torch's
+    from rlopt.fast import fused_sac
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,14 @@ class SAC(ActorCritic):
         self.nets = Nets(self.actor, self.critic)
         self.temperature = Temperature(self, -float(features) if c.target_entropy is None else c.target_entropy)
         self.fused: fused_sac.FusedUpdate | fused_sac.FusedRuns | None = None
-        if c.fused and fused_sac.applies(self, SAC, Temperature):
+        if c.fused:
+            self._fuse()
+
+    def _fuse(self) -> None:
+        """Take the hand-written update where it applies."""
+        from rlopt.fast import fused_sac
+
+        if fused_sac.applies(self, SAC, Temperature):
             one = self.runs == 1
             # No phase of an update has more than two tasks.
             lanes = Lanes(min(2, torch.get_num_threads()))

@@ -8,6 +8,7 @@ command lines in ``rlopt.cli.compose``, that knows Hydra.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from rlopt.config import defaults, hint, over, plain
 from rlopt.errors import RloptError
 from rlopt.registry import agent_names, agent_presets, get_agent, load_extensions, sampler_names
 from rlopt.training.config_files import config_dirs, group_files, shipped_configs
+from rlopt.training.early import refuse_mistakes
 
 if TYPE_CHECKING:  # which needs torch: a word that names nothing is told before that is imported
     from rlopt.loops.configuration import TrainConfig
@@ -90,13 +92,14 @@ def compose(
     lines = [line for override in overrides for line in _for_hydra(override, groups)]
     preset = "experiment" in given and "env" in given and str(given["env"].value()) in groups["env"]
     own = [line for line in lines if line.lstrip("+~").startswith(("env=", "env."))] if preset else []
-    from rlopt.loops.configuration import build_config
-
-    settings = _with_hydra(lines, dirs, own, values or {})
+    experiment = given["experiment"].value() if "experiment" in given else None
     try:
+        settings = _with_hydra(lines, dirs, own, values or {})
+        from rlopt.loops.configuration import build_config
+
         return build_config(settings)
     except RloptError as error:
-        if (better := _misfit(error, settings["experiment"], given)) is not None:
+        if (better := _misfit(error, experiment if isinstance(experiment, str) else None, given)) is not None:
             raise better from error
         raise
 
@@ -220,6 +223,8 @@ def _with_hydra(
             _leave_out(settings, line[1:])
         settings["experiment"] = chosen if isinstance(chosen, str) and chosen != "null" else None
         layers = [settings, plain(values)]
+        if "torch" not in sys.modules:
+            refuse_mistakes(over(settings, plain(values)))
         from rlopt.loops.configuration import TrainConfig
 
         under = defaults(TrainConfig, without=("agent", "buffer"))

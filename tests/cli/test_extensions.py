@@ -83,7 +83,7 @@ def installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     monkeypatch.syspath_prepend(tmp_path / "site")
-    caches = (registry._entry_points, registry.load_extensions)
+    caches = (registry._entry_points, registry._every_entry_point, registry.load_extensions)
     for cached in caches:
         cached.cache_clear()
     yield tmp_path
