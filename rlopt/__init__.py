@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from rlopt.errors import RloptError
     from rlopt.policy import Policy, load_policy, save_policy
     from rlopt.training.entry import train
+    from rlopt.training.sharing import push
     from rlopt.version import __version__
 
-__all__ = ["Policy", "RloptError", "__version__", "load_policy", "make_env", "save_policy", "train"]
+__all__ = ["Policy", "RloptError", "__version__", "load_policy", "make_env", "push", "save_policy", "train"]
 
 _HOMES = {
     "Policy": "rlopt.policy",
@@ -24,6 +25,7 @@ _HOMES = {
     "__version__": "rlopt.version",
     "load_policy": "rlopt.policy",
     "make_env": "rlopt.envs",
+    "push": "rlopt.training.sharing",
     "save_policy": "rlopt.policy",
     "train": "rlopt.training.entry",
 }

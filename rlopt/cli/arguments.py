@@ -18,6 +18,7 @@ usage: rlopt COMMAND ...
   evaluate   evaluate a run or an exported policy      rlopt evaluate RUN --episodes 20
   plot       draw learning curves of runs              rlopt plot runs/* --out curves.png
   export     a policy as ONNX or torch.export          rlopt export RUN --to onnx
+  push       put a policy on a model hub               rlopt push RUN hub:user/name
   report     judge runs on one page                    rlopt report runs/* --out report.html
   list       what there is to choose from              rlopt list agents
 
@@ -67,6 +68,12 @@ environment a panel, with published curves beside them where they are known. Pri
 EXPORT = """\
 Writes the policy of a run folder or a policy folder for programs without rlopt: raw observations in, the most likely
 actions out, for any number of rows. torch.export.load(FILE).module() reads what --to torch wrote.
+"""
+
+PUSH = """\
+Puts the policy of a run folder or a policy folder on a model hub (Hugging Face's, or the one of HF_ENDPOINT): weights,
+configuration, curve, and a card with its evaluation, which is measured first, as whoever loads it will measure it.
+rlopt.load_policy("hub:user/name") and `rlopt evaluate hub:user/name` take it from there. Needs the extra hub.
 """
 
 REPORT = """\
@@ -183,7 +190,9 @@ def sweep_parser() -> Parser:
 def evaluate_parser() -> Parser:
     parser = _command("evaluate", "rlopt.cli.evaluate", EVALUATE)
     parser.add_argument(
-        "path", metavar="RUN|POLICY", help="a run folder (its last policy), or a policy folder such as RUN/policy_best"
+        "path",
+        metavar="RUN|POLICY",
+        help="a run folder (its last policy), a policy folder such as RUN/policy_best, or hub:user/name",
     )
     parser.add_argument(
         "--episodes", type=_at_least_one, metavar="N", help="episodes (default: as many as the run, or 20)"
@@ -237,6 +246,27 @@ def export_parser() -> Parser:
     return parser
 
 
+def push_parser() -> Parser:
+    parser = _command("push", "rlopt.cli.push", PUSH)
+    parser.add_argument("path", metavar="RUN|POLICY", help="a run folder (its last policy), or a policy folder")
+    parser.add_argument(
+        "to", metavar="hub:USER/NAME[@BRANCH]", help="the repository, and a branch of it; made if need be"
+    )
+    parser.add_argument("--policy", choices=("last", "best"), default="last", help="of a run folder (default: last)")
+    parser.add_argument(
+        "--episodes", type=_none_or_more, default=20, metavar="N", help="to evaluate (default: 20; 0: no score)"
+    )
+    parser.add_argument(
+        "--video", nargs="?", const=True, default=False, metavar="FILE.mp4", help="show a film; without FILE, make it"
+    )
+    parser.add_argument("--private", action="store_true", help="a new repository is seen by its owner only")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--dry-run", metavar="FOLDER", help="write what would be pushed into it, and push nothing")
+    parser.add_argument("--device", default="cpu", metavar="D", help="where the policy is evaluated (default: cpu)")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
+    return parser
+
+
 def report_parser() -> Parser:
     parser = _command("report", "rlopt.cli.report", REPORT)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
@@ -275,6 +305,7 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "evaluate": evaluate_parser,
     "plot": plot_parser,
     "export": export_parser,
+    "push": push_parser,
     "report": report_parser,
     "list": list_parser,
 }

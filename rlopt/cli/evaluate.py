@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlopt import hub
 from rlopt.cli.grid import evaluate_over_grid
 from rlopt.cli.log import log_shown
 from rlopt.errors import RloptError
@@ -25,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     Of a folder of several runs each is evaluated; the film is the first one's, and ``--json`` writes a list.
     """
     _refuse_misfits(arguments)
+    arguments.path = hub.local(arguments.path)
     load_extensions()
     out = sys.stderr if arguments.json == "-" else sys.stdout  # which is then JSON and nothing else
     if arguments.grid is not None:

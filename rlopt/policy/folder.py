@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from rlopt.files import Digest, digest_file, fresh_folder, remove, replace_folder, write_file
+from rlopt.hub import local
 from rlopt.nn.actors import Actor
 from rlopt.nn.module import Net, build_seeded
 from rlopt.policy.exported import EvaluationMode, Policy
@@ -97,11 +98,13 @@ _REFUSED = (
 
 
 def load_policy(path: Path | str, device: str | torch.device = "cpu") -> Policy:
-    """Return the policy in a policy folder, or the last one (``policy/``) of a run folder.
+    """Return the policy in a policy folder, the last one (``policy/``) of a run folder, or the one at ``hub:user/name``
+    (``hub:user/name@revision``; see ``rlopt.hub``).
 
     Raises:
-        RloptError: there is none, or it is damaged, hostile, or written by a newer rlopt.
+        RloptError: there is none, it cannot be fetched, or it is damaged, hostile, or written by a newer rlopt.
     """
+    path = local(path)
     target = resolve_device(device)
     for _ in range(_TRIES):
         folder = find_policy(path)

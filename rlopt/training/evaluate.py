@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlopt import hub
 from rlopt.analysis.statistics import mean_interval
 from rlopt.config import build
 from rlopt.envs import SyncVectorEnv, VectorEnv, make_env
@@ -137,7 +138,7 @@ def evaluate_path(
     run: int | None = None,
     trust: bool = False,
 ) -> Evaluation:
-    """Evaluate the policy of a run folder (its last one) or of a policy folder.
+    """Evaluate the policy of a run folder (its last one), of a policy folder, or at ``hub:user/name``.
 
     Without further arguments a run's final evaluation is repeated exactly: as many episodes (``eval.episodes``), the
     same seeds, the environment of ``config.yaml``, the statistics frozen with the policy. A policy folder tells its
@@ -160,7 +161,7 @@ def evaluate_path(
         RloptError: no policy there, a configuration that is not what was trained, an environment that does not fit or
             may not be imported, or a video that cannot be made.
     """
-    path = Path(path)
+    path = hub.local(path)
     policy = load_policy(path if run is None else run_policies(path)[run], device)
     env, settings = environment_of(path, policy, env_id, trust)
     home = run_of(path)
