@@ -6,6 +6,7 @@ What comes from there is data: only the files of policies are fetched, and a pol
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlopt.errors import RloptError, needed
+
+log = logging.getLogger(__name__)
 
 PREFIX = "hub:"
 FOLDER = "policy"
@@ -71,14 +74,30 @@ def local(path: Path | str) -> Path:
         return Path(path)
     address = parse_address(path)
     with _client(address) as hub:
-        found = hub.snapshot_download(address.repository, revision=address.revision, allow_patterns=list(FILES))
-    snapshot = Path(found)
+        snapshot = Path(_fetch(hub, address))
     folder = snapshot / (address.folder or FOLDER)
     if address.folder or folder.is_dir():
         if not folder.is_dir():
             raise RloptError(f"{address}: the repository has no policy there; leave /{address.folder} out")
         return folder
     return snapshot  # one that was not pushed by rlopt may have its policy at the top
+
+
+def _fetch(hub: Any, address: Address) -> str:
+    """Return the folder in the cache that has what the hub has now. The client alone takes an older one in silence
+    whatever goes wrong, and waits for ever where the hub does not answer."""
+    errors = needed("huggingface_hub.errors", "hub", "")
+    what = {"repo_id": address.repository, "allow_patterns": list(FILES)}
+    try:
+        commit = hub.HfApi().repo_info(address.repository, revision=address.revision, timeout=PATIENCE).sha
+    except errors.HfHubHTTPError:
+        raise
+    except (errors.OfflineModeIsEnabled, errors.HTTPError) as e:
+        found = hub.snapshot_download(**what, revision=address.revision, local_files_only=True)
+        log.warning("%s: the hub cannot be reached (%s); what was fetched before is taken", address, e)
+        return str(found)
+    revision = hub.ResolvedRevision(commit, address.revision, address.repository)  # by name, as it is looked up later
+    return str(hub.snapshot_download(**what, revision=revision))
 
 
 def refuse_strangers(address: Address) -> None:
@@ -98,7 +117,7 @@ def upload(folder: Path, address: Address, *, message: str, private: bool = Fals
     with _client(address) as hub:
         api = hub.HfApi()
         page = api.create_repo(address.repository, private=private or None, exist_ok=True)
-        if private and not api.repo_info(address.repository).private:
+        if private and not api.repo_info(address.repository, timeout=PATIENCE).private:
             raise RloptError(f"{address} is there and public; make it private in its settings, or leave --private out")
         if address.revision is not None:
             api.create_branch(address.repository, branch=address.revision, exist_ok=True)
@@ -120,10 +139,13 @@ def _client(address: Address) -> Iterator[Any]:
     into several commits.
     """
     hub = needed("huggingface_hub", "hub", str(address))
-    errors, constants = needed("huggingface_hub.errors", "hub", ""), needed("huggingface_hub.constants", "hub", "")
+    errors, constants, utils = (
+        needed(f"huggingface_hub.{name}", "hub", "") for name in ("errors", "constants", "utils")
+    )
     session = hub.get_session()
-    before = session.timeout, constants.HF_HUB_DISABLE_XET
+    before, quiet = (session.timeout, constants.HF_HUB_DISABLE_XET), utils.are_progress_bars_disabled()
     session.timeout, constants.HF_HUB_DISABLE_XET = PATIENCE, True
+    utils.disable_progress_bars()
     try:
         yield hub
     except RloptError:
@@ -133,6 +155,8 @@ def _client(address: Address) -> Iterator[Any]:
         raise RloptError(f"{address}: {_told(e, address, errors)}") from e
     finally:
         session.timeout, constants.HF_HUB_DISABLE_XET = before
+        if not quiet:
+            utils.enable_progress_bars()
 
 
 def _told(error: Exception, address: Address, errors: Any) -> str:

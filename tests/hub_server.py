@@ -76,7 +76,7 @@ class _Answer(BaseHTTPRequestHandler):
             name = f"{asked.get('organization') or 'user'}/{asked['name'].rpartition('/')[2]}"
             found = name in hub.branches
             if not found:
-                hub.private[name] = bool(asked.get("private"))
+                hub.private[name] = asked.get("visibility") == "private" or asked.get("private") is True
                 hub.commit(name, "main", {".gitattributes": b""})
             self._send(409 if found else 200, {"url": f"{hub.url}/{name}", "error": "it is there already"})
         elif found := re.fullmatch(r"/blobs/(\w+)", path):
@@ -99,9 +99,9 @@ class _Answer(BaseHTTPRequestHandler):
         revision = words[1] if len(words) > 1 else "main"
         sha = revision if revision in hub.commits else branches.get(revision)
         if words[0] == "branch":
-            found = revision in branches
+            known = revision in branches
             branches.setdefault(revision, branches["main"])
-            self._send(409 if found else 200, {"error": "it is there already"})
+            self._send(409 if known else 200, {"error": "it is there already"})
         elif sha is None:
             self._send(404, {"error": "not found"}, {"X-Error-Code": "RevisionNotFound"})
         elif words[0] in ("", "revision"):
@@ -118,21 +118,21 @@ class _Answer(BaseHTTPRequestHandler):
                 for each in json.loads(data)["files"]
             ]})  # fmt: skip
         elif words[0] == "commit":
-            files = dict(hub.commits[sha])
+            content = dict(hub.commits[sha])
             for line in map(json.loads, data.splitlines()):
                 value = line["value"]
                 if line["key"] == "header":
                     hub.messages.append(value["summary"])
                 elif line["key"] == "file":
-                    files[value["path"]] = base64.b64decode(value["content"])
+                    content[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
-                    files[value["path"]] = hub.blobs[value["oid"]]
+                    content[value["path"]] = hub.blobs[value["oid"]]
                 elif line["key"] == "deletedFile":
-                    del files[value["path"]]
-            sha = hub.commit(name, revision, files)
+                    del content[value["path"]]
+            sha = hub.commit(name, revision, content)
             self._send(200, {"commitUrl": f"{hub.url}/{name}/commit/{sha}", "commitOid": sha})
-        elif words[0] == "resolve" and (content := hub.commits[sha].get("/".join(words[2:]))) is not None:
-            self._send(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": sha})
+        elif words[0] == "resolve" and (found := hub.commits[sha].get("/".join(words[2:]))) is not None:
+            self._send(200, found, {"ETag": f'"{hashlib.sha1(found).hexdigest()}"', "X-Repo-Commit": sha})
         else:
             self._send(404, {"error": "not found"}, {"X-Error-Code": "EntryNotFound"})
 
