@@ -20,8 +20,12 @@ log = logging.getLogger(__name__)
 PREFIX = "hub:"
 FOLDER = "policy"
 """Where a repository keeps its policy."""
-FILES = ("*policy.json", "*state.json", "*tensors.safetensors")
-"""What is fetched: the files of policy folders, wherever they lie."""
+_WRITES = ("json", "safetensors", "jinja", "txt", "model")
+FILES = (
+    "*policy.json", "*state.json", "*tensors.safetensors",
+    *(f"*{folder}/*.{ending}" for folder in ("model", "adapter") for ending in _WRITES),
+)  # fmt: skip
+"""What is fetched: the files of policy folders, wherever they lie; the latter are those of language models."""
 OTHERS = ("run/*", "curve.png", "replay.mp4", "evaluation.json", "README.md")
 """What else is pushed."""
 PATIENCE = 60.0
