@@ -19,8 +19,10 @@ link to a file that is no page becomes its text. No hook of a site builder is ne
 
 import argparse
 import ast
+import base64
 import importlib
 import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -187,7 +189,8 @@ class Site:
         for name in self.results:
             self.pages |= dict.fromkeys((f"results/{name}", f"results/{name}/README.md"), f"results/{name}/index.md")
         self.examples = sorted((ROOT / "examples").glob("*.py"))
-        self.pages |= {f"examples/{path.name}": f"examples/{path.stem}.md" for path in self.examples}
+        self.notebooks = sorted((ROOT / "examples").glob("*.ipynb"))
+        self.pages |= {f"examples/{path.name}": f"examples/{path.stem}.md" for path in self.examples + self.notebooks}
 
     def write(self, page: str, text: str, source: str) -> None:
         """Write ``text``, which stood in the file ``source``, as ``page``."""
@@ -260,7 +263,29 @@ class Site:
             told = (ast.get_docstring(ast.parse(code)) or "").partition("\n\n")[0].replace("\n", " ")
             self.write(f"examples/{path.stem}.md", f"# {path.name}\n\n```python\n{code}\n```\n", "README.md")
             listed += f"- [{path.name}](examples/{path.name}): {told}\n"
-        self.write("examples/index.md", f"# Examples\n\nShort programs to copy.\n\n{listed}", "README.md")
+        books = [f"- [{path.name}](examples/{path.name}): {self.notebook_page(path)}\n" for path in self.notebooks]
+        notebooks = f"## Notebooks\n\nWith what they print and draw.\n\n{''.join(books)}"
+        self.write("examples/index.md", f"# Examples\n\nShort programs to copy.\n\n{listed}\n{notebooks}", "README.md")
+
+    def notebook_page(self, path: Path) -> str:
+        """Write an executed notebook as a page, its pictures beside it, and return its first sentence."""
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        text, pictures = "", 0
+        for cell in cells:
+            source = "".join(cell["source"])
+            text += f"{source}\n\n" if cell["cell_type"] == "markdown" else f"```python\n{source}\n```\n\n"
+            for output in cell.get("outputs", []):
+                data = output.get("data", {})
+                if "image/png" in data:
+                    name, pictures = f"{path.stem}-{pictures}.png", pictures + 1
+                    (self.out / "examples").mkdir(parents=True, exist_ok=True)
+                    (self.out / "examples" / name).write_bytes(base64.b64decode(data["image/png"]))
+                    text += f"![what the cell draws]({name})\n\n"
+                elif output.get("name") != "stderr":
+                    said = "".join(output.get("text") or data.get("text/plain", []))
+                    text += f"```text\n{said.rstrip()}\n```\n\n"
+        self.write(f"examples/{path.stem}.md", text, f"examples/{path.name}")
+        return "".join(cells[0]["source"]).split("\n\n")[1].partition(". ")[0] + "."
 
     def result_pages(self) -> None:
         for name in self.results:

@@ -1,6 +1,7 @@
 """The examples run as they are printed, and the one that trains learns."""
 
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
@@ -71,3 +72,30 @@ def test_torchrl_with_reshuffling(prioritized):
 def test_torchrl_with_reshuffling_learns(prioritized):
     pytest.importorskip("torchrl")
     assert load("torchrl_reshuffled").main(prioritized=prioritized) > 80
+
+
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_as_they_ran(path):
+    """In order, without an error, small, and with what they draw."""
+    book = json.loads(path.read_text("utf-8"))
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert path.stat().st_size < 200_000
+    assert max(len(cell["source"]) for cell in book["cells"]) < 30
+    assert not [word for word in ("/root/", "/home/", "/tmp/") if word in path.read_text("utf-8")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(path, tmp_path):
+    """pip install -c constraints.txt -e ".[notebooks]" && pytest -m slow tests/test_examples.py -k notebooks_run"""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    book = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -61,7 +61,9 @@ def site(pages: Path) -> Path:
 def test_every_result_and_example_has_a_page_and_every_link_leads_somewhere(pages: Path) -> None:
     results = {path.parent.name for path in (ROOT / "results").glob("*/README.md")}
     assert {path.parent.name for path in pages.glob("results/*/index.md")} == results
-    assert {path.stem for path in pages.glob("examples/*.md")} >= {path.stem for path in ROOT.glob("examples/*.py")}
+    assert {path.stem for path in pages.glob("examples/*.md")} >= {
+        path.stem for ending in ("py", "ipynb") for path in ROOT.glob(f"examples/*.{ending}")
+    }
     for page in pages.rglob("*.md"):
         text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
         assert "{{" not in text, page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +80,17 @@ class Logger:
             )
         self._recent: dict[int, deque[Episode]] = defaultdict(lambda: deque(maxlen=WINDOW))
         if self._trackers and resume_step is not None:
-            for episode in _episodes_of(folder.episodes):
-                self._recent[episode.run].append(episode)
+            told = self._retrace(folder)
+            for tracker in self._trackers:
+                for kind, step, values in told:
+                    if tracker.replay_from is not None and step > tracker.replay_from:
+                        tracker.scalars(kind, step, values)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row of ``metrics.csv``; new names become new columns."""
         self._metrics.append({"step": step, **values})
-        told = {"time/total_timesteps": float(step)} if self._trackers else {}
-        for name, value in values.items():
-            if name != "episode_return":  # ``rollout/ep_rew_mean`` tells it
-                told[TIMES.get(name, f"train/{name}")] = value
-        self._show("train", step, told | self._rollout())
+        if self._trackers:
+            self._show("train", step, self._told(step, values))
         self._flush(self._metrics)
 
     def episodes(self, step: int, episodes: Sequence[Episode]) -> None:
@@ -108,7 +109,7 @@ class Logger:
             self._evaluations.append(self._row(step, episode) | {"episode": number[episode.run]})
             number[episode.run] += 1
             of_runs[episode.run].append(episode)
-        self._show("eval", step, self._means("eval", "mean_reward", "mean_ep_length", of_runs))
+        self._show("eval", step, self._evaluated(of_runs))
         self._flush(self._evaluations)
 
     def picture(self, step: int, name: str, path: Path) -> None:
@@ -139,8 +140,35 @@ class Logger:
         for tracker in self._trackers:
             tracker.close()
 
-    def _rollout(self) -> dict[str, float]:
-        return self._means("rollout", "ep_rew_mean", "ep_len_mean", self._recent) if self._trackers else {}
+    def _told(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Return what trackers get of a row of ``metrics.csv``, and of the episodes before it."""
+        told = {"time/total_timesteps": float(step)}
+        for name, value in values.items():
+            if name != "episode_return":  # ``rollout/ep_rew_mean`` tells it
+                told[TIMES.get(name, f"train/{name}")] = value
+        return told | self._means("rollout", "ep_rew_mean", "ep_len_mean", self._recent)
+
+    def _evaluated(self, of_runs: Mapping[int, Sequence[Episode]]) -> dict[str, float]:
+        return self._means("eval", "mean_reward", "mean_ep_length", of_runs)
+
+    def _retrace(self, folder: RunFolder) -> list[tuple[str, int, dict[str, float]]]:
+        """Bring the episodes that means are of to where they stood, and return, in order, all that trackers got on the
+        way: kind of row, step, values. What a damaged table lacks is left out."""
+        told: list[tuple[str, int, dict[str, float]]] = []
+        waiting = deque(_episodes_of(folder.episodes))
+        for step, values in _rows_of(folder.metrics):
+            while waiting and waiting[0][0] <= step:
+                episode = waiting.popleft()[1]
+                self._recent[episode.run].append(episode)
+            told.append(("train", step, self._told(step, values)))
+        for _, episode in waiting:
+            self._recent[episode.run].append(episode)
+        for step, group in groupby(_episodes_of(folder.evaluations), key=lambda row: row[0]):
+            of_runs: dict[int, list[Episode]] = defaultdict(list)
+            for _, episode in group:
+                of_runs[episode.run].append(episode)
+            told.append(("eval", step, self._evaluated(of_runs)))
+        return sorted(told, key=lambda row: row[1])
 
     def _means(
         self, group: str, reward: str, length: str, of_runs: Mapping[int, Sequence[Episode]]
@@ -186,16 +214,30 @@ def _last_step(table: Path) -> int:
         return -1
 
 
-def _episodes_of(table: Path) -> list[Episode]:
-    """Return the episodes of ``episodes.csv``, so that a mean goes on where it stood; none where it is damaged."""
+def _rows_of(table: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return the rows of ``metrics.csv``, each with its step; none where it is damaged."""
     try:
         columns: dict[str, list[Any]] = dict(read_csv(table))
-        facts = [name for name in columns if name not in ("step", "return", "length", "run")]
-        runs = columns.get("run", [0] * len(columns["step"]))
-        rows = zip(columns["return"], columns["length"], runs, strict=True)
+        steps = columns.pop("step")
         return [
+            (int(step), {name: float(values[i]) for name, values in columns.items() if values[i] is not None})
+            for i, step in enumerate(steps)
+        ]
+    except (RloptError, KeyError, TypeError, ValueError):
+        return []
+
+
+def _episodes_of(table: Path) -> list[tuple[int, Episode]]:
+    """Return the episodes of ``episodes.csv`` or ``evaluations.csv``, each with its step; none where it is damaged."""
+    try:
+        columns: dict[str, list[Any]] = dict(read_csv(table))
+        facts = [name for name in columns if name not in ("step", "episode", "return", "length", "run")]
+        steps = columns["step"]
+        rows = zip(columns["return"], columns["length"], columns.get("run", [0] * len(steps)), strict=True)
+        episodes = [
             Episode(float(reward), int(length), int(run), {n: v for n in facts if (v := columns[n][i]) is not None})
             for i, (reward, length, run) in enumerate(rows)
         ]
+        return [(int(step), episode) for step, episode in zip(steps, episodes, strict=True)]
     except (RloptError, KeyError, TypeError, ValueError):
         return []

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -90,7 +91,8 @@ class TensorBoard:
 
 class Wandb:
     """Weights & Biases; ``WANDB_MODE=offline`` writes below the run folder for ``wandb sync``, ``WANDB_PROJECT`` and
-    its other variables count. Killed offline, it loses its last rows: the tables have them."""
+    its other variables count. It writes in blocks, of which a kill loses the last: a resume sends it again what it was
+    given since it was last closed."""
 
     def __init__(self, session: Session) -> None:
         import wandb
@@ -108,7 +110,8 @@ class Wandb:
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+        if step >= self._run.step:  # which its server knows; it would complain of earlier ones
+            self._run.log(dict(values), step=step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
         self._run.log({name: self._wandb.Image(str(path))}, step=step)
@@ -194,21 +197,38 @@ TRACKERS: dict[str, Callable[[Session], Tracker]] = {"wandb": Wandb, "mlflow": M
 """What ``log.to`` names; the module of each has its name, and so has the extra that installs it."""
 
 
+LOSES_ITS_TAIL = ("wandb",)
+"""Those that a kill may rob of rows which they were given long before it."""
+
+
 class Guarded:
     """Hold one tracker, which is opened when first needed; what fails in it is told once, and it is given up.
 
-    ``seen`` is the last step that it was given before a resume, by kind of row: those are not sent again.
+    Args:
+        seen: the last step that it was given before a resume, by kind of row: those are not sent again.
+        replay_from: the step after which it may lack rows of the tables that it was given; None where it has them.
+        closed: called with the last step that it was given, once it has surely got that.
     """
 
-    def __init__(self, name: str, make: Callable[[], Tracker], seen: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], Tracker],
+        seen: Mapping[str, int] | None = None,
+        replay_from: int | None = None,
+        closed: Callable[[int], None] | None = None,
+    ) -> None:
         self.name, self._make, self._seen = name, make, dict(seen or {})
+        self.replay_from, self._closed = replay_from, closed
         self._tracker: Tracker | None = None
         self._given_up = False
+        self._last = max(self._seen.values(), default=-1)
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Show ``values``, unless rows of this ``kind`` were shown up to this step already."""
         if values and step > self._seen.get(kind, -1):
             self._try(lambda tracker: tracker.scalars(step, {tag: float(v) for tag, v in values.items()}))
+            self._last = max(self._last, step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Show a picture."""
@@ -224,6 +244,8 @@ class Guarded:
         """Send what waits, and end. Safe to call twice."""
         if self._tracker is not None:
             self._try(lambda tracker: tracker.close())
+            if self._tracker is not None and self._closed is not None:
+                self._closed(self._last)
         self._tracker, self._given_up = None, True
 
     def _try(self, call: Callable[[Tracker], None]) -> None:
@@ -261,19 +283,47 @@ def open_trackers(
     if tensorboard:
         session = Session(folder, "", config, step is None, step)
         found.append(Guarded("TensorBoard", lambda: TensorBoard(session)))
-    ids = _read_ids(folder / _IDS)
-    known = {name for name in names if name in ids} if step is not None else set()
+    ids = _Ids(folder / _IDS)
     for name in names:
-        ids[name] = ids[name] if name in known else secrets.token_hex(4)
-        session = Session(folder.resolve(), ids[name], config, name not in known, step)
-        make = TRACKERS[name]
-        found.append(Guarded(name, lambda make=make, session=session: make(session), seen if name in known else {}))  # type: ignore[misc]
+        known = step is not None and name in ids.runs
+        if not known:
+            ids.begin(name)
+        session = Session(folder.resolve(), ids.runs[name], config, not known, step)
+        sure = ids.sent.get(name, -1) if known and name in LOSES_ITS_TAIL else None
+        had = {} if not known else seen if sure is None else {kind: min(last, sure) for kind, last in seen.items()}
+        make = partial(TRACKERS[name], session)
+        found.append(Guarded(name, make, had, sure, partial(ids.note, name)))
     if names:
-        try:
-            replace_file(folder / _IDS, json.dumps(ids, indent=1).encode())
-        except OSError as e:
-            _log.warning("%s cannot be written (%s): a resume begins new runs in the trackers", folder / _IDS, e)
+        ids.write()
     return found
+
+
+class _Ids:
+    """``trackers.json``: the ids of this run in trackers, and up to which step each has surely got all, which is known
+    when it was closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            found = json.loads(path.read_bytes())
+            self.runs = {k: v for k, v in found.items() if k in TRACKERS and re.fullmatch("[0-9a-f]{8}", str(v))}
+            self.sent = {k: int(v) for k, v in found.get("sent", {}).items() if k in self.runs}
+        except (OSError, ValueError, TypeError, AttributeError):  # ids that no rlopt wrote are left out
+            self.runs, self.sent = {}, {}
+
+    def begin(self, name: str) -> None:
+        self.runs[name] = secrets.token_hex(4)
+        self.sent.pop(name, None)
+
+    def note(self, name: str, step: int) -> None:
+        self.sent[name] = step
+        self.write()
+
+    def write(self) -> None:
+        try:
+            replace_file(self.path, json.dumps({**self.runs, "sent": self.sent}, indent=1).encode())
+        except OSError as e:
+            _log.warning("%s cannot be written (%s): a resume begins new runs in the trackers", self.path, e)
 
 
 def refuse_missing(names: Sequence[str]) -> None:
@@ -281,15 +331,6 @@ def refuse_missing(names: Sequence[str]) -> None:
     for name in names:
         if find_spec(name) is None:
             raise RloptError(f"log.to={name} needs {name}; install it {install(name)}")
-
-
-def _read_ids(path: Path) -> dict[str, str]:
-    """Return the ids of this run in trackers; those that no rlopt wrote are left out."""
-    try:
-        found = json.loads(path.read_bytes())
-        return {k: v for k, v in found.items() if k in TRACKERS and re.fullmatch("[0-9a-f]{8}", str(v))}
-    except (OSError, ValueError, AttributeError):
-        return {}
 
 
 def _yaml(config: Mapping[str, Any]) -> str:

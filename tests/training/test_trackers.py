@@ -104,6 +104,31 @@ def test_a_resume_goes_on_in_the_same_run_and_sends_nothing_twice(run: RunFolder
     assert recorder.rows[-2][2]["rollout/ep_rew_mean"] == 3.5
 
 
+def test_what_a_kill_took_from_wandb_is_sent_again_and_no_more(run: RunFolder, recorder: type[Recorder]) -> None:
+    """It was closed at 2, and killed at 5 with what it had been given since; the checkpoint is that of 4."""
+    logger = Logger(run, False, resume_step=0, trackers=["wandb"])
+    write(logger, 1, 2)
+    logger.close()
+    logger = Logger(run, False, resume_step=2, trackers=["wandb"])
+    write(logger, 3, 4, 5)
+    logger.flush()  # and killed
+    sent, recorder.rows = recorder.rows, []
+    logger = Logger(run, False, resume_step=4, trackers=["wandb"])
+    write(logger, 5, 6)
+    logger.close()
+    assert [(step, "eval/mean_reward" in row) for _, step, row in recorder.rows] == [
+        (3, False), (4, False), (4, True), (5, False), (6, False), (6, True),
+    ]  # fmt: skip
+    again, before = {}, {}
+    for rows, found in ((sent, before), (recorder.rows, again)):
+        for _, step, row in rows:
+            found.setdefault(step, {}).update(row)
+    assert [again[step] for step in (3, 4, 5)] == [before[step] for step in (3, 4, 5)]
+    recorder.rows = []
+    Logger(run, False, resume_step=6, trackers=["wandb"]).close()
+    assert not recorder.rows, "it was closed with all of it"
+
+
 def test_a_tracker_added_by_a_resume_gets_all_from_there(run: RunFolder, recorder: type[Recorder]) -> None:
     logger = Logger(run, False)
     write(logger, 1, 2, 3, 4)
