@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,17 +92,18 @@ def _fetch(hub: Any, address: Address) -> str:
     """Return the folder in the cache that has what the hub has now. The client alone takes an older one in silence
     whatever goes wrong, and waits for ever where the hub does not answer."""
     errors = needed("huggingface_hub.errors", "hub", "")
-    what = {"repo_id": address.repository, "allow_patterns": list(FILES)}
-    try:
-        commit = hub.HfApi().repo_info(address.repository, revision=address.revision, timeout=PATIENCE).sha
+    fetch = partial(
+        hub.snapshot_download, address.repository, revision=address.revision, allow_patterns=list(FILES)
+    )  # fmt: skip
+    try:  # the client asks this once more, without a limit of time
+        hub.HfApi().repo_info(address.repository, revision=address.revision, timeout=PATIENCE)
     except errors.HfHubHTTPError:
         raise
     except (errors.OfflineModeIsEnabled, errors.HTTPError) as e:
-        found = hub.snapshot_download(**what, revision=address.revision, local_files_only=True)
+        found = fetch(local_files_only=True)
         log.warning("%s: the hub cannot be reached (%s); what was fetched before is taken", address, e)
         return str(found)
-    revision = hub.ResolvedRevision(commit, address.revision, address.repository)  # by name, as it is looked up later
-    return str(hub.snapshot_download(**what, revision=revision))
+    return str(fetch())
 
 
 def refuse_strangers(address: Address) -> None:
