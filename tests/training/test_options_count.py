@@ -66,7 +66,7 @@ FAMILY = [name for name in GRADIENT_LEARNERS if get_agent(name).name == "dqn"]
 BLIND = {
     "sac_discrete": {"reward"}, "drpg_deep_discrete": {"reward"}, "reinforce": {"reward", "noise", "resample"},
     "gigpo": {"reward", "gamma", "omega", "nested", "tasks", "noise", "resample"},
-    **{name: {"reward"} for name in FAMILY}, "vdn": {"double"}, "qmix": {"double"}, "mappo": {"unit_box"},
+    **{name: {"reward"} for name in FAMILY}, "vdn": {"double"}, "qmix": {"double"}, "mansa": {"double"}, "mappo": {"unit_box"},
 }  # fmt: skip
 """CartPole pays 1 whatever is made of it and draws no noise, on FrozenLake so few steps, from one state, lead nowhere,
 the counting team acts in a box of ±1, and so few updates choose the same next actions.
