@@ -19,7 +19,7 @@ PLAIN: dict[type[nn.Module], set[str]] = {
     CategoricalActor: ACTOR | {"actions", "masked", "start"},
     Critic: {"encoders", "body", "memory", "scalar"},
     Flatten: {"parts", "leaves", "out_features", "identity"},
-    Numbers: {"bytes", "out_features"},
+    Numbers: {"bytes", "out_features", "axes"},
     MLP: {"layers", "norms", "activation"},
     EnsembleMLP: {"layers", "norms", "activation", "ensemble"},
     nn.Linear: {"in_features", "out_features"},

@@ -40,6 +40,7 @@ VALUES: dict[str, Any] = {
     "update_ratio": [2, 1], "td_loss": "pal", "horizon": 3, "target_kl": 1e-9, "batch_size": 7, "schedule_steps": 9,
     "clip": 1e-3, "anchor_digits": 0, "clip_high": 1e-3, "reward": "sign", "epsilon_end": 1.0, "epsilon_steps": 1,
     "anchor": "state", "independent": {"name": "vdn"}, "centralised": {"name": "vdn"}, "every": 2,
+    "rates": [0.9],
 }  # fmt: skip
 """Where another value cannot be worked out from the default, or would not show in so few steps."""
 BESIDE: dict[str, dict[str, Any]] = {
@@ -66,7 +67,8 @@ FAMILY = [name for name in GRADIENT_LEARNERS if get_agent(name).name == "dqn"]
 BLIND = {
     "sac_discrete": {"reward"}, "drpg_deep_discrete": {"reward"}, "reinforce": {"reward", "noise", "resample"},
     "gigpo": {"reward", "gamma", "omega", "nested", "tasks", "noise", "resample"},
-    **{name: {"reward"} for name in FAMILY}, "vdn": {"double"}, "qmix": {"double"}, "mansa": {"double"}, "mappo": {"unit_box"},
+    **{name: {"reward"} for name in FAMILY}, "vdn": {"double"}, "qmix": {"double"}, "mappo": {"unit_box"},
+    "mansa": {"double"},
 }  # fmt: skip
 """CartPole pays 1 whatever is made of it and draws no noise, on FrozenLake so few steps, from one state, lead nowhere,
 the counting team acts in a box of ±1, and so few updates choose the same next actions.
