@@ -67,6 +67,7 @@ AGENTS: dict[str, Entry] = {
     "rainbow": (DQN, {"agent": RAINBOW, "buffer": {"name": "prioritized", "alpha": 0.5}}),
     "reinforce": "rlopt.agents.reinforce:Reinforce",
     "gigpo": "rlopt.agents.gigpo:GiGPO",
+    "gigpo_llm": "rlopt.agents.gigpo_llm:GiGPOLLM",
     "value_iteration": "rlopt.agents.value_iteration:ValueIteration",
     "drpg": "rlopt.agents.robust_solvers:DRPG",
     "drpg_deep": "rlopt.agents.drpg_deep:DeepDRPG",
@@ -90,6 +91,7 @@ LOOPS: dict[str, Entry] = {
     "robust": "rlopt.loops.robust:RobustLoop",
     "rollout": "rlopt.loops.rollout:RolloutLoop",
     "group": "rlopt.loops.group:GroupLoop",
+    "text": "rlopt.loops.text:TextLoop",
     "solver": "rlopt.loops.solver:SolverLoop",
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlopt.agents.group_advantages import anchor_groups
 from rlopt.config import hint
+from rlopt.envs.text.game import Seen
 from rlopt.types import Obs, RloptError
 
 AnchorKey = Callable[[Any, Mapping[str, Any], Sequence[tuple[Any, Any]]], Hashable]
@@ -20,12 +21,16 @@ with a first observation), and the (observation, action) pairs before it in the 
 
 
 def _state(observation: Any, info: Mapping[str, Any], history: Sequence[tuple[Any, Any]]) -> Hashable:
+    if isinstance(observation, str):
+        return str(info["state"])
     if not isinstance(observation, dict) or "state" not in observation:
         raise RloptError("agent.anchor=state: observations have no leaf state; leave it out")
     return np.asarray(observation["state"]).tobytes()
 
 
 def _exact(observation: Any, info: Mapping[str, Any], history: Sequence[tuple[Any, Any]]) -> Hashable:
+    if isinstance(observation, str):
+        return str(info["exact"])
     if not isinstance(observation, dict) or "exact" not in observation:
         raise RloptError(
             "agent.anchor=exact: observations have no leaf exact; add env.wrappers=[rlopt.envs.exact:ExactState]"
@@ -33,9 +38,16 @@ def _exact(observation: Any, info: Mapping[str, Any], history: Sequence[tuple[An
     return np.asarray(observation["exact"]).tobytes()
 
 
-KEYS: dict[str, AnchorKey] = {"state": _state, "exact": _exact}
-"""Functions by name, beside ``observation``, which is all that is observed (of text games the state with the actions
-offered there); ``state`` and ``exact`` are its leaves of those names."""
+def _admissible(observation: Any, info: Mapping[str, Any], history: Sequence[tuple[Any, Any]]) -> Hashable:
+    if not isinstance(observation, str):
+        raise RloptError("agent.anchor=admissible is of language models; an observation of choices holds them already")
+    return observation, info["admissible"]
+
+
+KEYS: dict[str, AnchorKey] = {"state": _state, "exact": _exact, "admissible": _admissible}
+"""Functions by name, beside ``observation``, which is all that is observed (of choices in text games the state with the
+actions offered there, of language models the game's last words); ``state`` and ``exact`` are its leaves of those names,
+of language models what the game says of itself; ``admissible`` is its words with the actions offered."""
 
 
 def register_anchor(name: str, key: AnchorKey) -> None:
@@ -109,6 +121,26 @@ def tensor_anchors(
             said = {name: fact[at] for name, fact in told.items() if not math.isnan(fact[at])}
             keys.append(key(seen, said, past))
             past.append((seen, actions[at]))
+    return nested_anchors(keys, episodes, group, history, nested)
+
+
+def text_anchors(
+    turns: Sequence[tuple[Seen, str, str | None]],
+    episodes: Sequence[int],
+    group: Tensor,
+    key: AnchorKey | None = None,
+    history: int = 0,
+    nested: int = 0,
+) -> tuple[Tensor, ...]:
+    """Do what ``tensor_anchors`` does for words: ``turns`` are what was seen, what was done, and the true state where
+    it is known."""
+    before: dict[int, list[tuple[Any, Any]]] = {}
+    keys: list[Hashable] = []
+    for (seen, action, exact), i in zip(turns, episodes, strict=True):
+        past = before.setdefault(i, [])
+        info = {"task": seen.task, "state": seen.state, "admissible": seen.admissible, "exact": exact}
+        keys.append(seen.text if key is None else key(seen.text, info, past))
+        past.append((seen.text, action))
     return nested_anchors(keys, episodes, group, history, nested)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -40,6 +41,8 @@ class Progress(NamedTuple):
     """Wall-clock time spent in environments, acting and storing."""
     learn_seconds: float
     """Wall-clock time spent drawing batches and updating."""
+    trajectories: Sequence[Mapping[str, Any]] = ()
+    """Lines for ``trajectories.jsonl``: episodes as they were seen, said and paid."""
 
 
 class Loop(ABC):

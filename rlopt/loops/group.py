@@ -162,7 +162,7 @@ class GroupLoop(OnPolicyLoop):
 
     def _begin(self) -> Tensor:
         """Begin this rollout's episodes; return which rows (N,) have one."""
-        i, seeds = self.iteration, self._group_seeds()
+        i, seeds = self.iteration, group_seeds(self.config, self.seed, self.iteration)
         noise = None
         if self.config.noise == "independent":
             noise = [derive_seed(self.seed, "group", i, "noise", row) for row in range(self.env.num_envs)]
@@ -175,17 +175,6 @@ class GroupLoop(OnPolicyLoop):
             self._bad = self._bad or "observation"
             self.obs = _without_nonfinite(self.obs)
         return finite
-
-    def _group_seeds(self) -> list[int]:
-        """Return the seed of each group of this rollout."""
-        groups, tasks = self.config.groups, self.config.tasks
-        if tasks is None:
-            return [derive_seed(self.seed, "group", self.iteration, g) for g in range(groups)]
-        seeds = []
-        for at in range(self.iteration * groups, (self.iteration + 1) * groups):
-            order = numpy_generator(self.seed, "group", "order", at // tasks).permutation(tasks)
-            seeds.append(int(order[at % tasks]))
-        return seeds
 
     def _judge(self, step: Step, alive: Tensor, taken: Tensor) -> Step:
         """Return ``step`` as the running rows made it, after ``taken`` (N,) transitions of their episodes: what is
@@ -219,6 +208,18 @@ class GroupLoop(OnPolicyLoop):
         self.agent.load_state_dict(state["agent"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
+
+
+def group_seeds(c: GroupAgentConfig, seed: int, iteration: int, stream: str = "group") -> list[int]:
+    """Return the seed of each group of a rollout: with ``tasks`` K, each of 0 … K - 1 comes once before one comes
+    again."""
+    if c.tasks is None:
+        return [derive_seed(seed, stream, iteration, g) for g in range(c.groups)]
+    seeds = []
+    for at in range(iteration * c.groups, (iteration + 1) * c.groups):
+        order = numpy_generator(seed, stream, "order", at // c.tasks).permutation(c.tasks)
+        seeds.append(int(order[at % c.tasks]))
+    return seeds
 
 
 def differing_groups(rollout: Rollout) -> list[int]:

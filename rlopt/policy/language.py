@@ -23,7 +23,7 @@ from rlopt.nn.actors import Actor, Options
 from rlopt.nn.generation import Tokens, choice_log_probs, generate, packs
 from rlopt.nn.language import LanguageModel, load_language_model
 from rlopt.policy.exported import EvaluationMode, Policy
-from rlopt.policy.prompts import CLOSE, OPEN, Past, PromptConfig, meaning, question
+from rlopt.policy.prompts import CLOSE, OPEN, Past, PromptConfig, answer, meaning, question
 from rlopt.types import Act, Carry, EnvSpec, Obs, RloptError, option, resolve_device
 
 FILES = re.compile(r"(?:model|adapter)/[A-Za-z0-9][A-Za-z0-9._-]*\.(?:json|safetensors|jinja|txt|model)")
@@ -95,6 +95,19 @@ def choice_tokens(model: LanguageModel, action: str) -> Tokens:
     """Return what is written of an action behind the opening tag; its end is a token too, else one that another begins
     with would always be likelier."""
     return model.encode(action + CLOSE)
+
+
+def demonstrated(model: LanguageModel, c: AnswerConfig, seen: Seen, past: Sequence[Past], action: str) -> Answer:
+    """Return the answer that does ``action``, as if the model had given it."""
+    prompt = prompt_of(model, seen, past, c)
+    if c.answers == "generate":
+        text = answer(action, c)
+        return Answer(prompt, model.encode(text), [], text, action, True)
+    choices = tuple(choice_tokens(model, words) for words in seen.admissible)
+    if action not in seen.admissible:
+        raise RloptError(f"a demonstration does {action!r}, which is not offered; give agent.answers=generate")
+    chosen = seen.admissible.index(action)
+    return Answer(prompt, choices[chosen], [], f"{OPEN}{action}{CLOSE}", action, True, choices, chosen)
 
 
 @torch.no_grad()

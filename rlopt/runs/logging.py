@@ -12,6 +12,7 @@ from typing import Any
 from rlopt.analysis.tables import read_csv
 from rlopt.runs.csv_table import CsvTable, Mark, check_table
 from rlopt.runs.display import Display
+from rlopt.runs.json_lines import JsonLines
 from rlopt.runs.run_folder import RunFolder
 from rlopt.runs.trackers import open_trackers
 from rlopt.types import Episode, RloptError
@@ -28,8 +29,8 @@ _log = logging.getLogger(__name__)
 
 
 class Logger:
-    """Writes ``metrics.csv``, ``episodes.csv``, ``evaluations.csv`` into a run folder, and gives their
-    numbers to trackers.
+    """Writes ``metrics.csv``, ``episodes.csv``, ``evaluations.csv`` (and ``trajectories.jsonl`` of policies that write)
+    into a run folder, and gives their numbers to trackers.
 
     A disk that is full or fails is reported once and does not stop the run: rows of the tables wait until they can be
     written, a tracker is given up.
@@ -62,6 +63,7 @@ class Logger:
         self._episodes = CsvTable(folder.episodes, ("step", "return", "length", *run))
         self._evaluations = CsvTable(folder.evaluations, ("step", "episode", "return", "length", *run))
         self._tables = (self._metrics, self._episodes, self._evaluations)
+        self._trajectories = JsonLines(folder.trajectories)
         self._many = num_runs > 1
         self._failing = False
         # A kill leaves rows after the checkpoint, which trackers have too: a resume would send them again.
@@ -112,6 +114,12 @@ class Logger:
         self._show("eval", step, self._evaluated(of_runs))
         self._flush(self._evaluations)
 
+    def trajectories(self, step: int, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write episodes of a policy that writes, one line each, as they were seen, said and paid."""
+        for line in lines:
+            self._trajectories.append({"step": step, **line})
+        self._flush(self._trajectories)
+
     def picture(self, step: int, name: str, path: Path) -> None:
         """Show a PNG file in the trackers."""
         for tracker in self._trackers:
@@ -119,7 +127,7 @@ class Logger:
 
     def flush(self) -> None:
         """Wait until the disk has all rows. Call it before a checkpoint, which promises the rows up to its step."""
-        for table in self._tables:
+        for table in (*self._tables, self._trajectories):
             self._flush(table, sync=True)
         for tracker in self._trackers:
             tracker.flush()
@@ -132,11 +140,13 @@ class Logger:
         """Drop every row after ``step``, and what is beyond the ``rows`` that a table had then."""
         for table in self._tables:
             table.truncate_after(step, (rows or {}).get(table.path.name))
+        self._trajectories.truncate_after(step)
 
     def close(self) -> None:
         """Write what waits. Safe to call twice."""
         for table in self._tables:
             self._try(table.close)
+        self._flush(self._trajectories, sync=True)
         for tracker in self._trackers:
             tracker.close()
 
@@ -189,7 +199,7 @@ class Logger:
         row = {"step": step, "return": episode.total_reward, "length": episode.length, **episode.facts}
         return row | {"run": episode.run} if self._many else row
 
-    def _flush(self, table: CsvTable, sync: bool = False) -> None:
+    def _flush(self, table: CsvTable | JsonLines, sync: bool = False) -> None:
         self._try(lambda: table.flush(sync))
 
     def _try(self, write: Callable[[], None]) -> None:

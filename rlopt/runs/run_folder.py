@@ -48,6 +48,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.episodes = self.path / "episodes.csv"
         self.evaluations = self.path / "evaluations.csv"
+        self.trajectories = self.path / "trajectories.jsonl"
         self.curve = self.path / "curve.png"
         self.checkpoints = self.path / "checkpoints"
         self.policy = self.path / "policy"

@@ -22,8 +22,10 @@ from rlopt.envs.factory import EnvFactory, find_spec
 from rlopt.envs.make import find_backend, resolve_backend, stepping_device
 from rlopt.loops.configuration import EnvConfig, EvalConfig
 from rlopt.loops.evaluation import Evaluator, check_spaces
+from rlopt.loops.text_play import MOST_GAMES, evaluate_words, open_games
 from rlopt.policy import EvaluationMode, Policy, load_policy, run_policies
 from rlopt.policy.folder import DESCRIPTION
+from rlopt.policy.language import LanguagePolicy
 from rlopt.runs.run_folder import RunFolder
 from rlopt.state import tag_floats
 from rlopt.training.saved import MAX_STEPS, refuse_names, saved_settings
@@ -178,6 +180,10 @@ def evaluate_path(
         if not isinstance(seed, int):
             raise RloptError(f"{path} names no seed that is a whole number; give one (seed=, --seed)")
 
+    if isinstance(policy, LanguagePolicy):
+        found = _evaluated_in_words(policy, env, seed, protocol, settings, video)
+        acting = EvaluationMode(protocol.mode == "deterministic")
+        return Evaluation(found, env.id, seed, acting, policy.meta)
     backend = resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts)
 
     def make(n: int) -> VectorEnv:
@@ -210,6 +216,28 @@ def evaluate_path(
         finally:
             evaluator.close()
     return Evaluation(found, env.id, seed, acting, policy.meta)
+
+
+def _evaluated_in_words(
+    policy: LanguagePolicy,
+    env: EnvConfig,
+    seed: int,
+    protocol: EvalConfig,
+    settings: Mapping[str, Any],
+    video: Path | str | None,
+) -> list[Episode]:
+    """Return episodes of a policy that writes, exactly as training evaluates it."""
+    if video is not None:
+        raise RloptError("video: a text game shows nothing; look into the run's trajectories.jsonl")
+    if protocol.epsilon is not None:
+        raise RloptError("epsilon: a policy that writes takes no random actions; leave it out")
+    with _threads(settings.get("threads", "auto")):
+        games = open_games(replace(env, evaluation={}), min(protocol.episodes, MOST_GAMES))
+        try:
+            deterministic = protocol.mode == "deterministic"
+            return evaluate_words(policy, games, protocol.episodes, seed, deterministic, protocol.max_steps)
+        finally:
+            games.close()
 
 
 def run_of(path: Path) -> RunFolder | None:

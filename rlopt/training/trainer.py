@@ -299,8 +299,9 @@ class Trainer:
         self._updates += progress.updates
         self._env_seconds += progress.env_seconds
         self._learn_seconds += progress.learn_seconds
+        assert self.logger is not None
+        self.logger.trajectories(self.loop.step, progress.trajectories)
         if progress.episodes:
-            assert self.logger is not None
             self.logger.episodes(self.loop.step, progress.episodes)
             self._returns += [e.total_reward for e in progress.episodes]
 
