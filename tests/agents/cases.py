@@ -68,6 +68,8 @@ class Case(NamedTuple):
     """Options under which state and runs side by side are looked at: every branch of its update."""
     team: bool = False
     """Whether it trains nothing but teams (whose minibatches ``make_batch`` does not make)."""
+    words: bool = False
+    """Whether it acts on words (extra ``llm``); ``test_gigpo_llm.py`` looks at what is walked over elsewhere."""
     probe: Probe | None = None
     """For agents with values ``critic`` of actions: how they learn the probe problems."""
     waits: int | None = 0
@@ -224,6 +226,14 @@ AGENTS: dict[str, Case] = {
             {"kl_coefficient": 0.1, "entropy_coefficient": 0.1, "dual_clip": 3.0, "anchor_history": 1},
         ),
     ),
+    "gigpo_llm": Case(
+        {"id": "tests.agents.corridor:Corridor-v0"},
+        {
+            "width": 32, "layers": 1, "prompt": "short", "think": False, "max_tokens": 8, "groups": 2, "group_size": 2,
+            "tasks": 4, "batch_size": 8, "learning_rate": 1e-3, "warm_start": 3, "warm_success": 1.0, "warm_every": 2,
+        },
+        words=True,
+    ),
     "value_iteration": Case({"id": "FrozenLake-v1"}, {}),
     "drpg": Case(GARNET, {"tolerance": None}, steps=30),
     "robust_value_iteration": Case(GARNET, {"tolerance": None}, steps=30),
@@ -238,7 +248,7 @@ LEARNERS = [name for name in GRADIENT_LEARNERS if get_agent(name).loop in ("repl
 """Those that learn from minibatches of transitions."""
 ACTOR_CRITICS = [name for name in LEARNERS if not issubclass(get_agent(name), ValueBased)]
 """Those of them whose actor is a network of its own."""
-every_agent = pytest.mark.parametrize("name", list(AGENTS))
+every_agent = pytest.mark.parametrize("name", [name for name, case in AGENTS.items() if not case.words])
 every_device_learner = pytest.mark.parametrize("name", [n for n in GRADIENT_LEARNERS if AGENTS[n].waits is not None])
 every_gradient_learner = pytest.mark.parametrize("name", GRADIENT_LEARNERS)
 every_learner = pytest.mark.parametrize("name", LEARNERS)
@@ -255,6 +265,8 @@ def short_run(name: str, run_dir: Path | str | None = None, **options: Any) -> T
     """Return the configuration of an agent's short run. ``options`` replace top-level ones; ``agent`` and ``env`` are
     added to the row's."""
     case = AGENTS[name]
+    if case.words:
+        pytest.importorskip("transformers")
     tree = {
         "seed": 3,
         "total_steps": case.steps,
