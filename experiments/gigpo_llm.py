@@ -42,7 +42,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder of the results")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--updates", type=int, default=30)
     parser.add_argument("--no-report", action="store_true", help="leave table and picture to another process")
     args = parser.parse_args(None if argv is None else list(argv))
     args.out.mkdir(parents=True, exist_ok=True)
@@ -118,10 +118,10 @@ PAGE = """# GiGPO against GRPO with a tiny language model
 · seeds 0 to {last} · two shared CPU cores, one thread a run ({cpu:.0f} CPU seconds a run)
 
 A Qwen2 of two layers of 64 with random weights and one token for each of the game's words. TextWorld-Express' coin
-game, six rooms, eight fixed tasks, at most 20 actions, 10 for success only. First demonstrations, until a look shows
+game, six rooms, four fixed tasks, at most 20 actions, 10 for success only. First demonstrations, until a look shows
 that at least a fifth of the episodes is solved (update 0 of the table; the same for both ways of one seed), then
-{updates} updates, each from 4 tasks x 8 episodes that are written freely and paid for success. Both ways have the same
-learning rate; GiGPO's advantage is a sum of two. Success is that of the episodes an update learns from; "ahead" is by
+{updates} updates, each from the four tasks x 8 episodes that are written freely and paid for success. Both ways have
+the same learning rate; GiGPO's advantage is a sum of two. Success is that of the episodes an update learns from; "ahead" is by
 how much GiGPO's is larger, paired by seed: mean and 95 % interval by Student's t.
 
 """

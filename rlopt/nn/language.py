@@ -224,7 +224,10 @@ def read_network(folder: Path, gguf: str | None) -> nn.Module:
     """
     hf = transformers()
     options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
-    options |= {"use_safetensors": True} if gguf is None else {"gguf_file": gguf}
+    if gguf is None:
+        options["use_safetensors"] = True
+    else:
+        options |= {"gguf_file": gguf, "quantization_config": hf.GgufConfig(dequantize=True)}
     try:
         with _no_bars(hf):
             network: Any = hf.AutoModelForCausalLM.from_pretrained(folder, **options)
@@ -232,8 +235,13 @@ def read_network(folder: Path, gguf: str | None) -> nn.Module:
         raise RloptError(f"{folder / (gguf or '')}: {_first_line(e)}; {install('llm')}") from e
     except Exception as e:
         raise RloptError(f"{folder / (gguf or '')} holds no model that transformers loads: {_first_line(e)}") from e
-    if getattr(network.config, "quantization_config", None) is not None and gguf is not None:
-        del network.config.quantization_config  # what was read is no longer quantised
+    if gguf is not None:  # what was read is no longer quantised, whatever it goes on saying of itself
+        network.hf_quantizer, network.is_quantized = None, False
+        for thing in (network.config, network):
+            for name in ("quantization_config", "quantization_method"):
+                thing.__dict__.pop(name, None)
+    if getattr(network, "is_quantized", False):
+        raise RloptError(f"{folder} holds quantised weights, which cannot be trained; give the model they were made of")
     found: nn.Module = network.float()
     return found
 

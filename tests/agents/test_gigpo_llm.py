@@ -24,6 +24,7 @@ from rlopt.policy import load_policy, save_policy
 from rlopt.policy.language import AnswerConfig, LanguagePolicy, demonstrated, prompt_of
 from rlopt.policy.prompts import Past, answer, meaning, question
 from rlopt.random import numpy_generator, torch_generator
+from rlopt.runs.run_folder import RunFolder
 from rlopt.state import states_equal
 from rlopt.training import resume
 from rlopt.training.evaluate import evaluate_path
@@ -31,8 +32,12 @@ from rlopt.training.setup import begin, make_loop
 from rlopt.types import RloptError
 from tests.agents.cases import AGENTS, short_run
 from tests.agents.corridor import Corridor
+from tests.training.conftest import no_curve
 
-pytestmark = pytest.mark.usefixtures("without_curves")
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunFolder, "draw_curve", no_curve)
 
 
 def run(**options: Any) -> Any:
