@@ -121,8 +121,8 @@ A Qwen2 of two layers of 64 with random weights and one token for each of the ga
 game, six rooms, four fixed tasks, at most 20 actions, 10 for success only. First demonstrations, until a look shows
 that at least a fifth of the episodes is solved (update 0 of the table; the same for both ways of one seed), then
 {updates} updates, each from the four tasks x 8 episodes that are written freely and paid for success. Both ways have
-the same learning rate; GiGPO's advantage is a sum of two. Success is that of the episodes an update learns from; "ahead" is by
-how much GiGPO's is larger, paired by seed: mean and 95 % interval by Student's t.
+the same learning rate; GiGPO's advantage is a sum of two. Success is that of the episodes an update learns from;
+"ahead" is by how much GiGPO's is larger, paired by seed: mean and 95 % interval by Student's t.
 
 """
 

@@ -82,7 +82,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.trained = [p for p in network.parameters() if p.requires_grad]
-        self.flat = torch.cat([p.detach().reshape(-1).float() for p in self.trained])
+        self.flat = torch.cat([torch.empty(0, device=device), *(p.detach().reshape(-1) for p in self.trained)])
         for p, piece in zip(self.trained, self._cut(self.flat), strict=True):
             p.data = piece
         end = tokenizer.eos_token_id
