@@ -94,6 +94,7 @@ def definitions() -> dict[str, list[str]]:
 
 SHARED_NAMES = {
     "base": "what the other modules of its folder have in common",
+    "language": "language models: the network, and the policy that writes with it",
     "env": "the vector environment of the backend whose folder it is in",
     "evaluate": "the command, and what it calls",
     "group": "groups of episodes: the loop that runs them, and what agents share that learn from them",

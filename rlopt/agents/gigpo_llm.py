@@ -24,7 +24,7 @@ from rlopt.agents.anchors import anchor_key, text_anchors
 from rlopt.agents.base import Agent
 from rlopt.agents.group_advantages import ANCHORED, Rows, group_advantages, group_metrics, similar_groups
 from rlopt.agents.surrogate import GroupPolicyConfig, policy_loss
-from rlopt.agents.text_rollout import TextEpisode, Turn
+from rlopt.agents.text_rollout import TextEpisode, TextTurn
 from rlopt.allocation import refuse_unless_free
 from rlopt.buffers import minibatches
 from rlopt.buffers.transition import make_reward_transform
@@ -227,7 +227,7 @@ class GiGPOLLM(Agent):
         anchors = text_anchors(seen, owner.tolist(), group[owner], self.key, c.anchor_history, c.nested)
         return rows._replace(anchors=anchors)
 
-    def terms(self, turns: Sequence[Turn]) -> tuple[Tensor, Tensor]:
+    def terms(self, turns: Sequence[TextTurn]) -> tuple[Tensor, Tensor]:
         """Return log π (J,) of every token that was said in B turns, one turn after the other, and the entropy (J,) of
         what it was drawn from; of choices J is B."""
         c, answers = self.config, [turn.answer for turn in turns]
@@ -241,7 +241,7 @@ class GiGPOLLM(Agent):
         return log_prob.gather(1, chosen).squeeze(1), -(log_prob.exp() * log_prob).sum(1)
 
     @torch.no_grad()
-    def log_probs(self, turns: Sequence[Turn]) -> Tensor:
+    def log_probs(self, turns: Sequence[TextTurn]) -> Tensor:
         """Return log π (J,) of every token of all turns."""
         found: list[Tensor] = [torch.empty(0)] * len(turns)
         for part, _ in self._micro_batches(list(range(len(turns))), turns):
@@ -250,7 +250,7 @@ class GiGPOLLM(Agent):
                 found[i] = piece
         return torch.cat(found)
 
-    def _micro_batches(self, picked: list[int], turns: Sequence[Turn]) -> Iterator[tuple[list[int], Tensor]]:
+    def _micro_batches(self, picked: list[int], turns: Sequence[TextTurn]) -> Iterator[tuple[list[int], Tensor]]:
         """Yield a minibatch in parts that are read at once, each with what its tokens (J,) count in the minibatch's
         mean."""
         c = self.config
@@ -272,7 +272,7 @@ class GiGPOLLM(Agent):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             yield
 
-    def _about(self, turns: Sequence[Turn]) -> Metrics:
+    def _about(self, turns: Sequence[TextTurn]) -> Metrics:
         """Return shares and means of a rollout's steps."""
         numbers = {
             "invalid": [not turn.answer.valid for turn in turns],
@@ -284,7 +284,7 @@ class GiGPOLLM(Agent):
 
     # Learning from demonstrations
 
-    def imitate(self, turns: Sequence[Turn]) -> Update:
+    def imitate(self, turns: Sequence[TextTurn]) -> Update:
         """Learn what was said in ``turns`` by heart (maximum likelihood)."""
         c = self.config
         loss = torch.zeros(())
@@ -316,12 +316,12 @@ class GiGPOLLM(Agent):
         super().load_state_dict(state)
 
 
-def _count(turn: Turn) -> int:
+def _count(turn: TextTurn) -> int:
     """Return how many log-probabilities a turn has: one for each token, of a choice one."""
     return 1 if turn.answer.choices else len(turn.answer.tokens)
 
 
-def _length(turn: Turn) -> int:
+def _length(turn: TextTurn) -> int:
     """Return the tokens that are read for a turn."""
     answer = turn.answer
     if answer.choices:

@@ -9,7 +9,7 @@ from rlopt.envs.text.game import Seen
 from rlopt.policy.language import Answer
 
 
-class Turn(NamedTuple):
+class TextTurn(NamedTuple):
     """One step."""
 
     seen: Seen
@@ -27,7 +27,7 @@ class TextEpisode(NamedTuple):
     task: int | str
     kind: str
     group: int
-    turns: list[Turn]
+    turns: list[TextTurn]
     complete: bool
     """Whether it came to its end; of others nobody knows the return."""
     success: bool

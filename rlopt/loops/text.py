@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any, Self
 
 from rlopt.agents.gigpo_llm import GiGPOLLM, GiGPOLLMConfig
-from rlopt.agents.text_rollout import TextEpisode, Turn, differing
+from rlopt.agents.text_rollout import TextEpisode, TextTurn, differing
 from rlopt.config import changed
 from rlopt.loops.base import Loop, Progress
 from rlopt.loops.configuration import EnvConfig, EvalConfig, TrainConfig
@@ -166,7 +166,7 @@ class TextLoop(Loop):
         """Learn from one round of demonstrations, and look at times whether they are enough."""
         c, begin, number = self.config, perf_counter(), self.warmed
         seeds = group_seeds(c, self.seed, number, "warm")
-        turns: list[Turn] = []
+        turns: list[TextTurn] = []
         for g, seed in enumerate(seeds):
             task = self.games.tasks[seed % len(self.games.tasks)]
             draw = numpy_generator(self.seed, "warm", number, g)

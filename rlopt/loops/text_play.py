@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlopt.agents.text_rollout import TextEpisode, Turn
+from rlopt.agents.text_rollout import TextEpisode, TextTurn
 from rlopt.envs.factory import Env, EnvFactory, find_spec
 from rlopt.envs.text.game import Seen, TextGame, text_game
 from rlopt.loops.configuration import EnvConfig
@@ -92,7 +92,7 @@ def play(
     """
     seen = [game.begin(task) for game, task in zip(games, tasks, strict=True)]
     past: list[list[Past]] = [[] for _ in tasks]
-    turns: list[list[Turn]] = [[] for _ in tasks]
+    turns: list[list[TextTurn]] = [[] for _ in tasks]
     success, alive, taken = [False] * len(tasks), list(range(len(tasks))), 0
     complete = [False] * len(tasks)
     while alive and (limit is None or taken < limit):
@@ -101,7 +101,7 @@ def play(
         for r, said in zip(rows, answers, strict=True):
             true = games[r].exact() if exact else None
             moved = games[r].act(said.action)
-            turns[r].append(Turn(seen[r], said, moved.reward, true))
+            turns[r].append(TextTurn(seen[r], said, moved.reward, true))
             past[r].append(Past(seen[r].text, said.action))
             over = horizon is not None and len(turns[r]) >= horizon
             seen[r], success[r] = moved.seen, moved.success
@@ -177,13 +177,13 @@ def demonstration(
     solution = game.solution(task)
     if solution is None:
         raise RloptError(f"agent.warm_start: {game.id} knows no solutions of its tasks; leave it out")
-    seen, past, turns, complete, success = game.begin(task), list[Past](), list[Turn](), False, False
+    seen, past, turns, complete, success = game.begin(task), list[Past](), list[TextTurn](), False, False
     for action in solution:
         words, others = action, [one for one in seen.admissible if one != action]
         if others and draw.random() < noise:
             words = others[int(draw.integers(len(others)))]
         moved = game.act(action)
-        turns.append(Turn(seen, demonstrated(model, c, seen, past, words), moved.reward))
+        turns.append(TextTurn(seen, demonstrated(model, c, seen, past, words), moved.reward))
         past.append(Past(seen.text, action))
         seen, complete, success = moved.seen, moved.terminated or moved.truncated, moved.success
         if complete:

@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 from rlopt.agents import Agent, register_anchor
 from rlopt.agents.gigpo_llm import GiGPOLLM, GiGPOLLMConfig
 from rlopt.agents.group_advantages import group_advantages
-from rlopt.agents.text_rollout import TextEpisode, Turn
+from rlopt.agents.text_rollout import TextEpisode, TextTurn
 from rlopt.config import build, over
 from rlopt.envs.text.game import Seen
 from rlopt.loops.text import TextLoop
@@ -167,7 +167,7 @@ def test_what_tokens_count(aggregation: str, wanted: list[float]) -> None:
     turns = []
     for tokens in ([3, 4], [3, 4, 5, 6]):
         said = demonstrated(agent.model, agent.config, seen, [], "go east")._replace(tokens=tokens)
-        turns.append(Turn(seen, said))
+        turns.append(TextTurn(seen, said))
     ((part, weight),) = agent._micro_batches([1, 0], turns)
     assert part == [0, 1] and weight.tolist() == pytest.approx(wanted)
 
@@ -210,7 +210,7 @@ def test_what_counts_as_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [("a cat", "s1", ("x",)), ("a dog", "s1", ("x",)), ("a cat", "s2", ("y",)), ("a cat", "s1", ("x",))]
     agent = make_agent()
     answers = demonstrated(agent.model, agent.config, Corridor().begin(0), [], "go east")
-    turns = [Turn(Seen(text, "", state, offered), answers, 1.0, state) for text, state, offered in shown]
+    turns = [TextTurn(Seen(text, "", state, offered), answers, 1.0, state) for text, state, offered in shown]
     episodes = [TextEpisode(0, "", 0, turns[:2], True, True), TextEpisode(0, "", 0, turns[2:], True, True)]
 
     def same(**options: Any) -> list[int]:
