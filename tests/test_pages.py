@@ -72,7 +72,7 @@ def test_every_result_and_example_has_a_page_and_every_link_leads_somewhere(page
 
 
 def test_every_agent_and_sampler_is_on_a_page(pages: Path) -> None:
-    told = "".join(page.read_text() for page in pages.glob("algorithms/*.md"))
+    told = "".join(page.read_text() for page in (*pages.glob("algorithms/*.md"), *pages.glob("*.md")))
     assert {name for name in AGENTS if not re.search(rf"\b{name}\b", told)} == set()
     replay = (pages / "replay.md").read_text()
     assert {name for name in SAMPLERS if f"`{name}`" not in replay} == set()
