@@ -3,7 +3,7 @@
     git clone https://github.com/vwxyzjn/cleanrl ../cleanrl
     python experiments/cleanrl_control.py cleanrl=../cleanrl experiment=Hopper-v4 seed=0 total_steps=501760 run_dir=DIR
 
-or all of ``experiments/jobs/cleanrl.yaml`` by ``run_queue.py`` with ``--script experiments/cleanrl_control.py``.
+or all of ``experiments/jobs/cleanrl.yaml`` by ``rlopt queue`` with ``--script experiments/cleanrl_control.py``.
 
 Runs ``cleanrl/ppo_continuous_action.py`` of the checkout word for word, on one thread, with the schedule of 1M steps
 that is its default. The script was written for gymnasium 0.29.1, so what it imports under that name is patched, and
@@ -182,7 +182,7 @@ class Tables:
 
 
 def main(words: Sequence[str]) -> None:
-    """``words`` are those of ``run_queue.py``; what was begun is begun anew, as the script cannot resume."""
+    """``words`` are those of ``rlopt queue``; what was begun is begun anew, as the script cannot resume."""
     given = dict(word.split("=", 1) for word in words)
     if "resume" in given:
         raise SystemExit(f"CleanRL's script cannot resume; remove {given['resume']} and start again")

@@ -5,7 +5,7 @@
     python experiments/compare_runs.py --by precision --root runs/sac_precision --out results/sac_precision
     python experiments/compare_runs.py --by optimiser --root runs/optimisers --window 3000 --out results/optimisers
 
-Reads what ``run_queue.py`` made of ``jobs/sac_replay.yaml`` and the like, finished or not. Runs of
+Reads what ``rlopt queue`` made of ``jobs/sac_replay.yaml`` and the like, finished or not. Runs of
 one task and one update ratio that differ in their buffer (or precision, or optimiser) are compared at the last step at
 which all of them were evaluated: every seed's mean over its evaluations in the window before. Writes
 ``evaluations.csv``, ``table.csv``, ``table.md`` and ``curves.png``.

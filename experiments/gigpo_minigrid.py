@@ -27,7 +27,7 @@ WINDOW = 20_000
 """Environment steps over which the returns of training episodes are averaged."""
 PAGE = """# GiGPO, GRPO and PPO with a network on two sparse tasks of MiniGrid
 
-`python experiments/run_queue.py experiments/jobs/gigpo_minigrid.yaml --root runs/gigpo_minigrid`, then
+`rlopt queue experiments/jobs/gigpo_minigrid.yaml --root runs/gigpo_minigrid`, then
 `python experiments/gigpo_minigrid.py --root runs/gigpo_minigrid --out results/gigpo_minigrid` · rlopt {version} · CPU
 
 The return is 1 - 0.9 x (share of the episode limit used) at the goal and 0 otherwise. All learn from 8 groups x 8 whole

@@ -4,7 +4,7 @@
     python experiments/reshuffling.py --root runs/rr_atari --out results/rr_atari --window 500000
     python experiments/reshuffling.py --counts results/rr_minatar
 
-Reads what ``run_queue.py`` made of ``jobs/rr_minatar.yaml`` or ``jobs/rr_atari.yaml``, finished or not, and writes
+Reads what ``rlopt queue`` made of ``jobs/rr_minatar.yaml`` or ``jobs/rr_atari.yaml``, finished or not, and writes
 ``table.csv`` and ``table.md``, ``evaluations.csv`` and a figure for each update ratio. Of each game and update ratio
 the arms of one agent are compared at the last step at which all of their seeds were evaluated, by each seed's mean over
 its evaluations in the window before; seeds are paired. Over games: interquartile means of normalised scores with

@@ -4,7 +4,7 @@
     python experiments/summarise.py --root runs/td3_mujoco --out results/td3_mujoco --steps 100000 150000 200000
     python experiments/summarise.py --root runs/ppo --out results/ppo_mujoco --steps 100000 300000 500000 --training
 
-Reads what ``run_queue.py`` made (``ROOT/<experiment>/seed<seed>``), finished or not, and writes ``evaluations.csv``
+Reads what ``rlopt queue`` made (``ROOT/<experiment>/seed<seed>``), finished or not, and writes ``evaluations.csv``
 (every seed's mean return at every evaluation), ``table.csv`` and ``table.md``, ``curves.png`` and ``README.md``. With
 ``--training`` the table has the returns of training episodes too, which CleanRL publishes. The README is kept where it
 exists, unless ``--readme`` asks for a new one: it is where findings are written by hand.
@@ -234,7 +234,7 @@ def readme(runs: dict[tuple[str, str], list[Run]], root: Path, command: str) -> 
         f" environments of their own.{warmed}",
         f"- **Versions**: {_versions(every)}.",
         f"- **Hardware**: {HARDWARE}.",
-        f"- **Trained by** `python experiments/run_queue.py {jobs} --root DIR --workers 2`",
+        f"- **Trained by** `rlopt queue {jobs} --root DIR --workers 2`",
         f"- **Summarised by** `{command}`",
         "",
         "`evaluations.csv` has every seed's mean return at every evaluation; `table.md` and `table.csv` compare with",
@@ -293,7 +293,7 @@ def _task(env_id: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Summarise the run folders of run_queue.py.")
+    parser = argparse.ArgumentParser(description="Summarise the run folders of rlopt queue.")
     parser.add_argument("--root", type=Path, required=True, help="the queue's --root")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="steps of the table")

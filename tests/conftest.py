@@ -25,6 +25,7 @@ CORE = (
     "cli/test_arguments.py",
     "envs/test_edge.py", "envs/test_spaces.py",
     "nn/test_networks.py", "nn/test_optim.py",
+    "queue/test_jobs.py",
     "robust/test_mdp.py",
     "search/test_space.py",
     "training/test_checkpoint.py", "training/test_flags.py", "training/test_resume.py", "training/test_run_folder.py",

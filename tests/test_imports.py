@@ -14,7 +14,7 @@ from rlopt.registry import AGENTS, get_agent
 
 PACKAGE = Path(__file__).resolve().parents[1] / "rlopt"
 FLOORS = [
-    {"cli"}, {"search"}, {"training"}, {"loops", "runs"}, {"analysis"}, {"agents"}, {"policy", "fast"},
+    {"cli"}, {"search", "queue"}, {"training"}, {"loops", "runs"}, {"analysis"}, {"agents"}, {"policy", "fast"},
     {"robust", "buffers", "nn", "envs"},
 ]  # fmt: skip
 """Each room imports what is on its own floor (without circles) and below; under all of them lie the modules at the top

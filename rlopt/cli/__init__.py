@@ -1,4 +1,4 @@
-"""The command line: ``rlopt train``, ``sweep``, ``evaluate``, ``plot``, ``export``, ``push`` and ``list``.
+"""The command line: ``rlopt train``, ``sweep``, ``queue``, ``evaluate``, ``plot``, ``export``, ``push`` and ``list``.
 
 What imports torch is imported inside the commands, so that help and listings answer at once.
 """

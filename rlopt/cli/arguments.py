@@ -15,6 +15,7 @@ usage: rlopt COMMAND ...
 
   train      train an agent, or resume a run           rlopt train agent=sac env=HalfCheetah-v5 seed=3
   sweep      search options, and rank what was found   rlopt sweep SPACE.yaml env=Hopper-v5 --trials 40 --seeds 3
+  queue      the trainings of a file, resumably        rlopt queue jobs.yaml --root runs/mine --executor slurm
   evaluate   evaluate a run or an exported policy      rlopt evaluate RUN --episodes 20
   plot       draw learning curves of runs              rlopt plot runs/* --out curves.png
   export     a policy as ONNX or torch.export          rlopt export RUN --to onnx
@@ -53,6 +54,24 @@ file of options and where to look for them; what is given beside it is the same 
 The same command goes on where the sweep was stopped or killed, also with more --trials, and joins it from another
 machine that sees the folder. Trials are ordinary runs in --root, for `rlopt plot`, `rlopt report`, `rlopt evaluate`;
 trials.csv, ranking.md and importance.png lie beside them.
+"""
+
+QUEUE = """\
+Works through the trainings of a YAML file: experiments with seeds, each in a run folder ROOT/<name>/seed<seed>, its
+output in ROOT/logs, as processes of this machine, as jobs of Slurm or as tasks of Ray.
+
+  defaults: {seeds: [0, 1, 2], overrides: [total_steps=100000]}
+  jobs:
+    - experiment: sac_hopper_v4
+    - {name: hopper_rr, experiment: sac_hopper_v4, overrides: [buffer=reshuffled], needs: {gpus: 1, hours: 12}}
+
+  rlopt queue jobs.yaml --root runs/mine --workers 2
+  rlopt queue jobs.yaml --root runs/mine --status
+  rlopt queue jobs.yaml --root runs/mine --executor slurm --executor-options partition=gpu
+
+All command lines are checked before anything starts. The same command again skips what is finished, goes on with what
+was cut off and extends what now asks for more total_steps; a training whose machine or worker is lost goes on elsewhere
+from its last checkpoint. Ctrl-C and SIGTERM are passed on: all trainings save and end.
 """
 
 EVALUATE = """\
@@ -187,6 +206,34 @@ def sweep_parser() -> Parser:
     return parser
 
 
+def queue_parser() -> Parser:
+    parser = _command("queue", "rlopt.cli.queue", QUEUE)
+    parser.add_argument("jobs", metavar="JOBS.yaml", help="the trainings")
+    parser.add_argument("--root", metavar="DIR", help="folder of the run folders and logs; all machines must see it")
+    parser.add_argument(
+        "--workers",
+        type=_at_least_one,
+        metavar="N",
+        help="trainings at a time (default: 2 processes; all with a cluster)",
+    )
+    parser.add_argument(
+        "--executor", choices=("local", "slurm", "ray", "submitit-local"), default="local",
+        help="where they run (default: local); submitit-local tries here what slurm would do",
+    )  # fmt: skip
+    parser.add_argument(
+        "--executor-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help="slurm: partition, account, qos, time (minutes), mem, gpus_per_node, ... as sbatch; ray: address",
+    )  # fmt: skip
+    parser.add_argument("--status", action="store_true", help="print how far each training is, and stop")
+    parser.add_argument("--check", action="store_true", help="check every command line, and stop")
+    parser.add_argument("--script", metavar="FILE.py", help="what trains instead of rlopt train, given the same words")
+    parser.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR",
+        help="a further folder of config groups (agent/, env/, ...)",
+    )  # fmt: skip
+    return parser
+
+
 def evaluate_parser() -> Parser:
     parser = _command("evaluate", "rlopt.cli.evaluate", EVALUATE)
     parser.add_argument(
@@ -302,6 +349,7 @@ def list_parser() -> Parser:
 COMMANDS: dict[str, Callable[[], Parser]] = {
     "train": train_parser,
     "sweep": sweep_parser,
+    "queue": queue_parser,
     "evaluate": evaluate_parser,
     "plot": plot_parser,
     "export": export_parser,

@@ -39,6 +39,12 @@ def compose(overrides: Sequence[str], extra_dirs: Sequence[str] = ()) -> TrainCo
     return presets.compose(parsed, extra_dirs)
 
 
+def check_words(overrides: Sequence[str], extra_dirs: Sequence[str] = ()) -> None:
+    """Raise RloptError in one line where ``overrides`` cannot be read, or name an agent, a buffer or an experiment that
+    is not there. Imports no torch, and does not look at options."""
+    presets.check_words(_single(overrides), extra_dirs)
+
+
 class ResumeRequest(NamedTuple):
     """What ``resume=`` asks for."""
 

@@ -104,6 +104,13 @@ def compose(
         raise
 
 
+def check_words(overrides: Sequence[Override], extra_dirs: Sequence[str] = ()) -> None:
+    """Raise RloptError where a word chooses what is not there; imports no torch."""
+    groups = _groups(config_dirs(extra_dirs))
+    for override in overrides:
+        _for_hydra(override, groups)
+
+
 def _misfit(error: RloptError, experiment: str | None, given: Mapping[str, Override]) -> RloptError | None:
     """Return where ``error`` is of an option that the experiment sets and the user's own choice lacks, one that says
     so."""
