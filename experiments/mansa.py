@@ -6,7 +6,7 @@
 Reads ``ROOT/<task>_<arm>/seed<seed>`` (``coop_cost_mid``), finished or not, with one run or several in each, and writes
 ``table.csv``, ``table.md`` and ``pareto.png``. A seed's numbers are means over its last ``WINDOW`` evaluations, and a
 failure is an episode that did not earn all there was (1, on level-based foraging). ``--jobs`` writes a jobs file for
-``run_queue.py`` with an arm ``random`` of each task whose ``cost_mid`` is finished: each seed's share of random calls
+``rlopt queue`` with an arm ``random`` of each task whose ``cost_mid`` is finished: each seed's share of random calls
 is the one that ``cost_mid`` reached with the same seed.
 """
 
