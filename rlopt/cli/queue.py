@@ -97,7 +97,8 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
         if not key or not equals:
             raise RloptError(f"--executor-options {word}: expected KEY=VALUE, such as partition=gpu")
         try:
-            options[key] = yaml.safe_load(value)
+            # YAML reads 12:00:00 as a number in base 60.
+            options[key] = value if value.replace(":", "").isdecimal() and ":" in value else yaml.safe_load(value)
         except yaml.YAMLError as e:
             raise RloptError(f"--executor-options {word}: the value cannot be read") from e
     return options

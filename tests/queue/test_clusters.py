@@ -81,7 +81,7 @@ def test_what_is_submitted_to_slurm(
     assert "a/seed0 has no time limit, which Slurm wants" in refused(words, capsys)
     jobs_file(tmp_path, {"experiment": "a", "needs": needs})
     for option, line in [
-        ("gpus=1", "has no such option; did you mean gpus_per_node?"),
+        ("gpus_per_nod=1", "has no such option; did you mean gpus_per_node?"),
         ("time=60", "a/seed0 says needs: {hours: 12}; leave one of them out"),
         ("time=1:00", "give whole minutes, such as time=720"),
     ]:
