@@ -58,7 +58,7 @@ def _table(path: Path) -> dict[str, list[Any]]:
 
 
 @dataclass
-class Record:
+class QueueRecord:
     """What ``ROOT/queue.json`` says about a queue, also after it was killed."""
 
     executor: str = "local"
@@ -76,7 +76,7 @@ class Record:
         temporary.replace(root / "queue.json")
 
     @classmethod
-    def read(cls, root: Path) -> Record:
+    def read(cls, root: Path) -> QueueRecord:
         """Return what was written last; of a queue that never ran, nothing.
 
         Raises:
@@ -93,7 +93,7 @@ class Record:
 
 def status(jobs: Sequence[Job], root: Path) -> str:
     """Return a table of every job's state, and how many are in each."""
-    record = Record.read(root)
+    record = QueueRecord.read(root)
     lines = [f"{'job':<44}{'state':<13}{'step':>9}{'of':>9}{'return':>10}{'steps/s':>9}"]
     states: list[str] = []
     for job in jobs:
@@ -106,7 +106,7 @@ def status(jobs: Sequence[Job], root: Path) -> str:
     return "\n".join(lines)
 
 
-def _unfinished(job: Job, root: Path, record: Record) -> str:
+def _unfinished(job: Job, root: Path, record: QueueRecord) -> str:
     for word, known in (("running", record.running), ("submitted", record.submitted)):
         if job.name in known and (record.executor != "local" or _alive(known[job.name])):
             return word

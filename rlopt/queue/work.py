@@ -18,7 +18,7 @@ from rlopt.queue import tied
 from rlopt.queue.attend import Assignment
 from rlopt.queue.executors import Executor, Handle
 from rlopt.queue.jobs import Job
-from rlopt.queue.progress import Record, progress
+from rlopt.queue.progress import QueueRecord, progress
 
 TRIES = 3
 """How often a training may be lost without having got a step further."""
@@ -116,7 +116,7 @@ class Queue:
 
     def _left_behind(self) -> dict[str, int | str]:
         """What an earlier queue gave to a cluster that goes on without it."""
-        record = Record.read(self.root)
+        record = QueueRecord.read(self.root)
         left = {**record.running, **record.submitted}
         if left and record.executor == "slurm" and self.executor.name != "slurm":
             raise RloptError(
@@ -242,7 +242,7 @@ class Queue:
     def _record(self) -> None:
         begun = {name: at.handle.id for name, at in self.running.items() if at.begun}
         waiting = {name: at.handle.id for name, at in self.running.items() if not at.begun}
-        Record(self.executor.name, begun, waiting, self.failed).write(self.root)
+        QueueRecord(self.executor.name, begun, waiting, self.failed).write(self.root)
 
     def _say(self, text: str) -> None:
         print(f"[{(time.monotonic() - self.started) / 60:7.1f} min] {text}", file=self.out, flush=True)

@@ -18,7 +18,7 @@ import pytest
 
 from rlopt.cli import main
 from rlopt.queue.jobs import load_jobs
-from rlopt.queue.progress import Record
+from rlopt.queue.progress import QueueRecord
 from tests.cli.command_line import ROOT, refused
 from tests.queue import slurm
 from tests.queue.training import command, jobs_file, until
@@ -112,7 +112,7 @@ def test_jobs_that_an_earlier_queue_left_with_slurm_are_not_trained_twice(
 ) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    Record("slurm", {"a/seed0": "17"}).write(root)
+    QueueRecord("slurm", {"a/seed0": "17"}).write(root)
     words = command(jobs_file(tmp_path, {"experiment": "a"}), root)
     assert "has 1 jobs with Slurm from an earlier queue; go on with --executor slurm" in refused(words, capsys)
     assert main([*words, "--status"]) == 0
@@ -175,7 +175,7 @@ def test_slurm_requeues_a_queue_finds_again_and_a_signal_is_passed_on(tmp_path: 
     with queue(words, out, **variables):
         until(begun(root, "slow/seed0"), 120)
         until(begun(root, "slow/seed1"), 120)
-        until(lambda: len(Record.read(root).running) == 2, 60)
+        until(lambda: len(QueueRecord.read(root).running) == 2, 60)
     # The queue was killed; its jobs go on. One is taken from its machine meanwhile.
     os.kill(int((tmp_path / "slurm" / "101.pid").read_text()), signal.SIGUSR2)
     with queue(words, out, **variables) as process:
