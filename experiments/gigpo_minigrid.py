@@ -1,6 +1,8 @@
 """Curves and a table of GiGPO, GRPO and PPO on the same group rollouts (experiments/jobs/gigpo_minigrid.yaml).
 
-python experiments/gigpo_minigrid.py --root runs/gigpo_minigrid --out results/gigpo_minigrid
+    python experiments/gigpo_minigrid.py --root runs/gigpo_minigrid --out results/gigpo_minigrid
+
+Runs that are not finished are left out, and the page says how many are missing.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 
 from rlopt.analysis.statistics import mean_interval
 from rlopt.analysis.tables import read_csv
+from rlopt.types import RloptError
 from rlopt.version import __version__
 
 matplotlib.use("Agg")
@@ -23,6 +26,7 @@ import matplotlib.pyplot as plt
 
 TASKS = {"doorkey": "MiniGrid-DoorKey-5x5-v0", "multiroom": "MiniGrid-MultiRoom-N2-S4-v0"}
 WAYS = ("gigpo", "grpo", "ppo")
+SEEDS = 5
 WINDOW = 20_000
 """Environment steps over which the returns of training episodes are averaged."""
 PAGE = """# GiGPO, GRPO and PPO with a network on two sparse tasks of MiniGrid
@@ -30,10 +34,11 @@ PAGE = """# GiGPO, GRPO and PPO with a network on two sparse tasks of MiniGrid
 `rlopt queue experiments/jobs/gigpo_minigrid.yaml --root runs/gigpo_minigrid`, then
 `python experiments/gigpo_minigrid.py --root runs/gigpo_minigrid --out results/gigpo_minigrid` · rlopt {version} · CPU
 
-The return is 1 - 0.9 x (share of the episode limit used) at the goal and 0 otherwise. All learn from 8 groups x 8 whole
-episodes by the same loss at the same rates and the same number of environment steps; PPO has a critic. *At the end*:
-episodes of the last {window} steps of training. *On the whole*: all windows of {window} steps. "GiGPO ahead" is paired
-by seed. Means and 95 % intervals by Student's t. Settings were not tuned for any of the three.
+{missing}The return is 1 - 0.9 x (share of the episode limit used) at the goal and 0 otherwise. All learn from 8 groups
+x 8 whole episodes by the same loss at the same rates and the same number of environment steps; PPO has a critic. *At
+the end*: episodes of the last {window} steps of training. *On the whole*: all windows of {window} steps. "GiGPO ahead"
+is paired by seed, where both have been run. Means and 95 % intervals by Student's t. Settings were not tuned for any of
+the three.
 
 """
 
@@ -45,6 +50,8 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder of the results")
     args = parser.parse_args(None if argv is None else list(argv))
     found = {(task, way): curves(args.root / f"{task}_{way}") for task in TASKS for way in WAYS}
+    if not any(found.values()):
+        raise RloptError(f"{args.root} has no finished run yet; run_queue.py makes them")
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "curves.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -89,14 +96,22 @@ def report(found: Found) -> str:
     rows = [head, ["---"] * len(head)]
     for (task, way), mine in found.items():
         best = found[task, "gigpo"]
-        ends, means = ({s: f(c) for s, c in mine.items()} for f in (lambda c: c[-1], np.nanmean))
         ahead = ["", ""]
         if way != "gigpo" and (both := sorted(mine.keys() & best.keys())):
-            ahead = [interval([f(best[s]) - f(mine[s]) for s in both], "+.2f") for f in (lambda c: c[-1], np.nanmean)]
-        numbers = [interval(list(x.values()), ".2f") for x in (ends, means)]
+            ahead = [interval([f(best[s]) - f(mine[s]) for s in both], "+.2f") for f in (at_the_end, np.nanmean)]
+        numbers = [interval([f(curve) for curve in mine.values()], ".2f") for f in (at_the_end, np.nanmean)]
         rows.append([TASKS[task], way, str(len(mine)), *numbers, *ahead])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{PAGE.format(version=__version__, window=f'{WINDOW:,}')}{table}\n\n![curves](curves.png)\n"
+    done, every = sum(map(len, found.values())), len(found) * SEEDS
+    missing = f"**Unfinished: {done} of {every} runs so far.** " if done < every else ""
+    return (
+        f"{PAGE.format(version=__version__, window=f'{WINDOW:,}', missing=missing)}{table}\n\n![curves](curves.png)\n"
+    )
+
+
+def at_the_end(curve: np.ndarray[Any, Any]) -> float:
+    """Return the mean of the last window in which an episode ended."""
+    return float(curve[~np.isnan(curve)][-1])
 
 
 def interval(values: list[float], form: str) -> str:
@@ -119,12 +134,13 @@ def draw(found: Found, path: Path) -> None:
             length = min(map(len, seeds))
             y = np.array([curve[:length] for curve in seeds])
             x = (np.arange(length) + 1) * WINDOW
-            (line,) = ax.plot(x, y.mean(0), label=f"{way} ({len(seeds)} seeds)")
+            (line,) = ax.plot(x, y.mean(0), label=f"{way} ({len(seeds)} seed{'s' * (len(seeds) > 1)})")
             if len(seeds) > 1:
                 bounds = np.array([mean_interval(column)[1:] for column in y.T])
                 ax.fill_between(x, bounds[:, 0], bounds[:, 1], color=line.get_color(), alpha=0.15, lw=0)
         ax.set(title=TASKS[task], xlabel="environment steps", ylabel="return in training", ylim=(0, 1.02))
-        ax.legend()
+        if ax.lines:
+            ax.legend()
     figure.savefig(path, dpi=110)
 
 

@@ -198,7 +198,7 @@ class GiGPO(Agent):
                 (exact,) = tensor_anchors(steps.obs, steps.action, rows.episode, task, anchor_key("exact"))
                 rows = rows._replace(exact=exact)
         target = None
-        metrics = group_metrics(rows, c.gamma, c)
+        metrics = group_metrics(rows, c.gamma)
         if self.critic is not None:
             value = self.critic(self.critic.params, steps.obs)[0].cpu().double()
             advantage = generalised_advantages(rows, value, c.gamma, c.gae_lambda)

@@ -237,18 +237,15 @@ def group_advantages(rows: Rows, gamma: float, c: EstimatorConfig) -> Tensor:
     return _charged(discounted_returns(rows, gamma), rows)
 
 
-def group_metrics(rows: Rows, gamma: float, c: EstimatorConfig | None = None) -> Metrics:
+def group_metrics(rows: Rows, gamma: float) -> Metrics:
     """Return what the groups of an iteration were like, () each: ``equal_groups`` is the share of tasks whose episodes
     all scored alike (GRPO learns nothing from them), ``anchor_size`` the mean number of steps at an anchor,
     ``anchors/2-4`` the share of anchors at which so many stand (the paper's figure 5), ``singletons`` the share of
     steps that are alone at theirs, ``step_signal`` that of steps whose anchor has seen different returns, ``aliasing``
-    (where true states are known) that of steps whose anchor stands for several; with the options ``c`` of an estimator,
-    ``episode_signal`` and ``anchor_signal`` are the mean sizes of A_E and A_S."""
+    (where true states are known) that of steps whose anchor stands for several."""
     differ = moments(episode_scores(rows), rows.group, "none").differ
     there = torch.bincount(rows.group) > 0
     found = {"equal_groups": 1.0 - differ[there].float().mean()}
-    if c is not None and c.estimator in ("gigpo", "grpo"):
-        found["episode_signal"] = episode_advantages(rows, c.normaliser, c.statistics).abs().mean().float()
     if rows.anchors:
         anchor = rows.anchors[0]
         size = torch.bincount(anchor)
@@ -261,8 +258,6 @@ def group_metrics(rows: Rows, gamma: float, c: EstimatorConfig | None = None) ->
         for first, beyond, part in zip(SIZES, (*SIZES[1:], None), share / len(size), strict=True):
             name = f"{first}+" if beyond is None else f"{first}-{beyond - 1}" if beyond - first > 1 else f"{first}"
             found[f"anchors/{name}"] = part
-        if c is not None:
-            found["anchor_signal"] = step_advantages(rows, gamma, c.normaliser).abs().mean().float()
         if rows.exact is not None:
             several = moments(rows.exact.double(), anchor, "none").differ
             found["aliasing"] = several[anchor].float().mean()

@@ -86,14 +86,6 @@ def test_buckets_of_anchors_by_size() -> None:
     assert shares == pytest.approx([1, 2, 2, 2, 1]) and float(found["anchor_size"]) == pytest.approx(130 / 8)
 
 
-def test_the_sizes_of_both_advantages_are_told() -> None:
-    rows, c = rows_of(STEPS, GROUP), EstimatorConfig(normaliser="none")
-    found = group_metrics(rows, 0.5, c)
-    assert float(found["episode_signal"]) == pytest.approx(4 * 0.5 / 6)
-    assert float(found["anchor_signal"]) == pytest.approx((0.5 - 0.5 / 3 + 2 * 0.5 / 3) / 6)
-    assert "episode_signal" not in group_metrics(rows, 0.5, EstimatorConfig(estimator="step"))
-
-
 def test_generalised_advantages_by_hand() -> None:
     """γ = 0.5, λ = 0.5: δ = 0 + 0.5 · 2 - 1 = 0 and 1 - 2 = -1; Â = 0 - 0.25 and -1."""
     rows = rows_of(STEPS[:2], [0])
