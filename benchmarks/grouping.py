@@ -44,7 +44,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     args = parser.parse_args(None if argv is None else list(argv))
     torch.set_num_threads(1)
     lines = [
-        "`python benchmarks/grouping.py`: share of the processor time of an iteration, 8 groups x 8 episodes, one thread",
+        "`python benchmarks/grouping.py`: share of the processor time of an iteration, 8 groups x 8 episodes",
         "",
         "| case | steps in an iteration | anchors | advantages | metrics | all three |",
         "| --- | --- | --- | --- | --- | --- |",
