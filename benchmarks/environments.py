@@ -245,10 +245,13 @@ def save(out: Path, header: list[str], rows: list[list[str]], table: str, notes:
     figure = Figure(figsize=(7, 0.9 + 1.5 * len(args.envs)), layout="constrained")
     for axes, env_id in zip(np.atleast_1d(figure.subplots(len(args.envs))), args.envs, strict=True):
         mine = [r for r in rows if r[0] == env_id]
-        axes.barh([r[2] for r in mine], [float(r[3]) for r in mine], color=[colours.get(r[2], "#999999") for r in mine])
+        medians = np.array([float(r[3]) for r in mine])
+        ends = np.abs(np.array([[float(r[4]), float(r[5])] for r in mine]).T - medians)
+        axes.barh([r[2] for r in mine], medians, xerr=ends, color=[colours.get(r[2], "#999999") for r in mine])
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_title(env_id, loc="left", fontsize=9)
         axes.invert_yaxis()
-    axes.set_xlabel("environment steps per second")
+    axes.set_xlabel("environment steps per second (bars: medians; lines: least to greatest window)")
     figure.savefig(out / "chart.png", dpi=150)
 
 

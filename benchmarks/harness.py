@@ -263,6 +263,14 @@ def best(speeds: Mapping[Entrant, Sequence[float]]) -> dict[str, tuple[float, st
     return found
 
 
+def ranges(made: Report) -> dict[str, tuple[float, float]]:
+    """The least and the greatest window of each row that begins with a name and a setting, by ``Entrant.label``."""
+    if not {"min", "max"} <= {*made.header}:
+        return {}
+    low, high = made.header.index("min"), made.header.index("max")
+    return {", ".join(row[:2]): (float(row[low]), float(row[high])) for row in made.rows if row[low]}
+
+
 def verdict(what: str, found: float, target: float | None = None) -> str:
     """One ratio, and whether it is what was aimed at."""
     if target is None:
@@ -303,14 +311,26 @@ def publish(
         encoding="utf-8",
     )
     figure = Figure(figsize=(8, 0.38 * len(bars) + 0.9), layout="constrained")
-    draw_bars(figure.subplots(), bars, label, colour)
+    draw_bars(figure.subplots(), bars, label, colour, ranges(made))
     figure.savefig(out / "chart.png", dpi=150)
 
 
-def draw_bars(axes: Any, bars: Mapping[str, float], label: str, colour: Callable[[str], str]) -> None:
-    """Horizontal bars, the first on top, with their values."""
-    drawn = axes.barh(list(bars), list(bars.values()), color=[colour(name) for name in bars])
-    axes.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize=8)
+def draw_bars(
+    axes: Any, bars: Mapping[str, float], label: str, colour: Callable[[str], str],
+    spreads: Mapping[str, tuple[float, float]] | None = None,
+) -> None:  # fmt: skip
+    """Horizontal bars, the first on top, with their values; through the ends of those that ``spreads`` knows a line
+    from the least to the greatest window."""
+    axes.barh(list(bars), list(bars.values()), color=[colour(name) for name in bars])
+    known = spreads or {}
+    for row, (name, value) in enumerate(bars.items()):
+        low, high = known.get(name, (value, value))
+        axes.plot([low, high], [row, row], color="black", linewidth=1.2, solid_capstyle="butt")
+        axes.annotate(f"{value:,.0f}", (max(value, high), row), (4, 0), textcoords="offset points",
+                      va="center", fontsize=8)  # fmt: skip
+    if known.keys() & bars.keys():
+        label += "\nbars: medians; lines: least to greatest window"
     axes.set_xlabel(label)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(x=0.12)
     axes.invert_yaxis()

@@ -53,7 +53,8 @@ def main() -> None:
     for row in rows:
         print(*row)
     draw_convergence(panels, arguments.out / "advice.png", "regret of an episode", True,
-                     f"Learning adherence ({arguments.runs} runs: mean, 5 to 95 % band)", floor=1e-3)  # fmt: skip
+                     f"Learning adherence ({arguments.runs} runs: mean, 5 to 95 % band)", floor=1e-3,
+                     xlabel="episode")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import matplotlib
 import numpy as np
 
 from rlopt.agents import GiGPO, GiGPOConfig
+from rlopt.analysis.figures import COLOURS
 from rlopt.analysis.statistics import mean_interval
 from rlopt.envs import make_env
 from rlopt.loops.group import GroupLoop
@@ -183,6 +184,7 @@ def interval(x: np.ndarray[Any, Any]) -> str:
 
 def draw(done: Found, out: Path) -> None:
     """Draw success over updates, with 95 % intervals of the mean, and success by ω."""
+    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLOURS)
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
     for ax, game in zip(axes, GAMES, strict=False):
         for way in WAYS:

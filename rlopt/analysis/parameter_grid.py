@@ -25,8 +25,8 @@ def draw_parameter_grid(
     ``panels``.
 
     One parameter gives a line per method. Two give a map per method, in one colour scale, with a cross at the worst
-    point and a ring at ``nominal`` if it is on the map. Of more the first two are shown, each cell the worst over the
-    others.
+    point and a ring at ``nominal`` if it is on the map; a legend tells them. Of more the first two are shown, each cell
+    the worst over the others.
 
     Raises:
         RloptError: returns whose shape is not that of the grid, or a file name of unknown kind.
@@ -42,7 +42,7 @@ def draw_parameter_grid(
         figure = Figure(figsize=(6.0, 4.0), dpi=150, layout="constrained")
         _lines(figure.add_subplot(), grids, names[0], axes[0], nominal)
     else:
-        figure = Figure(figsize=(3.3 * len(grids) + 0.9, 3.4), dpi=150, layout="constrained")
+        figure = Figure(figsize=(3.3 * len(grids) + 0.9, 3.7), dpi=150, layout="constrained")
         _maps(figure, {k: g.min(tuple(range(2, g.ndim))) for k, g in grids.items()}, names, axes, nominal)
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)
@@ -75,11 +75,15 @@ def _maps(
     for place, (label, grid) in zip(places, grids.items(), strict=True):
         shown = place.pcolormesh(x, y, grid, cmap="viridis", vmin=low, vmax=high, shading="nearest")
         i, j = np.unravel_index(int(grid.argmin()), grid.shape)
-        place.plot(x[j], y[i], "x", color="#D55E00", markersize=9, markeredgewidth=2)
+        drawn = place.plot(x[j], y[i], "x", color="#D55E00", markersize=9, markeredgewidth=2, label="worst point")
         if nominal is not None and all(a[0] <= nominal[n] <= a[-1] for n, a in zip(names[:2], axes, strict=False)):
-            place.plot(nominal[names[1]], nominal[names[0]], "o", color="white", fillstyle="none", markersize=8)
+            # White on the bright end of the scale cannot be seen, black on the dark one: a black ring in a white one.
+            at = (nominal[names[1]], nominal[names[0]])
+            place.plot(*at, "o", color="white", fillstyle="none", markersize=8, markeredgewidth=3)
+            drawn += place.plot(*at, "o", color="black", fillstyle="none", markersize=8, label="nominal parameters")
         place.set_title(f"{label}\nworst {grid.min():.0f}, mean {grid.mean():.0f}", fontsize=9, parse_math=False)
         place.set_xlabel(names[1])
     places[0].set_ylabel(names[0])
     label = "mean return" if len(names) == 2 else "worst mean return"
     figure.colorbar(shown, ax=list(places), shrink=0.85, label=label)
+    figure.legend(handles=drawn, loc="outside lower center", ncols=2, frameon=False, fontsize=8)

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from rlopt.analysis.figures import COLOURS, save_figure
@@ -27,10 +29,11 @@ def draw_convergence(
     log: bool = True,
     title: str | None = None,
     floor: float = 1e-6,
+    xlabel: str = "iteration",
 ) -> None:
-    """Draw iterations against values (T, K) over instances, a panel per key and a line per entry: the mean, and a
-    band from the 5th to the 95th percentile (the bands of the DRPG paper's figures). On a log scale values end at
-    ``floor``."""
+    """Draw iterations (or what ``xlabel`` calls them) against values (T, K) over instances, a panel per key and a line
+    per entry: the mean, and a band from the 5th to the 95th percentile (the bands of the DRPG paper's figures). On a
+    log scale values end at ``floor``."""
     figure, axes = _grid(len(panels), title)
     for place, (name, lines) in zip(axes, panels.items(), strict=True):
         for colour, (label, given) in zip(COLOURS, lines.items(), strict=False):
@@ -45,9 +48,10 @@ def draw_convergence(
         if log:
             place.set_yscale("log")
         place.set_title(name, fontsize=10)
-        place.set_xlabel("iteration")
+        place.set_xlabel(xlabel)
         place.set_ylabel(ylabel)
-        place.legend(frameon=False, fontsize=8)
+        if list(lines) != [ylabel]:
+            place.legend(frameon=False, fontsize=8)
         _bare(place)
     save_figure(figure, out)
 
@@ -122,16 +126,18 @@ def draw_worst_kernel(
     before, after = (np.einsum("sa,sat->st", pi, x) for x in (p, q))
     figure, axes = _grid(3, title, size=3.1)
     reach = max(float(np.abs(after - before).max()), 1e-12)
-    for place, name, image, limits, colours in (
-        (axes[0], "nominal", before, (0.0, 1.0), "Greys"),
-        (axes[1], "worst case", after, (0.0, 1.0), "Greys"),
-        (axes[2], "worst case − nominal", after - before, (-reach, reach), "PuOr_r"),
+    for place, name, image, limits, colours, what in (
+        (axes[0], "nominal", before, (0.0, 1.0), "Greys", "probability"),
+        (axes[1], "worst case", after, (0.0, 1.0), "Greys", "probability"),
+        (axes[2], "worst case − nominal", after - before, (-reach, reach), "PuOr_r", "difference"),
     ):
         shown = place.imshow(image, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
         place.set_title(name, fontsize=10)
         place.set_xlabel("next state")
         place.set_ylabel("state")
-        figure.colorbar(shown, ax=place, shrink=0.75)
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+        place.yaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.colorbar(shown, ax=place, shrink=0.75, label=what)
     save_figure(figure, out)
 
 
@@ -153,12 +159,13 @@ def draw_grid_policy(
     everything = np.concatenate(
         [np.asarray(v, dtype=np.float64).reshape(-1)[free.reshape(-1)] for v in values.values()]
     )
+    edge = [withStroke(linewidth=3.0, foreground="black")]  # white alone fades on the bright end of the scale
+    arrow = {"arrowstyle": "->", "color": "white", "lw": 1.4, "path_effects": edge}
     for place, (name, given) in zip(axes, policies.items(), strict=True):
         image = np.asarray(values[name], dtype=np.float64).reshape(height, width)
         shown = place.imshow(
             np.ma.masked_array(image, ~free), cmap="viridis_r", vmin=everything.min(), vmax=everything.max()
         )
-        figure.colorbar(shown, ax=place, shrink=0.75)
         policy = np.asarray(given, dtype=np.float64)
         for s in range(height * width):
             r, c = divmod(s, width)
@@ -171,11 +178,11 @@ def draw_grid_policy(
                 continue
             for (x, y), p in zip(ARROWS, policy[s], strict=True):
                 if p > 0.02:
-                    place.annotate("", (c + 0.42 * p * x, r - 0.42 * p * y), (c, r),
-                                   arrowprops={"arrowstyle": "->", "color": "white", "lw": 1.4})  # fmt: skip
+                    place.annotate("", (c + 0.42 * p * x, r - 0.42 * p * y), (c, r), arrowprops=arrow)
         place.set_title(name, fontsize=10)
         place.set_xticks([])
         place.set_yticks([])
+    figure.colorbar(shown, ax=axes, shrink=0.75, label="cost from here on")
     save_figure(figure, out)
 
 
