@@ -113,10 +113,11 @@ def compare(root: Path, out: Path, word: str = "buffer", window: int = WINDOW) -
             if name != baseline and baseline in scores:
                 gap = paired(arms, scores, name, baseline)
                 difference = f"{gap.mean():+.0f} ± {gap.std(ddof=1):.0f}" if len(gap) > 1 else f"{gap.mean():+.0f}"
-                against = str(probability_of_improvement(own, scores[baseline], resamples=RESAMPLES))
-                pooled.setdefault(ratio, {}).setdefault(name, []).append((own, scores[baseline]))
+                if min(len(own), len(scores[baseline])) > 1:  # of two runs nobody can tell
+                    against = str(probability_of_improvement(own, scores[baseline], resamples=RESAMPLES))
+                    pooled.setdefault(ratio, {}).setdefault(name, []).append((own, scores[baseline]))
             spread = own.std(ddof=1) if len(own) > 1 else float("nan")
-            told = f"{own.mean():.0f} ± {spread:.0f}"
+            told = f"{own.mean():.0f} ± {spread:.0f}" if len(own) > 1 else f"{own.mean():.0f}"
             text.append(_line([env_id, ratio, format_steps(step), name, len(own), told, difference, against]))
             interval = [f"{x:.1f}" for x in bootstrap_interval(own, iqm, resamples=RESAMPLES)]
             rows.append([env_id, ratio, step, name, len(own), f"{own.mean():.1f}", f"{spread:.1f}", *interval])
@@ -130,6 +131,8 @@ def compare(root: Path, out: Path, word: str = "buffer", window: int = WINDOW) -
     ]
     for ratio, arms_of in pooled.items():
         for name, pairs in arms_of.items():
+            if len(pairs) < 2:
+                continue
             p = probability_of_improvement([x for x, _ in pairs], [y for _, y in pairs], resamples=RESAMPLES)
             text.append(f"- {ratio}, {len(pairs)} tasks pooled: P({name} better than {baseline}) = {p}")
             rows.append([f"{len(pairs)} tasks", ratio, "", name, "", "", "", "", "", "", "", str(p)])

@@ -118,29 +118,33 @@ class FusedMLP:
 
 
 @compiled
-def forward(products: Array, net: Array, rows: int) -> None:
-    """Go from the input to the last layer's product; every hidden activation lies in its buffer."""
-    last = net.shape[0] - 1
-    for i in range(last + 1):
+def hidden(products: Array, net: Array, rows: int) -> None:
+    """Go from the input to the last hidden activation; every one lies in its buffer."""
+    for i in range(net.shape[0] - 1):
         layer = net[i]
         if layer.low_weight_at != 0:
             size = layer.inputs * layer.outputs
             elementwise.narrow(matrix(layer.weight_at, 1, size), low_matrix(layer.low_weight_at, 1, size))
-        if i == last and layer.outputs == 1:
-            return  # ``value`` does without a product
         product(products, layer.z, layer.read, layer.weight)
-        if i < last:
-            _activate(layer, rows)
+        _activate(layer, rows)
+
+
+@compiled
+def forward(products: Array, net: Array, rows: int) -> None:
+    """Go from the input to the last layer's product, which is in float32 as it is."""
+    hidden(products, net, rows)
+    last = net[net.shape[0] - 1]
+    product(products, last.z, last.read, last.weight)
 
 
 @compiled
 def value(products: Array, net: Array, q: Array) -> None:
-    """Write the only output of a network to ``q`` (rows,)."""
+    """Write the only output of a network to ``q`` (rows,), which takes no product."""
     rows, last = q.shape[0], net.shape[0] - 1
-    forward(products, net, rows)
+    hidden(products, net, rows)
     layer = net[last]
-    hidden = matrix(net[last - 1].activation_at, rows, layer.inputs)
-    elementwise.value_forward(hidden, floats(layer.weight_at, layer.inputs), floats(layer.bias_at, 1), q)
+    seen = matrix(net[last - 1].activation_at, rows, layer.inputs)
+    elementwise.value_forward(seen, floats(layer.weight_at, layer.inputs), floats(layer.bias_at, 1), q)
 
 
 @compiled
@@ -151,18 +155,16 @@ def value_delta(net: Array, dq: Array) -> None:
     width = layer.inputs
     weight, weight_grad = floats(layer.weight_at, width), floats(layer.grad_at, width)
     bias_grad, below = floats(layer.bias_grad_at, 1), floats(under.bias_grad_at, width)
-    hidden = matrix(under.activation_at, rows, width)
+    seen = matrix(under.activation_at, rows, width)
     if under.tanh != 0:
         elementwise.value_backward_tanh(
-            dq, weight, hidden, matrix(under.delta_at, rows, width), weight_grad, bias_grad, below
+            dq, weight, seen, matrix(under.delta_at, rows, width), weight_grad, bias_grad, below
         )
     elif under.delta_low != 0:
         delta = low_matrix(under.delta_at, rows, width)
-        elementwise.value_backward(dq, weight, hidden, delta, weight_grad, bias_grad, below)
+        elementwise.value_backward(dq, weight, seen, delta, weight_grad, bias_grad, below)
     else:
-        elementwise.value_backward(
-            dq, weight, hidden, matrix(under.delta_at, rows, width), weight_grad, bias_grad, below
-        )
+        elementwise.value_backward(dq, weight, seen, matrix(under.delta_at, rows, width), weight_grad, bias_grad, below)
 
 
 @compiled

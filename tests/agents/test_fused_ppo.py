@@ -18,7 +18,7 @@ from rlopt.fast import elementwise
 from rlopt.nn import NetworkConfig, OptimiserConfig
 from rlopt.types import EnvSpec
 
-BOX, DISCRETE = spaces.Box(-2, 2, (2,)), spaces.Discrete(4, start=3)
+BOX, ONE, DISCRETE = spaces.Box(-2, 2, (2,)), spaces.Box(-2, 2, (1,)), spaces.Discrete(4, start=3)
 
 
 def make(action_space: Any = BOX, observation_space: Any = None, cls: type[PPO] = PPO, **options: Any) -> PPO:
@@ -33,7 +33,8 @@ def rollout(agent: PPO, seed: int = 0) -> Rollout:
     g = torch.Generator().manual_seed(seed)
     obs, next_obs = torch.randn(2, 10, 2, 3, generator=g)
     reward, chance = torch.randn(10, 2, generator=g), torch.rand(10, 2, generator=g)
-    sample = torch.randn(10, 2, 2, generator=g)
+    width = 0 if isinstance(agent.spec.action_space, spaces.Discrete) else agent.spec.action_space.shape[0]
+    sample = torch.randn(10, 2, width, generator=g)
     discrete = isinstance(agent.spec.action_space, spaces.Discrete)
     action = 3 + torch.randint(4, (10, 2), generator=g) if discrete else sample.clamp(-2, 2)
     valid = torch.ones_like(chance, dtype=torch.bool)
@@ -54,7 +55,7 @@ def pair(**options: Any) -> tuple[PPO, PPO]:
     return fused, plain
 
 
-@pytest.mark.parametrize("action_space", [BOX, DISCRETE], ids=["gaussian", "categorical"])
+@pytest.mark.parametrize("action_space", [BOX, ONE, DISCRETE], ids=["gaussian", "one", "categorical"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -81,7 +82,7 @@ def test_training_is_the_same_with_and_without(action_space: Any, options: dict[
 
 
 def test_the_gradient_of_one_minibatch_equals_autograds() -> None:
-    for space in (BOX, DISCRETE):
+    for space in (BOX, ONE, DISCRETE):
         fused, plain = pair(action_space=space, batch_size=19, epochs=1, entropy_coefficient=0.1, max_grad_norm=None)
         for agent in (fused, plain):
             agent.update(rollout(agent))
