@@ -141,6 +141,7 @@ class Worker:
     def __init__(self, sweep: Sweep, study: optuna.Study, say: Callable[[str], object] = print) -> None:
         self.sweep, self.study, self.say = sweep, study, say
         self._turn: Turn | None = None
+        self._told = ""
 
     def run(self) -> None:
         """Work; the sweep is over when it returns.
@@ -177,6 +178,9 @@ class Worker:
             if number:
                 self._wait_again(self.study.get_trials(deepcopy=False)[number[-1]])
             raise
+        finally:
+            if number:  # last of all: who listens may have left
+                self.say(self._told)
         trial = self.study.get_trials(deepcopy=False)[number[-1]]
         if not self.sweep.keep_checkpoints and trial.state in OVER:
             self._tidy(self.sweep.folder(original(trial)))
@@ -227,7 +231,7 @@ class Worker:
             raise
         finally:
             record.close(ended)
-            self.say(f"trial {of}: {record.told(ended)}")
+            self._told = f"trial {of}: {record.told(ended)}"
 
     def _train(self, config: TrainConfig, index: int, record: Record) -> None:
         """Train one seed, or go on with it."""

@@ -218,6 +218,23 @@ def test_an_interrupted_trial_is_the_next_one(tmp_path: Path, instead: Callable[
     assert study.trials[1].params == study.trials[2].params
 
 
+def test_a_listener_who_left_does_not_turn_a_trial_into_a_failed_one(
+    tmp_path: Path, instead: Callable[..., Runs]
+) -> None:
+    """A closed terminal or pipe, as the sweep is stopped."""
+    ends: list[list[float | str]] = [[1.0, 1.0, 1.0], [1.0, INTERRUPTED]]
+    instead(lambda rate, seed: ends.pop(0))
+
+    def say(line: str) -> None:
+        if len(ends) == 0:
+            raise BrokenPipeError
+
+    sweep = sweep_of(tmp_path / "s", trials=3)
+    with pytest.raises(BrokenPipeError):
+        Worker(sweep, study := open_study(sweep), say).run()
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "WAITING"]
+
+
 def test_a_killed_trial_goes_on_from_its_checkpoint_and_equals_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,7 +354,7 @@ def test_a_mistake_is_one_line_before_anything_begins(
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_sweep_of_two_workers_is_killed_twice_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
     """``pytest -m slow tests/search``: a worker by kill -9, then all of them."""
-    (tmp_path / "space.yaml").write_text(FILE)
+    (tmp_path / "space.yaml").write_text(FILE.replace("[256, 256]", "[16]"))
     words = [w for w in WORDS if not w.startswith(("total_steps", "eval.every"))] + [
         "total_steps=3_000",
         "eval.every=500",
