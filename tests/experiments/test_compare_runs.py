@@ -42,7 +42,7 @@ def test_arms_are_compared_where_all_have_been(
     lost = rows["HalfCheetah-v4", "1 update per 4 steps", "reshuffled"]
     assert lost["paired difference"] == "-100 ± 0" and lost["probability of improvement"].startswith("0.00")
     assert rows["Hopper-v4", "1 update per step", "uniform"]["paired difference"] == ""
-    assert rows["1 tasks", "1 update per step", "reshuffled"]["probability of improvement"].startswith("1.00")
+    assert not [key for key in rows if key[0].endswith("tasks")]  # of one task each there is nothing to pool
 
 
 @pytest.mark.parametrize(("word", "usual", "other"), [("precision", "float32", "bf16"), ("overlap", False, True)])
@@ -54,7 +54,7 @@ def test_other_words_are_compared_with_what_is_usual(
         own = {"agent.update_ratio": [1, 1], "buffer.name": "uniform", word: choice}
         make_run(f"root/{choice}/seed0", {100: [value]}, env="Hopper-v4", seed=0, **own)
     assert compare.main(["--by", word, "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]) == 0
-    assert f"| {str(other).lower()} | 1 | 30 ± nan | +20 |" in capsys.readouterr().out
+    assert f"| {str(other).lower()} | 1 | 30 | +20 |" in capsys.readouterr().out
 
 
 def test_a_cautious_optimiser_is_another_one(
@@ -64,7 +64,7 @@ def test_a_cautious_optimiser_is_another_one(
         agent = {"update_ratio": [1, 1], "optimiser": {"name": name, "kwargs": kwargs}}
         make_run(f"root/{i}/seed0", {100: [10.0 + 20.0 * i]}, env="Hopper-v4", agent=agent)
     assert compare.main(["--by", "optimiser", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]) == 0
-    assert "| cautious lion | 1 | 30 ± nan | +20 |" in capsys.readouterr().out
+    assert "| cautious lion | 1 | 30 | +20 |" in capsys.readouterr().out
 
 
 def test_no_run_is_one_line(tmp_path: Path, compare: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
