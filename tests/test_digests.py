@@ -25,7 +25,8 @@ def digests() -> ModuleType:
 
 def test_every_agent_and_sampler_has_a_case(digests: ModuleType) -> None:
     words = {word for options in digests.CASES.values() for word in options.split()}
-    assert {f"agent={name}" for name in AGENTS} <= words
+    models = {"gigpo_llm"}  # language models, which not every checkout has
+    assert {f"agent={name}" for name in AGENTS if name not in models} <= words
     elsewhere = {"uniform", "hindsight"}  # the default; goals, which no environment that is always there has
     assert {f"buffer={name}" for name in SAMPLERS if name not in elsewhere} <= words
 

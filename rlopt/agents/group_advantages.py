@@ -254,7 +254,8 @@ def group_metrics(rows: Rows, gamma: float) -> Metrics:
             "singletons": (size[anchor] == 1).float().mean(),
             "step_signal": moments(discounted_returns(rows, gamma), anchor, "none").differ[anchor].float().mean(),
         }
-        share = torch.bincount(torch.bucketize(size, torch.tensor(SIZES), right=True) - 1, minlength=len(SIZES))
+        sizes = torch.tensor(SIZES, device=size.device)
+        share = torch.bincount(torch.bucketize(size, sizes, right=True) - 1, minlength=len(SIZES))
         for first, beyond, part in zip(SIZES, (*SIZES[1:], None), share / len(size), strict=True):
             name = f"{first}+" if beyond is None else f"{first}-{beyond - 1}" if beyond - first > 1 else f"{first}"
             found[f"anchors/{name}"] = part

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlopt.agents import Agent
+from rlopt.fast.fused_ppo import FusedEpochs
 from rlopt.fast.fused_sac import FusedUpdate
 from rlopt.nn import Net, Optimiser
 from rlopt.nn.guard import Guard
@@ -31,7 +32,9 @@ def walk(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         children = [(f"{path}[{k!r}]", v) for k, v in thing.items()]
     elif isinstance(thing, list | tuple | set):
         children = [(f"{path}[{i}]", v) for i, v in enumerate(thing)]
-    elif isinstance(thing, FusedUpdate):  # buffers that every update overwrites, and views of the nets' parameters
+    elif isinstance(
+        thing, FusedUpdate | FusedEpochs
+    ):  # buffers that updates overwrite, and views of the nets' parameters
         return
     elif type(thing).__module__.startswith(("rlopt", "torch.nn", __name__)) and hasattr(thing, "__dict__"):
         scratch = {attribute for cls, attribute in SCRATCH if isinstance(thing, cls)}

@@ -129,7 +129,7 @@ def test_a_replayed_graph_repeats_numbers_of_the_host_and_reads_tensors_again(fa
 
 SAME = [
     *(
-        pytest.param({"agent": {"name": name}}, id=name)
+        pytest.param({"agent": {"name": name, **({"fused": False} if name == "ppo" else {})}}, id=name)
         for name in AGENTS
         if get_agent(name).loop not in ("solver", "text")
     ),

@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 
 from rlopt.agents import GiGPO, GiGPOConfig
@@ -94,9 +95,9 @@ def test_groups_that_teach_nothing_are_replaced() -> None:
     assert resampled.agent.clock.updates == 1
 
 
-def test_where_no_group_teaches_the_last_rollout_is_learnt_from() -> None:
+def test_where_no_group_teaches_the_last_rollout_is_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = make(tasks=1, resample=2, groups=1, group_size=2)
-    loop._group_seeds = lambda: [1]  # type: ignore[method-assign]
+    monkeypatch.setattr("rlopt.loops.group.group_seeds", lambda *_: [1])
     loop.advance()
     assert loop.iteration == 3 and len(loop.agent.rollouts) == 1  # type: ignore[attr-defined]
 
