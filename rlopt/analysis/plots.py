@@ -24,6 +24,8 @@ from rlopt.analysis.statistics import Array, bootstrap_curve, bootstrap_interval
 from rlopt.analysis.tables import read_csv
 from rlopt.errors import RloptError
 
+_LINES = ("-", (0, (1, 1)), (0, (5, 1, 1, 1)))
+"""Of curves, where there are more of them than colours."""
 _REFERENCE_STYLES = (("#333333", (0, (5, 2))), ("#8C8C8C", (0, (1, 1.2))), ("#6B6B6B", (0, (6, 1.5, 1, 1.5))))
 _TRAINING_POINTS = 400
 
@@ -137,11 +139,12 @@ def panels_figure(
     labels = {name: _label(name, [c.scores.shape[1] for c in everything if c.name == name]) for name in names}
     drawn = []
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    styles = {name: _LINES[i // len(COLOURS) % len(_LINES)] for i, name in enumerate(names)}
     for i, (env_id, given) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         own = [in_frames(curve) for curve in given] if frames else given
         for curve in own:
-            _draw_curve(axes, curve, colours[curve.name], labels[curve.name])
+            _draw_curve(axes, curve, colours[curve.name], labels[curve.name], styles[curve.name])
         for published, style in zip(reference(env_id, [curve.agent for curve in own]), _REFERENCE_STYLES, strict=False):
             _draw_reference(axes, published, style)
         _dress(axes, env_id, max((int(curve.steps[-1]) for curve in own), default=1_000_000))
@@ -154,7 +157,7 @@ def panels_figure(
         axes = figure.add_subplot(rows, columns, i + 1)
         mine = [pool for pool in pooled if pool.label == label]
         for pool in mine:
-            _line(axes, pool.steps * scale, pool.band(), colours[pool.name], labels[pool.name])
+            _line(axes, pool.steps * scale, pool.band(), colours[pool.name], labels[pool.name], styles[pool.name])
         _dress(axes, label, max(int(pool.steps[-1]) for pool in mine) * scale)
         axes.set_xlabel(unit)
         drawn.append(axes)
@@ -206,7 +209,7 @@ def _training_returns(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
     return steps, returns
 
 
-def _draw_curve(axes: Axes, curve: Curve, colour: str, label: str) -> None:
+def _draw_curve(axes: Axes, curve: Curve, colour: str, label: str, style: Any = "-") -> None:
     common = curve.common()
     if curve.scores.shape[1] > 1:
         shared = int(curve.steps[common][-1]) if common.any() else 0
@@ -220,7 +223,7 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, label: str) -> None:
         band = np.concatenate([curve.scores[common].T, curve.spread[common].T])
     else:  # with no step that all seeds share, the label must not vanish with the line
         band = bootstrap_curve(curve.scores[common], iqm) if common.any() else np.empty((3, 0))
-    _line(axes, curve.steps[common], band, colour, label)
+    _line(axes, curve.steps[common], band, colour, label, style)
 
 
 def caption(drawn: Sequence[Curve]) -> str:
@@ -251,12 +254,13 @@ def _draw_reference(axes: Axes, curve: PublishedCurve, style: tuple[str, Any]) -
     axes.plot(curve.steps, estimate, color=colour, linestyle=dashes, linewidth=1.2, label=curve.name, zorder=1.5)
 
 
-def _line(axes: Axes, steps: NDArray[np.int64], band: Array, colour: str, label: str) -> None:
+def _line(axes: Axes, steps: NDArray[np.int64], band: Array, colour: str, label: str, style: Any = "-") -> None:
     """An estimate with its interval; ``band`` (3, T) is estimate, low and high."""
     estimate, low, high = band
     axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
     marker = "o" if len(steps) == 1 else ""
-    axes.plot(steps, estimate, color=colour, linewidth=1.7, marker=marker, markersize=4, label=label, zorder=3)
+    looks = {"color": colour, "linestyle": style, "linewidth": 1.7, "marker": marker, "markersize": 4}
+    axes.plot(steps, estimate, **looks, label=label, zorder=3)
 
 
 def _dress(axes: Axes, title: str, end: int) -> None:
