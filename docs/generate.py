@@ -264,7 +264,7 @@ class Site:
             self.write(f"examples/{path.stem}.md", f"# {path.name}\n\n```python\n{code}\n```\n", "README.md")
             listed += f"- [{path.name}](examples/{path.name}): {told}\n"
         books = [f"- [{path.name}](examples/{path.name}): {self.notebook_page(path)}\n" for path in self.notebooks]
-        notebooks = f"## Notebooks\n\nWith what they print and draw.\n\n{''.join(books)}"
+        notebooks = f"## Notebooks\n\nWith what they print and draw.\n\n{''.join(books)}" if books else ""
         self.write("examples/index.md", f"# Examples\n\nShort programs to copy.\n\n{listed}\n{notebooks}", "README.md")
 
     def notebook_page(self, path: Path) -> str:

@@ -142,6 +142,12 @@ def _command(name: str, module: str, description: str) -> Parser:
     return parser
 
 
+def _config_dir(parser: Parser, what: str = "(agent/, env/, ...)") -> None:
+    parser.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR", help=f"a further folder of config groups {what}"
+    )
+
+
 def train_parser() -> Parser:
     parser = _command("train", "rlopt.cli.train", TRAIN)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options; `rlopt train --options` lists them")
@@ -149,13 +155,7 @@ def train_parser() -> Parser:
         "--options", action="store_true", help="list every option of the chosen agent, with help and value"
     )
     parser.add_argument("--print-config", action="store_true", help="print the complete configuration and stop")
-    parser.add_argument(
-        "--config-dir",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a further folder of config groups (agent/, env/, ...)",
-    )
+    _config_dir(parser)
     parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument(
         "--without-lost-rows", action="store_true", help="resume although rows of the replay buffer are damaged or gone"
@@ -195,13 +195,7 @@ def sweep_parser() -> Parser:
         "--keep-checkpoints", action="store_true", help="keep replay buffers of trials that are over (default: best/)"
     )
     parser.add_argument("--print", action="store_true", help="print the first trials' commands and stop")
-    parser.add_argument(
-        "--config-dir",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a further folder of config groups (agent/, env/, ...)",
-    )
+    _config_dir(parser)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # a process of --workers
     return parser
 
@@ -227,10 +221,7 @@ def queue_parser() -> Parser:
     parser.add_argument("--status", action="store_true", help="print how far each training is, and stop")
     parser.add_argument("--check", action="store_true", help="check every command line, and stop")
     parser.add_argument("--script", metavar="FILE.py", help="what trains instead of rlopt train, given the same words")
-    parser.add_argument(
-        "--config-dir", action="append", default=[], metavar="DIR",
-        help="a further folder of config groups (agent/, env/, ...)",
-    )  # fmt: skip
+    _config_dir(parser)
     return parser
 
 
@@ -322,13 +313,7 @@ def report_parser() -> Parser:
     parser.add_argument(
         "--at", type=_steps, action="append", metavar="STEP", help="a step to compare at; may be repeated"
     )
-    parser.add_argument(
-        "--config-dir",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a further folder of config groups, where experiments of your own lie",
-    )
+    _config_dir(parser, "where experiments of your own lie")
     return parser
 
 
@@ -336,13 +321,7 @@ def list_parser() -> Parser:
     parser = _command("list", "rlopt.cli.listing", LIST)
     parser.add_argument("kind", nargs="?", metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("filter", nargs="?", metavar="WORD", help="only names that contain it")
-    parser.add_argument(
-        "--config-dir",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a further folder of config groups (agent/, env/, ...)",
-    )
+    _config_dir(parser)
     return parser
 
 

@@ -2,16 +2,14 @@
 
 from rlopt.nn.actors import (
     Actor,
-    CategoricalActor,
     DeterministicActor,
     GaussianActor,
-    MultiCategoricalActor,
     SquashedGaussianActor,
-    TabularActor,
     make_actor,
     register_actor,
 )
 from rlopt.nn.choices import ChoiceTable
+from rlopt.nn.discrete_actors import CategoricalActor, MultiCategoricalActor, TabularActor
 from rlopt.nn.encoders import make_encoder, register_encoder
 from rlopt.nn.module import Net, Params, build_seeded
 from rlopt.nn.networks import PRECISIONS, NetworkConfig, hidden_products, network_options

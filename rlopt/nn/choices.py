@@ -6,7 +6,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlopt.nn.actors import Actor, Options, has_action_mask, register_actor
+from rlopt.nn.actors import Actor, Options, register_actor
+from rlopt.nn.discrete_actors import has_action_mask
 from rlopt.nn.distributions import categorical, categorical_entropy, chosen_log_prob, possible
 from rlopt.types import Obs, RloptError, Space, obs_leaves, one_line, shape_of
 

@@ -8,7 +8,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlopt.nn.actors import DiscreteActor, Options, register_actor
+from rlopt.nn.actors import Options, register_actor
+from rlopt.nn.discrete_actors import DiscreteActor
 from rlopt.nn.distributions import IMPOSSIBLE, categorical
 from rlopt.nn.encoders import fitted
 from rlopt.nn.networks import NetworkConfig

@@ -19,7 +19,9 @@ from rlopt.registry import AGENTS, target_text
 
 GROUPS = ("eval", "log", "checkpoint")
 """Those of ``TrainConfig`` whose options are the same whatever is chosen."""
-_KINDS = {kind.__name__: kind for kind in (bool, dict, float, int, list, str, tuple)}
+_KINDS: dict[str, Any] = {
+    **{kind.__name__: kind for kind in (bool, dict, float, int, list, str, tuple)}, "Any": Any, "Literal": Literal,
+}  # fmt: skip
 _FACTS = ("low", "high", "above", "choices")
 
 
@@ -101,11 +103,19 @@ def _refuse(given: Mapping[str, Any], options: Mapping[str, Declared], where: st
 
 
 def _kind(annotation: ast.expr) -> Any:
-    """Return the type that an annotation means."""
-    try:
-        return eval(ast.unparse(annotation), {"__builtins__": {}}, {**_KINDS, "Any": Any, "Literal": Literal})
-    except Exception as error:  # it names something else
-        raise Untold from error
+    """Return the type that an annotation means: a built-in one, ``Literal[…]``, ``tuple[int, ...]``, ``… | None``."""
+    match annotation:
+        case ast.Name(id=name) if name in _KINDS:
+            return _KINDS[name]
+        case ast.Constant(value=value):  # None, an ellipsis, what a Literal may be
+            return value
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _kind(left) | _kind(right)
+        case ast.Tuple(elts=parts):
+            return tuple(_kind(part) for part in parts)
+        case ast.Subscript(value=whole, slice=part):
+            return _kind(whole)[_kind(part)]
+    raise Untold(ast.unparse(annotation))  # it names something else
 
 
 def _facts(default: ast.expr | None) -> dict[str, Any]:
