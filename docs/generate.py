@@ -233,6 +233,8 @@ class Site:
             return match[0]
         file, _, anchor = target.partition("#")
         name = normpath(PurePosixPath(source).parent / file)
+        if picture and not (ROOT / name).exists() and (self.out / page).with_name(file).is_file():
+            return match[0]  # out of a notebook
         if name.startswith("docs/"):
             there: str | None = name.removeprefix("docs/")
         elif not (ROOT / name).exists():
