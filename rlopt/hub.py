@@ -68,6 +68,12 @@ def parse_address(text: Path | str) -> Address:
     return Address(found[1], found[2].strip("/"), found[3])
 
 
+def refuse_nowhere(path: Path | str) -> None:
+    """Raise RloptError where ``path`` is neither an address nor on this machine."""
+    if not is_address(path) and not Path(path).exists():
+        raise RloptError(f"{path} does not exist; give a policy folder or a run folder")
+
+
 def local(path: Path | str) -> Path:
     """Return a folder on this machine: ``path`` itself, or that of the policy at ``hub:user/name``, fetched into the
     hub's cache (``HF_HOME``) unless it lies there. Without a network what lies there is taken.

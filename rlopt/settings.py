@@ -52,6 +52,14 @@ class Settings:
         return found is not None and hmac.compare_digest(found, self.proof)
 
 
+def settings_file(folder: str | Path) -> Path:
+    """Return a run folder's ``config.yaml``. Raises RloptError where there is none."""
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise RloptError(f"{folder} is no run folder (it has no config.yaml); give the folder that training printed")
+    return path
+
+
 def write_settings(values: Mapping[str, Any]) -> bytes:
     """Return the file for ``values``, signed as this user's.
 

@@ -14,7 +14,7 @@ from rlopt.analysis.curves import Curve, merge
 from rlopt.analysis.statistics import mean_interval
 from rlopt.analysis.tables import read_csv
 from rlopt.errors import RloptError
-from rlopt.settings import read_settings
+from rlopt.settings import read_settings, settings_file
 
 _log = logging.getLogger(__name__)
 _DEFINES_AN_EXPERIMENT = ("agent.", "buffer.", "env.", "num_envs")
@@ -86,10 +86,7 @@ def load_run(folder: str | Path) -> Run:
     Raises:
         RloptError: the folder is no run folder, or its configuration lacks ``agent.name``, ``env.id`` or ``seed``.
     """
-    folder = Path(folder)
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise RloptError(f"{folder} is no run folder (it has no config.yaml); give the folder that training printed")
+    folder, path = Path(folder), settings_file(folder)
     found = read_settings(path)
     if found.intact is False:
         _log.warning("%s was changed or damaged after rlopt wrote it", path)

@@ -7,17 +7,16 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlopt import hub
-from rlopt.cli.grid import evaluate_over_grid
 from rlopt.cli.log import log_shown
 from rlopt.errors import RloptError
 from rlopt.files import replace_file
-from rlopt.loops.configuration import MOST_EPISODES
-from rlopt.policy import run_policies
 from rlopt.registry import load_extensions
-from rlopt.training.evaluate import Evaluation, describe, evaluate_path
+
+if TYPE_CHECKING:  # which imports torch, and no mistake in a word has to wait for it
+    from rlopt.training.evaluate import Evaluation
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,10 +25,19 @@ def run(arguments: argparse.Namespace) -> int:
     Of a folder of several runs each is evaluated; the film is the first one's, and ``--json`` writes a list.
     """
     _refuse_misfits(arguments)
+    hub.refuse_nowhere(arguments.path)
+    from rlopt.loops.configuration import MOST_EPISODES
+    from rlopt.policy import run_policies
+    from rlopt.training.evaluate import describe, evaluate_path
+
+    if arguments.episodes is not None and arguments.episodes > MOST_EPISODES:
+        raise RloptError(f"--episodes {arguments.episodes}: must be at most {MOST_EPISODES:,}")
     arguments.path = hub.local(arguments.path)
     load_extensions()
     out = sys.stderr if arguments.json == "-" else sys.stdout  # which is then JSON and nothing else
     if arguments.grid is not None:
+        from rlopt.cli.grid import evaluate_over_grid
+
         told, found_there = evaluate_over_grid(arguments)
         print(told, file=out)
         _write(found_there, arguments.json)
@@ -79,8 +87,6 @@ def _refuse_misfits(arguments: argparse.Namespace) -> None:
             raise RloptError(f"--{name} '': give a name, or leave it out")
     if arguments.json not in (None, "-") and Path(arguments.json).is_dir():
         raise RloptError(f"--json {arguments.json} is a folder; name a file")
-    if arguments.episodes is not None and arguments.episodes > MOST_EPISODES:
-        raise RloptError(f"--episodes {arguments.episodes}: must be at most {MOST_EPISODES:,}")
 
 
 def _write(found: Any, where: str | None) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import rlopt
 from rlopt import registry
 from rlopt.cli.arguments import KINDS
 from rlopt.training.config_files import config_dirs, group_files, head_comment
+from rlopt.training.early import Untold, source_file
 
 Lines = dict[str, str]
 
@@ -99,25 +99,13 @@ def docstring_line(target: str) -> str:
     had."""
     module, _, name = target.partition(":")
     try:
-        tree = ast.parse(_source(module).read_text(encoding="utf-8"))
-    except (OSError, ImportError, SyntaxError, ValueError):
+        tree = ast.parse(source_file(module).read_text(encoding="utf-8"))
+    except (OSError, Untold, SyntaxError, ValueError):
         return ""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return _first_line(ast.get_docstring(node))
     return ""
-
-
-def _source(module: str) -> Path:
-    """Return a module's file. rlopt's own are found without importing the packages above them."""
-    first, *rest = module.split(".")
-    if first == "rlopt":
-        path = Path(next(iter(rlopt.__path__))).joinpath(*rest)
-        return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ImportError(module)
-    return Path(spec.origin)
 
 
 def _first_line(text: str | None) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 
-from rlopt.analysis.plots import draw_runs
 from rlopt.errors import RloptError
+from rlopt.settings import settings_file
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw, then print one line per curve and step."""
+    for folder in arguments.runs:
+        settings_file(folder)
+    from rlopt.analysis.plots import draw_runs
+
     try:
         rows = draw_runs(
             arguments.runs, arguments.out, title=arguments.title, steps=arguments.at, frames=arguments.frames

@@ -12,6 +12,7 @@ from rlopt.errors import RloptError
 def run(arguments: argparse.Namespace) -> int:
     """Push, and say what went and what it scores."""
     hub.parse_address(arguments.to)
+    hub.refuse_nowhere(arguments.path)
     path = Path(arguments.path)
     if arguments.policy == "best":
         if hub.is_address(path) or not (path / "policy_best").is_dir():

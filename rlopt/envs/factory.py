@@ -22,28 +22,16 @@ from gymnasium.envs.registration import EnvSpec as GymSpec
 from gymnasium.envs.registration import load_env_creator
 
 from rlopt.config import call_options, nearest
+from rlopt.env_names import ELSEWHERE, EXTRAS, installs, unknown
 from rlopt.envs.minigrid import Symbols, has_mission
 from rlopt.envs.teams.names import pettingzoo_spec, team_spec
 from rlopt.envs.torch_env import class_spec
 from rlopt.registry import register_games
 from rlopt.types import RloptError
-from rlopt.version import install
 
 Env = gymnasium.Env[Any, Any]
 Wrapper = str | Mapping[str, Any] | Callable[[Env], Env]
 
-_EXTRAS = {
-    "mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "minatar": "minatar", "shimmy": "atari",
-    "gymnasium_robotics": "marl", "pettingzoo": "marl", "mpe2": "marl", "lbforaging": "marl", "minigrid": "text",
-}  # fmt: skip
-_ELSEWHERE = {
-    "gymnasium_robotics": ("Fetch", "Hand", "PointMaze_", "AntMaze_", "Adroit", "FrankaKitchen"),
-    "panda_gym": ("Panda",),
-    "highway_env": ("highway-", "merge-", "roundabout-", "parking-", "intersection-", "racetrack-"),
-    "mo_gymnasium": ("mo-", "deep-sea-treasure", "minecart-"),
-    "shimmy": ("dm_control/", "bsuite/"),
-}
-"""Well-known packages, and how the names begin that they register with Gymnasium once they are imported."""
 _GRAPHICS = re.compile(r"[/\\\\](OpenGL|mujoco[/\\\\](egl|glfw|osmesa|rendering|gl_context))\b")
 _NORMALIZING = {"NormalizeObservation": "normalize_obs", "NormalizeReward": "normalize_reward"}
 """Wrappers with statistics of their own, and the option of ``env`` that does what they do."""
@@ -51,12 +39,7 @@ _NORMALIZING = {"NormalizeObservation": "normalize_obs", "NormalizeReward": "nor
 
 def _missing(module: str, needed_by: str) -> RloptError:
     package = module.partition(".")[0]
-    return RloptError(f"{needed_by} needs the package {module}, which is not installed; {_installs(package)}")
-
-
-def _installs(package: str) -> str:
-    """Return what installs a package."""
-    return install(_EXTRAS[package]) if package in _EXTRAS else f"pip install {package.replace('_', '-')}"
+    return RloptError(f"{needed_by} needs the package {module}, which is not installed; {installs(package)}")
 
 
 def _import(module: str, needed_by: str) -> ModuleType:
@@ -103,40 +86,8 @@ def find_spec(env_id: str) -> GymSpec:
     if name not in gymnasium.registry:
         if not module and (team := team_spec(name)) is not None:
             return team
-        raise RloptError(f"env={env_id} {_unknown(name)}")
+        raise RloptError(f"env={env_id} {unknown(name)}")
     return gymnasium.registry[name]
-
-
-def _unknown(name: str) -> str:
-    """Return what is to be said of an id that is not registered."""
-    stem, _, version = name.rpartition("-v")
-    if not stem and (versions := [s for s in gymnasium.registry if s.rpartition("-v")[0] == name]):
-        return f"lacks its version; did you mean {max(versions, key=_version)}?"
-    with contextlib.suppress(ImportError):
-        register_games("ALE/")
-    lost = "is not a registered environment"
-    if re.fullmatch(r"\w+_v\d+", name.rpartition("/")[2].rpartition(".")[2]):
-        return (
-            f"{lost}; it looks like one of PettingZoo: write env=pettingzoo:MODULE for the module that has its "
-            "parallel_env, as pettingzoo:mpe2.simple_spread_v3"
-        )
-    stems: dict[str, list[str]] = {}
-    for known in gymnasium.registry:  # names are compared without versions and namespaces, which many share
-        for short in {known.rpartition("-v")[0], known.rpartition("-v")[0].rpartition("/")[2]}:
-            stems.setdefault(short, []).append(known)
-    if (near := nearest(stem or name, stems)) is not None:
-        same = [known for known in stems[near] if known.endswith(f"-v{version}")]
-        return f"{lost}; did you mean {(same or sorted(stems[near], key=_version))[-1]}?"
-    for package, beginnings in _ELSEWHERE.items():
-        if name.startswith(beginnings):
-            there = f"write env={package}:{name} once it is installed ({_installs(package)})"
-            return f"{lost} here; the package {package} has such names: {there}"
-    return f"{lost}; `rlopt list envs` shows what there is, and module:Name-v0 is one that a module of yours registers"
-
-
-def _version(env_id: str) -> int:
-    version = env_id.rpartition("-v")[2]
-    return int(version) if version.isdecimal() else -1
 
 
 def find_wrapper(name: str) -> Callable[..., Env]:
@@ -199,7 +150,7 @@ def _versions(spec: GymSpec) -> str:
     """Return which versions of a well-known package and of MuJoCo have met, where an environment of it fails."""
     package = spec.entry_point.partition(".")[0] if isinstance(spec.entry_point, str) else ""
     with contextlib.suppress(metadata.PackageNotFoundError):
-        if package in _ELSEWHERE:
+        if package in ELSEWHERE:
             name = package.replace("_", "-")
             told = f"{name} {metadata.version(name)} with mujoco {metadata.version('mujoco')}"
             return f" ({told}, which may not go together: try another version of {name})"
@@ -296,7 +247,7 @@ class EnvFactory:
             env = gymnasium.make(bare, **self.kwargs)
         except gymnasium.error.DependencyNotInstalled as e:
             module = next(
-                (m for m in _EXTRAS if m.replace("_", "") in str(e).lower().replace("-", "").replace("_", "")), ""
+                (m for m in EXTRAS if m.replace("_", "") in str(e).lower().replace("-", "").replace("_", "")), ""
             )
             if module:
                 raise _missing(module, name) from e

@@ -272,7 +272,10 @@ def _with_own_arguments(options: Any) -> Any:
         return options
     id = options.get("id", EnvConfig().id)
     entry = find_spec(id).entry_point if isinstance(id, str) else None
-    of_env = call_options(load_env_creator(entry) if isinstance(entry, str) else entry) if entry else {}
+    try:
+        of_env = call_options(load_env_creator(entry) if isinstance(entry, str) else entry) if entry else {}
+    except Exception:  # what it needs is missing, as making it tells
+        of_env = dict.fromkeys(given)
     for key in given:
         if key not in of_env:
             refuse(join("env", str(key)), str(key), [*own, *of_env], "env")

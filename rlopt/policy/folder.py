@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from rlopt.files import Digest, digest_file, fresh_folder, remove, replace_folder, write_file
-from rlopt.hub import local
+from rlopt.hub import local, refuse_nowhere
 from rlopt.nn.actors import Actor
 from rlopt.nn.module import Net, build_seeded
 from rlopt.policy.exported import EvaluationMode, Policy
@@ -148,8 +148,7 @@ def find_policy(path: Path | str) -> Path:
     for folder in (whole, whole / "policy"):
         if (found := _described(folder)) is not None:
             return found
-    if not whole.exists():
-        raise RloptError(f"{path} does not exist; give a policy folder or a run folder")
+    refuse_nowhere(path)
     if runs := run_policies(whole):
         raise RloptError(f"{path} holds the policies of several runs; name one of them, such as {runs[0]}")
     raise RloptError(f"{path} holds no policy; give a folder with {DESCRIPTION} in it, or a run folder with policy/")

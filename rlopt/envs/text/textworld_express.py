@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from rlopt.envs.registered import TEXT_GAMES
+from rlopt.env_names import TEXT_GAMES
 from rlopt.envs.text.game import ChoiceEnv, Moved, Seen, TextGame
 from rlopt.types import RloptError
 from rlopt.version import install
