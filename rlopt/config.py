@@ -254,6 +254,8 @@ CALLED: dict[str, tuple[str, ...]] = {
     "eval_freq": (".eval.every",),
     "n_eval_episodes": (".eval.episodes",),
     "max_episode_steps": (".env.kwargs.max_episode_steps",),
+    "capture_video": (".log.video_every",),
+    "track": (".log.to",),
     "render_mode": (".env.kwargs.render_mode",),
 }
 """What other libraries call an option: its name here in the same group, or, after a dot, its whole name."""

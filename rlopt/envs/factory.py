@@ -188,7 +188,8 @@ def _refuse_render_mode(spec: GymSpec, mode: Any) -> None:
     human = ["human"] if {"rgb_array", "rgb_array_list"} & set(own) else []
     if mode not in (known := [*own, *human, *(f"{each}_list" for each in own)]):
         near = nearest(str(mode), known)
-        advice = f"did you mean {near}?" if near else f"choose from {', '.join(dict.fromkeys([*own, *human]))}"
+        others = f"choose from {', '.join(dict.fromkeys([*own, *human]))}" if own else "it cannot be drawn"
+        advice = f"did you mean {near}?" if near else others
         raise RloptError(f"env={spec.id} has no render_mode={mode!r}; {advice}")
 
 

@@ -142,6 +142,9 @@ class LogConfig:
 
     every: int = option(1_000, "steps between rows of metrics.csv", low=1)
     tensorboard: bool = option(True, "write TensorBoard files as well")
+    video_every: int | None = option(
+        None, "steps between films of an evaluation's first episode, in videos/ and trackers (null: none)", low=1
+    )
     to: tuple[str, ...] = option((), "trackers that get the numbers too: wandb, mlflow, trackio", choices=TRACKERS)
 
 

@@ -125,6 +125,11 @@ class Logger:
         for tracker in self._trackers:
             tracker.picture(step, name, path)
 
+    def film(self, step: int, name: str, path: Path) -> None:
+        """Show an mp4 file in the trackers."""
+        for tracker in self._trackers:
+            tracker.film(step, name, path)
+
     def flush(self) -> None:
         """Wait until the disk has all rows. Call it before a checkpoint, which promises the rows up to its step."""
         for table in (*self._tables, self._trajectories):

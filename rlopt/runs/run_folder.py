@@ -31,7 +31,7 @@ from rlopt.settings import Settings, read_settings, write_settings
 from rlopt.types import RloptError
 from rlopt.version import __version__
 
-_FOLDERS = ("checkpoints", "policy", "policy_best", "tensorboard")
+_FOLDERS = ("checkpoints", "policy", "policy_best", "tensorboard", "videos")
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "safetensors")
 _log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class RunFolder:
         self.policy_best = self.path / "policy_best"
         self.solution = self.path / "solution.safetensors"
         self.tensorboard = self.path / "tensorboard"
+        self.videos = self.path / "videos"
         self._lock: Lock | None = None
         self._config_file = b""
 

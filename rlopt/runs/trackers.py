@@ -7,6 +7,7 @@ what users and their dashboards search for.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -32,6 +33,8 @@ __all__ = ["TRACKERS", "Guarded", "Session", "Tracker", "open_trackers", "refuse
 
 PROJECT = "rlopt"
 _IDS = "trackers.json"
+GIF_FRAMES, GIF_SIDE = 100, 240
+"""Of films for TensorBoard, which keeps whole ones in its event files."""
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +46,9 @@ class Tracker(Protocol):
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Show a PNG file as it is now."""
+
+    def film(self, step: int, name: str, path: Path) -> None:
+        """Show an mp4 file."""
 
     def flush(self) -> None:
         """Send what waits."""
@@ -82,6 +88,13 @@ class TensorBoard:
 
         self._writer.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
 
+    def film(self, step: int, name: str, path: Path) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+        gif, width, height = as_gif(path)  # which its page of images plays; mp4 it has no page for
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=gif)
+        self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
     def flush(self) -> None:
         self._writer.flush()
 
@@ -115,6 +128,9 @@ class Wandb:
 
     def picture(self, step: int, name: str, path: Path) -> None:
         self._run.log({name: self._wandb.Image(str(path))}, step=step)
+
+    def film(self, step: int, name: str, path: Path) -> None:
+        self._run.log({name: self._wandb.Video(str(path), format="mp4")}, step=step)
 
     def flush(self) -> None:
         """It sends by itself."""
@@ -156,6 +172,9 @@ class Mlflow:
     def picture(self, step: int, name: str, path: Path) -> None:
         self._client.log_artifact(self._run, str(path))
 
+    def film(self, step: int, name: str, path: Path) -> None:
+        self._client.log_artifact(self._run, str(path), "videos")
+
     def flush(self) -> None:
         """Do nothing: every row was sent when it came."""
 
@@ -184,6 +203,9 @@ class Trackio:
 
     def picture(self, step: int, name: str, path: Path) -> None:
         self._run.log({name: self._trackio.Image(str(path))}, step=step)
+
+    def film(self, step: int, name: str, path: Path) -> None:
+        self._run.log({name: self._trackio.Video(str(path))}, step=step)
 
     def flush(self) -> None:
         """It sends by itself."""
@@ -234,6 +256,11 @@ class Guarded:
         """Show a picture."""
         if step > max(self._seen.values(), default=-1):
             self._try(lambda tracker: tracker.picture(step, name, path))
+
+    def film(self, step: int, name: str, path: Path) -> None:
+        """Show a film."""
+        if step > self._seen.get("eval", -1):
+            self._try(lambda tracker: tracker.film(step, name, path))
 
     def flush(self) -> None:
         """Send what waits."""
@@ -324,6 +351,27 @@ class _Ids:
             replace_file(self.path, json.dumps({**self.runs, "sent": self.sent}, indent=1).encode())
         except OSError as e:
             _log.warning("%s cannot be written (%s): a resume begins new runs in the trackers", self.path, e)
+
+
+def as_gif(film: Path) -> tuple[bytes, int, int]:
+    """Return an mp4 file as an animated GIF of the same length, width and height: at most ``GIF_FRAMES`` of its frames,
+    no side longer than ``GIF_SIDE``."""
+    import imageio
+    from PIL import Image
+
+    reader: Any = imageio.get_reader(film)
+    with reader:
+        stride = -(-reader.count_frames() // GIF_FRAMES)
+        frames = []
+        for i, frame in enumerate(reader):
+            if i % stride == 0:
+                picture = Image.fromarray(frame)
+                picture.thumbnail((GIF_SIDE, GIF_SIDE))
+                frames.append(picture)
+        milliseconds = round(1000 * stride / reader.get_meta_data()["fps"])
+    out = io.BytesIO()
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    return out.getvalue(), *frames[0].size
 
 
 def refuse_missing(names: Sequence[str]) -> None:

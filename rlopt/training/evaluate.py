@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ import torch
 from rlopt import hub
 from rlopt.analysis.statistics import mean_interval
 from rlopt.config import build
-from rlopt.envs import SyncVectorEnv, VectorEnv, make_env
-from rlopt.envs.factory import EnvFactory, find_spec
-from rlopt.envs.make import find_backend, resolve_backend, stepping_device
+from rlopt.envs import VectorEnv, make_env
+from rlopt.envs.make import resolve_backend, stepping_device
 from rlopt.loops.configuration import EnvConfig, EvalConfig
 from rlopt.loops.evaluation import Evaluator, check_spaces
 from rlopt.loops.text_play import MOST_GAMES, evaluate_words, open_games
@@ -29,7 +29,7 @@ from rlopt.policy.language import LanguagePolicy
 from rlopt.runs.run_folder import RunFolder
 from rlopt.state import tag_floats
 from rlopt.training.saved import MAX_STEPS, refuse_names, saved_settings
-from rlopt.training.video import record_episode
+from rlopt.training.video import drawn_environment, record_episode
 from rlopt.types import Episode, RloptError
 
 log = logging.getLogger(__name__)
@@ -199,18 +199,13 @@ def evaluate_path(
             raise
         return made
 
-    def drawn() -> VectorEnv:
-        if find_backend(backend).protocols:
-            return make(1)
-        factory = EnvFactory(find_spec(env.id), {**env.kwargs, "render_mode": "rgb_array"}, env.wrappers, env.facts)
-        return SyncVectorEnv([factory], device=policy.device, autoreset=False)
-
     evaluator = Evaluator(make, seed, False, protocol.max_steps, protocol.mode, protocol.epsilon)
     acting = evaluator.mode_of(policy.evaluation_mode)
     with _threads(settings.get("threads", "auto")):
         try:
             evaluator.prepare(protocol.episodes)
             if video is not None:  # before the evaluation, because it fails where there is no graphics stack
+                drawn = partial(drawn_environment, env, seed, policy.device)
                 record_episode(policy, drawn, Path(video), seed, acting, protocol.max_steps)
             found = evaluator.evaluate(policy, protocol.episodes, acting)
         finally:

@@ -26,6 +26,7 @@ from rlopt.runs.trackers import refuse_missing
 from rlopt.state import CorruptCheckpoint, read_json
 from rlopt.training.saved import refuse_dead_rate, resumed_config
 from rlopt.training.trainer import SMALLER, Callback, Trainer, UnfitCheckpoint
+from rlopt.training.video import films
 from rlopt.types import RloptError, resolve_device
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def begin(config: TrainConfig, callbacks: Sequence[Callback] = (), display: Any 
     with memory_told(SMALLER):
         loop = make_loop(config)
     try:
+        callbacks = [*films(config, loop), *callbacks]
         path = Path(config.run_dir or default_run_dir(str(config.agent.name), config.env.id, config.seed))
         folder = RunFolder.create(path, to_dict(config))
         try:
@@ -93,7 +95,7 @@ def _continued(
         with memory_told(SMALLER):
             loop = make_loop(config)
         try:
-            trainer = make_trainer(config, loop, folder, callbacks, display)
+            trainer = make_trainer(config, loop, folder, [*films(config, loop), *callbacks], display)
             trainer.checkpoints.unfit = unfit
             try:
                 found = trainer.resume(without_lost_rows)

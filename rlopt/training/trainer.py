@@ -388,8 +388,9 @@ class Trainer:
         if trained:
             self.last_evaluation = episodes
             self._keep_best(means_of_runs, mean)
+        wish = trained and self._tell(lambda c: c.on_evaluation(self, episodes))
         self._window_start += perf_counter() - begin  # evaluation is not training time
-        return trained and self._tell(lambda c: c.on_evaluation(self, episodes))
+        return wish
 
     def _keep_best(self, means_of_runs: list[float], mean: float) -> None:
         better = [r for r, m in enumerate(means_of_runs) if self._best_of_runs[r] < m < math.inf]

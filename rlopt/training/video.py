@@ -1,20 +1,103 @@
-"""Films one episode. Needs the ``video`` extra (imageio and ffmpeg)."""
+"""Films single episodes. Needs the ``video`` extra (imageio and ffmpeg)."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from rlopt.envs import SyncVectorEnv, VectorEnv
+from rlopt.envs import SyncVectorEnv, VectorEnv, make_env
+from rlopt.envs.factory import EnvFactory, find_spec
+from rlopt.envs.make import find_backend, resolve_backend, stepping_device
+from rlopt.loops.base import Loop
+from rlopt.loops.configuration import EnvConfig, TrainConfig
 from rlopt.loops.episodes import EpisodeCounter
 from rlopt.loops.evaluation import Player, step_limit
 from rlopt.policy import EvaluationMode, Policy
 from rlopt.random import derive_seed
+from rlopt.training.callback import Callback
 from rlopt.types import Episode, RloptError
 from rlopt.version import install
+
+if TYPE_CHECKING:
+    from rlopt.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def drawn_environment(env: EnvConfig, seed: int, device: torch.device) -> VectorEnv:
+    """Return a vector of one environment that can be filmed; ``env`` is that of evaluations."""
+    backend = resolve_backend(env.id, env.backend, kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts)
+    if find_backend(backend).protocols:
+        return make_env(
+            env.id, 1, seed=seed, backend=backend, device=stepping_device(backend, device), autoreset=False,
+            kwargs=env.kwargs, wrappers=env.wrappers, facts=env.facts, timeout=env.timeout,
+            stream="evaluation", evaluation=True, protocol=env.protocol,
+        )  # fmt: skip
+    factory = EnvFactory(find_spec(env.id), {**env.kwargs, "render_mode": "rgb_array"}, env.wrappers, env.facts)
+    return SyncVectorEnv([factory], device=device, autoreset=False)
+
+
+def films(config: TrainConfig, loop: Loop) -> list[Callback]:
+    """Return what films a run as ``log.video_every`` says, or nothing.
+
+    Raises:
+        RloptError: a package is missing, or the environment cannot be drawn here.
+    """
+    if config.log.video_every is None:
+        return []
+    if loop.evaluator is None:
+        raise RloptError(f"log.video_every: agent={config.agent.name} has no episodes to film; leave it out")
+    check_video(Path("film.mp4"))
+    make = partial(drawn_environment, config.env.for_evaluation(), config.seed, loop.policy().device)
+    try:
+        trial = make()
+        try:
+            trial.reset()
+            _frame(trial)
+        finally:
+            trial.close()
+    except RloptError as e:
+        raise RloptError(f"log.video_every: {e}") from e
+    return [Films(config.log.video_every, make, config.seed, config.eval.max_steps)]
+
+
+class Films(Callback):
+    """Film the first episode of evaluations (of the first run, where there are several) into ``videos/`` of the run
+    folder, and show it in its trackers: of the first evaluation, of those that a multiple of ``every`` steps lies
+    before, and of the last one. What fails is told once and ends the filming, not the run."""
+
+    def __init__(self, every: int, make: Callable[[], VectorEnv], seed: int, max_steps: int | None) -> None:
+        self.every, self._make, self._seed, self._max_steps = every, make, seed, max_steps
+        self._filmed = -1
+        """The last step that was looked at for a film."""
+        self._failed = False
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Go on from where a resumed run stands."""
+        self._filmed = trainer.loop.step or -1
+
+    def on_evaluation(self, trainer: Trainer, episodes: list[Episode]) -> None:
+        """Film, where it is time."""
+        step, loop = trainer.loop.step, trainer.loop
+        due = step >= loop.total_steps or step // self.every > self._filmed // self.every
+        if self._failed or not due:
+            return
+        self._filmed = step
+        path = trainer.folder.videos / f"step-{step}.mp4"
+        try:
+            record_episode(loop.policy(), self._make, path, self._seed, loop.evaluation_mode, self._max_steps)
+        except Exception as e:  # of a graphics stack, a disk …: training goes on
+            log.warning("no film at step %d (%s): there will be none", step, " ".join(str(e).split()))
+            self._failed = True
+            return
+        if trainer.logger is not None:
+            trainer.logger.film(step, "eval/video", path)
 
 
 def record_episode(
