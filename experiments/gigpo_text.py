@@ -19,19 +19,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from rlopt.agents import GiGPO, GiGPOConfig
-from rlopt.analysis.figures import COLOURS
+from rlopt.analysis.figures import COLOURS, save_figure
+from rlopt.analysis.plots import draw_mean
+from rlopt.analysis.ranking import as_markdown
 from rlopt.analysis.statistics import mean_interval
 from rlopt.envs import make_env
 from rlopt.loops.group import GroupLoop
 from rlopt.nn import OptimiserConfig
 from rlopt.version import __version__
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 GAMES = {"coin": "numLocations=6,includeDoors=1", "mapreader": "numLocations=6,maxDistanceApart=1"}
 RATES = {"coin": 4.0, "mapreader": 20.0}
@@ -160,39 +159,32 @@ def report(done: Found, seeds: int, updates: int) -> str:
     """Return what was found, as a page."""
     at = [update for update in AT if update <= updates]
     head = ["game", "way", *(f"update {update}" for update in at), "mean", "ahead at the end", "ahead on the whole"]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     for game in GAMES:
         best = successes(done, game, "gigpo")
         for way in [w.name for w in WAYS] + ([w.name for w in OMEGAS] if game == "coin" else []):
             mine = successes(done, game, way)
             cells = [f"{mine[:, update - 1].mean():.2f}" for update in at]
             paired = best[: len(mine)] - mine[: len(best)]
-            ahead = ["", ""] if way == "gigpo" else [interval(paired[:, -1]), interval(paired.mean(1))]
+            ahead = (
+                ["", ""] if way == "gigpo" else [f"{mean_interval(x):+.2f}" for x in (paired[:, -1], paired.mean(1))]
+            )
             rows.append([game, way, *cells, f"{mine.mean():.2f}", *ahead])
             if (game, way) in ELSEWHERE and len(at) == len(AT):
                 rows.append([game, f"{way}, elsewhere", *(f"{x:.2f}" for x in ELSEWHERE[game, way]), "", "", ""])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = "\n".join(as_markdown(rows))
     begun = PAGE.format(seeds=seeds, updates=updates, version=__version__, last=seeds - 1)
     return f"{begun}{table}\n\n![curves](curves.png)\n"
 
 
-def interval(x: np.ndarray[Any, Any]) -> str:
-    """Return a mean with its 95 % interval."""
-    found = mean_interval(x)
-    return f"{x.mean():+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-
-
 def draw(done: Found, out: Path) -> None:
     """Draw success over updates, with 95 % intervals of the mean, and success by ω."""
-    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLOURS)
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
+    figure = Figure(figsize=(12, 3.6), layout="constrained", dpi=110)
+    axes = figure.subplots(1, 3)
     for ax, game in zip(axes, GAMES, strict=False):
-        for way in WAYS:
+        for way, colour in zip(WAYS, COLOURS, strict=False):
             mine = successes(done, game, way.name)
-            bounds = np.array([mean_interval(column)[1:] if len(mine) > 1 else (column[0],) * 2 for column in mine.T])
-            x = np.arange(1, mine.shape[1] + 1)
-            (line,) = ax.plot(x, mine.mean(0), label=way.name)
-            ax.fill_between(x, bounds[:, 0].clip(0), bounds[:, 1].clip(max=1), color=line.get_color(), alpha=0.15, lw=0)
+            draw_mean(ax, np.arange(1, mine.shape[1] + 1), mine, way.name, colour)
         ax.set(title=f"{game} ({len(mine)} seeds)", xlabel="update", ylabel="success", ylim=(0, 1.02))
         ax.legend(loc="lower right")
     omegas = {0.0: "grpo", 1.0: "gigpo", **{w.options["omega"]: w.name for w in OMEGAS}}
@@ -203,7 +195,7 @@ def draw(done: Found, out: Path) -> None:
         )
     axes[2].set(title="coin, by ω", xlabel="ω", ylabel="success", ylim=(0, 1.02))
     axes[2].legend(loc="lower right")
-    figure.savefig(out / "curves.png", dpi=110)
+    save_figure(figure, out / "curves.png")
 
 
 if __name__ == "__main__":

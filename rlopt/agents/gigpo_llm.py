@@ -22,7 +22,14 @@ from torch import Tensor
 
 from rlopt.agents.anchors import anchor_key, text_anchors
 from rlopt.agents.base import Agent
-from rlopt.agents.group_advantages import ANCHORED, Rows, group_advantages, group_metrics, similar_groups
+from rlopt.agents.group_advantages import (
+    ANCHORED,
+    Rows,
+    anchor_groups,
+    group_advantages,
+    group_metrics,
+    similar_groups,
+)
 from rlopt.agents.surrogate import GroupPolicyConfig, policy_loss
 from rlopt.agents.text_rollout import TextEpisode, TextTurn
 from rlopt.allocation import refuse_unless_free
@@ -220,6 +227,9 @@ class GiGPOLLM(Agent):
             rows = rows._replace(reward=reward - charged, penalty=None)
         if not c.anchored:
             return rows
+        true = [turn.exact for _, turn in pairs]
+        if None not in true:
+            rows = rows._replace(exact=anchor_groups(true, group[owner]))
         if c.similarity is not None:
             texts = [turn.seen.text for _, turn in pairs]
             return rows._replace(anchors=(similar_groups(texts, group[owner], c.similarity),))

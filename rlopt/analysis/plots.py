@@ -167,6 +167,14 @@ def panels_figure(
     return figure
 
 
+def draw_mean(axes: Axes, x: NDArray[Any], scores: Array, label: str, colour: str, seeds: bool = False) -> None:
+    """Draw the mean of ``scores`` (seeds, T) over ``x`` (T,) with Student's 95 % interval, of one seed without; with
+    ``seeds`` also a thin line for each."""
+    if seeds and len(scores) > 1:
+        axes.plot(x, scores.T, color=colour, linewidth=0.6, alpha=0.4)
+    _line(axes, x, np.array([mean_interval(column) for column in scores.T]).T, colour, label)
+
+
 def summary_rows(found: Iterable[Curve], steps: Iterable[int]) -> list[dict[str, Any]]:
     """Return each curve at each step that it reaches: ``env, name, step, seeds, mean, sd, iqm, low, high``.
 

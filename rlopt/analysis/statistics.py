@@ -33,8 +33,12 @@ class ConfidenceInterval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        ends = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.estimate:.2f}{ends}"
+        return format(self)
+
+    def __format__(self, spec: str) -> str:
+        """Return ``0.52 [0.40, 0.64]``, each number in the format ``spec`` (``.2f`` without)."""
+        estimate, low, high = (format(x, spec or ".2f") for x in self)
+        return estimate if math.isnan(self.low) else f"{estimate} [{low}, {high}]"
 
 
 def normalise(score: ArrayLike, low: float, high: float) -> Array:

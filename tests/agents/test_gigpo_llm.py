@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 from rlopt.agents import Agent, register_anchor
 from rlopt.agents.gigpo_llm import GiGPOLLM, GiGPOLLMConfig
-from rlopt.agents.group_advantages import group_advantages
+from rlopt.agents.group_advantages import group_advantages, group_metrics
 from rlopt.agents.text_rollout import TextEpisode, TextTurn
 from rlopt.config import build, over
 from rlopt.envs.text.game import Seen
@@ -223,6 +223,10 @@ def test_what_counts_as_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
     assert same(similarity=0.3) == [0, 0, 0, 0] and same(similarity=0.9) == [0, 1, 0, 0]
     assert same(anchor_history=1) == [0, 1, 0, 2]
     assert make_agent(estimator="grpo").rows(episodes).anchors == ()
+    # The two true states that show "a cat" are told apart where the game tells them, and counted.
+    assert float(group_metrics(agent.rows(episodes), 0.95)["aliasing"]) == 0.75
+    untold = [one._replace(turns=[turn._replace(exact=None) for turn in one.turns]) for one in episodes]
+    assert "aliasing" not in group_metrics(agent.rows(untold), 0.95)
 
 
 # Demonstrations

@@ -88,7 +88,12 @@ class TextGame(ABC):
         Raises:
             RloptError: the game does not tell.
         """
-        raise RloptError(f"{self.id} does not tell its true state; leave out ExactState")
+        raise RloptError(f"{self.id} does not tell its true state; leave out ExactState, or agent.anchor=exact")
+
+    @property
+    def tells_exact(self) -> bool:
+        """Whether it tells its true state."""
+        return type(self).exact is not TextGame.exact
 
     def solution(self, task: int | str) -> Sequence[str] | None:
         """Return actions that solve a task from its beginning, for supervised learning; None where nobody knows any.
