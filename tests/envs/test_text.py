@@ -209,7 +209,8 @@ def test_textworld_express_knows_solutions() -> None:
     game, tasks = text_game(gym.make("textworld_express/coin", disable_env_checker=True, **kwargs), "coin")
     for task in tasks:
         words = game.solution(task)
-        assert words and game.begin(task).task == game.begin(task).state.splitlines()[0]
+        assert words and words == game.solution(task)  # the same every time
+        assert game.begin(task).task == game.begin(task).state.splitlines()[0]
         moved = [game.act(one) for one in words]
         assert [m.success for m in moved] == [False] * (len(words) - 1) + [True]
     game.close()
