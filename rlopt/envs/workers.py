@@ -26,12 +26,13 @@ from rlopt.envs.processes import SAFE_PATH, end_with_parent, restore_safe_path, 
 from rlopt.envs.snapshot import restore, snapshot
 from rlopt.envs.spaces import ActionCodec, ObservationCodec
 from rlopt.envs.sync import pack_state, unpack_state
+from rlopt.envs.text.game import ask_game
 from rlopt.types import EnvSpec, Obs, RloptError, State, Step
 
 _log = logging.getLogger(__name__)
-_STARTUP = 120.0
+STARTUP = 120.0
 """Seconds that a worker has for its imports and for building the environment."""
-_MAX_LOSSES = 3
+MAX_LOSSES = 3
 """How often in a row one slot is replaced before the run ends, and how many that die while they start are started
 again."""
 _GRACE = 5.0
@@ -40,11 +41,11 @@ _HEAD = struct.Struct("<BBB")
 """Terminated, truncated, whether a first observation follows the reward (float64) and the observation."""
 
 
-class _Lost(Exception):
+class Lost(Exception):
     """A worker died or did not answer in time."""
 
 
-class _Died(_Lost):
+class Died(Lost):
     """It died."""
 
 
@@ -82,6 +83,8 @@ def _answer(env: Env, edge: Edge, row: list[Array], message: bytes, autoreset: b
         case b"g":
             state = snapshot(env)
             return b"d" + pickle.dumps(_swap(state, Tensor, lambda t: t.numpy()))
+        case b"t":  # a text game, of which more is asked than of an environment
+            return b"d" + pickle.dumps(ask_game(env, edge.spec.id, *pickle.loads(message[1:])))
         case b"p":
             restore(env, _swap(pickle.loads(message[1:]), np.ndarray, torch.from_numpy))
             return b"d"
@@ -126,7 +129,7 @@ def _work(
                 env.close()
 
 
-class _Worker:
+class Worker:
     """The parent's end of one worker."""
 
     def __init__(self, context: Any, slot: int, env_fn: Callable[[], Env], autoreset: bool, env_id: str | None) -> None:
@@ -149,21 +152,21 @@ class _Worker:
         try:
             self.connection.send_bytes(message)
         except OSError as e:
-            raise _Died("died") from e
+            raise Died("died") from e
 
     def receive(self, deadline: float) -> bytes:
         """Return the worker's next answer without its letter.
 
         Raises:
-            _Lost: it died, or did not answer before ``deadline`` (of ``time.monotonic``).
+            Lost: it died, or did not answer before ``deadline`` (of ``time.monotonic``).
             RloptError: the environment raised an error.
         """
         try:
             if not self.connection.poll(max(0.0, deadline - time.monotonic())):
-                raise _Lost("did not answer in time")
+                raise Lost("did not answer in time")
             answer: bytes = self.connection.recv_bytes()
         except (EOFError, OSError) as e:
-            raise _Died("died") from e
+            raise Died("died") from e
         if answer[:1] == b"e":
             summary, trace, is_user_error = pickle.loads(answer[1:])
             if is_user_error:
@@ -181,16 +184,17 @@ class _Worker:
 
     def close(self) -> None:
         """Ask it to close its environment; kill it where that takes more than a few seconds."""
-        with contextlib.suppress(_Lost):
+        with contextlib.suppress(Lost):
             self.send(b"c")
         self.process.join(_GRACE)
         self.kill()
 
 
-def _end(workers: list[_Worker | None]) -> None:
+def end_workers(workers: list[Worker | None]) -> None:
+    """End all of them."""
     for worker in workers:
         if worker is not None:
-            with contextlib.suppress(_Lost):
+            with contextlib.suppress(Lost):
                 worker.send(b"c")  # all close at once; close() then waits for each
     for worker in workers:
         if worker is not None:
@@ -227,14 +231,14 @@ class AsyncVectorEnv(BaseVectorEnv):
             raise RloptError(f"timeout={timeout} must be above 0 seconds")
         self.timeout, self._fns = timeout, list(env_fns)
         self._context = worker_context()
-        self._workers: list[_Worker | None] = [None] * self.num_envs
+        self._workers: list[Worker | None] = [None] * self.num_envs
         self._lost = [0] * self.num_envs  # replacements of each slot
         self._lost_in_a_row = [0] * self.num_envs
         self._dead_at_start = 0
         self._ended = [False] * self.num_envs
         # One that is never closed must end its workers before multiprocessing's exit hook (of priority 0) waits for
         # them for ever: they ignore its SIGTERM.
-        self._end = Finalize(self, _end, (self._workers,), exitpriority=10)
+        self._end = Finalize(self, end_workers, (self._workers,), exitpriority=10)
         try:
             for slot in range(self.num_envs):
                 self._workers[slot] = self._worker(slot)
@@ -342,17 +346,17 @@ class AsyncVectorEnv(BaseVectorEnv):
     def _release(self) -> None:
         self._end()
 
-    def _worker(self, slot: int) -> _Worker:
-        return _Worker(self._context, slot, self._fns[slot], self.autoreset, self._env_id)
+    def _worker(self, slot: int) -> Worker:
+        return Worker(self._context, slot, self._fns[slot], self.autoreset, self._env_id)
 
     def _hello(self, slot: int) -> Any:
         """Return what the worker of ``slot`` says first. One that dies before it can is started again."""
         worker = self._workers[slot]
         assert worker is not None
         try:
-            return pickle.loads(worker.receive(time.monotonic() + max(_STARTUP, self.timeout)))
-        except _Lost as e:
-            if isinstance(e, _Died) and self._dead_at_start < _MAX_LOSSES:
+            return pickle.loads(worker.receive(time.monotonic() + max(STARTUP, self.timeout)))
+        except Lost as e:
+            if isinstance(e, Died) and self._dead_at_start < MAX_LOSSES:
                 self._dead_at_start += 1
                 _log.warning("the worker of environment %d died while starting; it is started again", slot)
                 worker.kill()
@@ -373,9 +377,9 @@ class AsyncVectorEnv(BaseVectorEnv):
             worker = self._workers[slot]
             try:
                 if worker is None:
-                    raise _Lost("was gone")
+                    raise Lost("was gone")
                 worker.send(message)
-            except _Lost as e:
+            except Lost as e:
                 reasons[slot] = str(e)
         deadline = time.monotonic() + self.timeout
         try:
@@ -386,7 +390,7 @@ class AsyncVectorEnv(BaseVectorEnv):
                     continue
                 try:
                     answers[slot] = worker.receive(deadline)
-                except _Lost as e:
+                except Lost as e:
                     reasons[slot] = str(e)
         except BaseException:  # also Ctrl-C: answers left in the pipes would be taken for those of the next step
             self.close()
@@ -411,10 +415,10 @@ class AsyncVectorEnv(BaseVectorEnv):
         while True:
             self._lost[slot] += 1
             self._lost_in_a_row[slot] += 1
-            if self._lost_in_a_row[slot] > _MAX_LOSSES:
+            if self._lost_in_a_row[slot] > MAX_LOSSES:
                 self.close()
                 raise RloptError(
-                    f"the worker of environment {slot} was lost {_MAX_LOSSES + 1} times in a row; "
+                    f"the worker of environment {slot} was lost {MAX_LOSSES + 1} times in a row; "
                     f"raise env.timeout (now {self.timeout:g} s) or find out why the environment dies with backend=sync"
                 )
             restart = self._seed_of(slot, "restart", self._lost[slot])

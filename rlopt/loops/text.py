@@ -137,7 +137,7 @@ class TextLoop(Loop):
         speaker = Speaker(self.agent.model, c, c.temperature, streams)
         played = play(
             self.games.copies, tasks, self.group, speaker, horizon=c.horizon, limit=self.total_steps - self.step,
-            exact=c.anchored and (c.anchor == "exact" or self.games.copies[0].tells_exact),
+            exact=c.anchored and (c.anchor == "exact" or self.games.copies[0].tells_exact), pool=self.games.pool,
         )  # fmt: skip
         self.iteration += 1
         self._count(sum(len(one.turns) for one in played))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import Space
 from torch import Tensor
 
 from rlopt.agents.text_rollout import TextEpisode, TextTurn
-from rlopt.envs.factory import Env, EnvFactory, find_spec
-from rlopt.envs.text.game import Seen, TextGame, text_game
+from rlopt.envs.factory import EnvFactory, find_spec
+from rlopt.envs.make import TIMEOUT
+from rlopt.envs.text.game import Moved, Seen, TextGame, text_game
+from rlopt.envs.text.remote import RemoteGame
 from rlopt.loops.configuration import EnvConfig
 from rlopt.nn.language import LanguageModel, pieces
 from rlopt.policy.language import Answer, AnswerConfig, LanguagePolicy, ask, demonstrated
@@ -35,16 +39,19 @@ class Games(NamedTuple):
     copies: list[TextGame]
     tasks: list[int | str]
     spec: EnvSpec
-    envs: list[Env]
+    pool: ThreadPoolExecutor | None = None
+    """What waits for all copies at once, where each is in a process of its own."""
 
     def close(self) -> None:
         """Close every copy. Safe to call twice."""
-        for env in self.envs:
-            env.close()
+        for game in self.copies:
+            game.close()
+        if self.pool is not None:
+            self.pool.shutdown()
 
 
 def open_games(config: EnvConfig, copies: int) -> Games:
-    """Return ``copies`` of the text game that ``config`` names.
+    """Return ``copies`` of the text game that ``config`` names, with ``env.backend=async`` in workers.
 
     Raises:
         RloptError: it is no text game, or an option is set that text games lack.
@@ -52,24 +59,53 @@ def open_games(config: EnvConfig, copies: int) -> Games:
     for name in ("wrappers", "normalize_obs", "normalize_reward", "protocol"):
         if getattr(config, name):
             raise RloptError(f"env.{name}: a game that is played in words has no such option; leave it out")
-    if config.backend != "auto":
-        raise RloptError(f"env.backend={config.backend}: text games are played in this process; leave it out")
+    remote = config.backend == "async"
+    if not remote and config.backend not in ("auto", "sync"):
+        raise RloptError(
+            f"env.backend={config.backend}: text games are played in this process (sync) or in workers (async)"
+        )
+    if not remote and config.timeout != TIMEOUT:
+        raise RloptError(f"env.timeout={config.timeout:g} is of workers; leave it out, or give env.backend=async")
     factory = EnvFactory(find_spec(config.id), config.kwargs)
-    envs: list[Env] = []
+    if remote:
+        return _open_workers(config, factory, copies)
+    found: list[TextGame] = []
     try:
         for _ in range(copies):
-            envs.append(factory())
-        found = [text_game(env, config.id) for env in envs]
+            env = factory()
+            try:
+                game, tasks = text_game(env, config.id)
+            except RloptError:
+                env.close()
+                raise
+            found.append(game)
+        return Games(found, tasks, _spec(config, found[0], env.observation_space, env.action_space))
     except BaseException:
-        for env in envs:
-            env.close()
+        for game in found:
+            game.close()
         raise
-    game, tasks = found[0]
+
+
+def _open_workers(config: EnvConfig, factory: EnvFactory, copies: int) -> Games:
+    found: list[RemoteGame] = []
+    try:
+        for slot in range(copies):
+            found.append(RemoteGame(factory, config.id, slot, config.timeout))
+        hellos = [game.connect() for game in found]
+        return Games(
+            list(found), hellos[0].tasks, _spec(config, found[0], *hellos[0].spaces), ThreadPoolExecutor(copies)
+        )
+    except BaseException:
+        for game in found:
+            game.close()
+        raise
+
+
+def _spec(config: EnvConfig, game: TextGame, observation_space: Space[Any], action_space: Space[Any]) -> EnvSpec:
     facts = ("success", *(f"success/{kind}" for kind in game.kinds))
     if unknown := [name for name in config.facts if name not in facts]:
         raise RloptError(f"env.facts: {config.id} tells {', '.join(facts)}, and not {unknown[0]}")
-    spec = EnvSpec(config.id, envs[0].observation_space, envs[0].action_space, facts=facts)
-    return Games([game for game, _ in found], tasks, spec, envs)
+    return EnvSpec(config.id, observation_space, action_space, facts=facts)
 
 
 def play(
@@ -81,6 +117,7 @@ def play(
     horizon: int | None = None,
     limit: int | None = None,
     exact: bool = False,
+    pool: Executor | None = None,
 ) -> list[TextEpisode]:
     """Play one episode of each task, side by side, and return them; those that are over are not asked any longer.
 
@@ -89,8 +126,10 @@ def play(
         horizon: steps after which an episode is over.
         limit: steps of all together, after which those that go on are left as they are, not complete.
         exact: whether the true states are noted.
+        pool: what waits for several games at once (in turn without).
     """
-    seen = [game.begin(task) for game, task in zip(games, tasks, strict=True)]
+    at_once = map if pool is None else pool.map
+    seen = list(at_once(_begin, games, tasks))
     past: list[list[Past]] = [[] for _ in tasks]
     turns: list[list[TextTurn]] = [[] for _ in tasks]
     success, alive, taken = [False] * len(tasks), list(range(len(tasks))), 0
@@ -98,10 +137,10 @@ def play(
     while alive and (limit is None or taken < limit):
         rows = alive if limit is None else alive[: limit - taken]
         answers = asking(rows, [seen[r] for r in rows], [past[r] for r in rows])
-        for r, said in zip(rows, answers, strict=True):
-            true = games[r].exact() if exact else None
-            moved = games[r].act(said.action)
-            turns[r].append(TextTurn(seen[r], said, moved.reward, true))
+        true = list(at_once(_exact, [games[r] for r in rows])) if exact else [None] * len(rows)
+        done = list(at_once(_act, [games[r] for r in rows], [said.action for said in answers]))
+        for r, said, moved, state in zip(rows, answers, done, true, strict=True):
+            turns[r].append(TextTurn(seen[r], said, moved.reward, state))
             past[r].append(Past(seen[r].text, said.action))
             over = horizon is not None and len(turns[r]) >= horizon
             seen[r], success[r] = moved.seen, moved.success
@@ -111,6 +150,18 @@ def play(
     kinds = [game.kind(task) for game, task in zip(games, tasks, strict=True)]
     rows_ = zip(tasks, kinds, groups, turns, complete, success, strict=True)
     return [TextEpisode(*row) for row in rows_]
+
+
+def _begin(game: TextGame, task: int | str) -> Seen:
+    return game.begin(task)
+
+
+def _exact(game: TextGame) -> str:
+    return game.exact()
+
+
+def _act(game: TextGame, words: str) -> Moved:
+    return game.act(words)
 
 
 class Speaker:
@@ -160,7 +211,7 @@ def evaluate_words(
         streams = None if deterministic else [torch_generator(seed, "evaluation", "words", i) for i in numbers]
         speaker = Speaker(policy.model, policy.config, policy.config.evaluation_temperature, streams)
         tasks = [games.tasks[i % len(games.tasks)] for i in numbers]
-        played = play(games.copies[: len(tasks)], tasks, [0] * len(tasks), speaker, horizon=max_steps)
+        played = play(games.copies[: len(tasks)], tasks, [0] * len(tasks), speaker, horizon=max_steps, pool=games.pool)
         found += [as_episode(one, games.copies[0].kinds) for one in played]
     return found
 

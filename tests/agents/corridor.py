@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -17,8 +20,11 @@ class Corridor(TextGame):
     id = "corridor"
     kinds = ("west", "east")
 
-    def __init__(self, horizon: int = 6, won: float = 10.0) -> None:
+    def __init__(self, horizon: int = 6, won: float = 10.0, trouble: str | None = None) -> None:
+        """``trouble`` names a file: whoever is told to ``die`` or to ``stall`` does so once, where it is not there yet,
+        and always where it is called ``always``."""
         self.horizon, self.won, self.closed = horizon, won, 0
+        self.trouble = None if trouble is None else Path(trouble)
 
     def tasks(self, split: str) -> list[int | str]:
         return list(range(SIZES[split]))
@@ -36,6 +42,12 @@ class Corridor(TextGame):
         return [f"go {self.kind(task)}"] * way + ["take coin"]
 
     def act(self, words: str) -> Moved:
+        if self.trouble is not None and words in ("die", "stall") and not self.trouble.exists():
+            if self.trouble.name != "always":
+                self.trouble.touch()
+            if words == "die":
+                os._exit(1)
+            time.sleep(60.0)
         self.taken += 1
         here = self.room == (0 if self.west else 4)
         won = words == "take coin" and here
@@ -60,9 +72,9 @@ class CorridorEnv(ChoiceEnv):
 
     def __init__(
         self, horizon: int = 6, won: float = 10.0, split: str = "train", tasks: int | None = None, choices: int = 4,
-        render_mode: Any = None,
+        render_mode: Any = None, trouble: str | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(Corridor(horizon, won), split, tasks, choices, render_mode)
+        super().__init__(Corridor(horizon, won, trouble), split, tasks, choices, render_mode)
 
 
 if "Corridor-v0" not in gymnasium.registry:

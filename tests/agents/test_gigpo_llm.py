@@ -277,6 +277,16 @@ def test_a_run_goes_on_exactly(at: int) -> None:
         loop.close()
 
 
+def test_workers_change_nothing() -> None:
+    loops = [make_loop(short_run("gigpo_llm", env={"backend": backend})) for backend in ("sync", "async")]
+    for _ in range(4):
+        for loop in loops:
+            loop.advance()
+    assert states_equal(*(loop.state_dict() for loop in loops)) is None
+    for loop in loops:
+        loop.close()
+
+
 def test_a_run_tells_what_was_seen_said_and_paid_and_evaluates_the_same_again(tmp_path: Path) -> None:
     with begin(short_run("gigpo_llm", tmp_path / "run", total_steps=120)) as trainer:
         result = trainer.run()
@@ -364,7 +374,8 @@ def test_groups_without_a_difference_are_replaced() -> None:
         ({"env": {"id": "CartPole-v1"}}, "is no text game"),
         ({"env": {"normalize_obs": True}}, "has no such option"),
         ({"env": {"facts": ["speed"]}}, "tells success, success/west, success/east, and not speed"),
-        ({"env": {"backend": "async"}}, "are played in this process"),
+        ({"env": {"backend": "torch"}}, "are played in this process"),
+        ({"env": {"timeout": 5.0}}, "is of workers; leave it out, or give env.backend=async"),
         ({"eval": {"epsilon": 0.1, "episodes": 2}}, "takes no random actions"),
         ({"num_envs": 3}, "has no such mode"),
     ],

@@ -205,6 +205,19 @@ def text_game(env: gymnasium.Env[Any, Any], id: str) -> tuple[TextGame, list[int
     return inner.game, inner.tasks
 
 
+def ask_game(env: gymnasium.Env[Any, Any], id: str, method: str, arguments: Sequence[Any]) -> Any:
+    """Return what a method of the game in an environment returns; of ``about`` its id, its kinds of task, whether
+    it tells its true state, and the tasks.
+
+    Raises:
+        RloptError: there is no game in it.
+    """
+    game, tasks = text_game(env, id)
+    if method == "about":
+        return game.id, game.kinds, game.tells_exact, tasks
+    return getattr(game, method)(*arguments)
+
+
 def number_of(text: str) -> int:
     """Return a number in [0, ``NAMES``) that stands for a text, the same on every machine (BLAKE2b)."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % NAMES
