@@ -80,7 +80,7 @@ def train(folder: Path, experiment: str, seed: int, updates: int) -> None:
             experiment=experiment, seed=seed, threads=1, device="cpu", total_steps=1_000_000, run_dir=str(folder),
             log={"every": 1, "tensorboard": False}, checkpoint={"minutes": 2.0}, callbacks=[until],
         )  # fmt: skip
-    elif len(learnt(folder)) < updates:
+    elif len(learnt(metrics(folder))) < updates:
         rlopt.train(resume=folder, callbacks=[until])
 
 
@@ -91,7 +91,7 @@ class Until(Callback):
         self.left = self.updates = updates
 
     def on_start(self, trainer: Trainer) -> None:
-        self.left = self.updates - len(learnt(trainer.folder.path))
+        self.left = self.updates - len(learnt(metrics(trainer.folder.path)))
 
     def on_step(self, trainer: Trainer, progress: Progress) -> bool:
         self.left -= LEARNT in progress.metrics
@@ -103,10 +103,14 @@ class Until(Callback):
         (trainer.folder.path / PEAK).write_text(f"{most:.2f}\n")
 
 
-def learnt(folder: Path) -> list[int]:
-    """Return the rows of metrics.csv that tell of rollouts which a run has learnt from."""
+def metrics(folder: Path) -> dict[str, Any]:
+    """Return what a run tells of its rollouts and rounds, as columns."""
     path = folder / "metrics.csv"
-    table = read_csv(path) if path.is_file() else {}
+    return dict(read_csv(path)) if path.is_file() else {}
+
+
+def learnt(table: dict[str, Any]) -> list[int]:
+    """Return the rows of a run's metrics that tell of rollouts which it has learnt from."""
     return [at for at, found in enumerate(table.get(LEARNT, [])) if found is not None]
 
 
@@ -145,10 +149,9 @@ def finished(root: Path, updates: int) -> list[Run]:
 
 def rows(folder: Path) -> list[Row]:
     """Return what a run tells of its updates, and of the last look before them (nothing where there was none)."""
-    table: dict[str, Any] = read_csv(folder / "metrics.csv")
-    episodes: dict[str, Any] = read_csv(folder / "episodes.csv")
+    table, episodes = metrics(folder), dict[str, Any](read_csv(folder / "episodes.csv"))
     at, success, length = (np.array(episodes[name], float) for name in ("step", "success", "length"))
-    chosen = learnt(folder)
+    chosen = learnt(table)
     looks = [i for i in range(chosen[0] if chosen else 0) if table["episode_return"][i] is not None]
     found = []
     for update, i in enumerate([*(looks[-1:] or [-1]), *chosen]):
@@ -222,8 +225,8 @@ shows that the path works and what it costs, not that anything is learnt in so l
 
 def about(run: Run) -> str:
     """Return what is said of SmolLM2."""
-    table: dict[str, Any] = read_csv(run.folder / "metrics.csv")
-    chosen = learnt(run.folder)[:SMOLLM2_UPDATES]
+    table = metrics(run.folder)
+    chosen = learnt(table)[:SMOLLM2_UPDATES]
     steps = [table["step"][i] - table["step"][i - 1] if i else table["step"][0] for i in chosen]
     sums = {
         name: sum(n * table[name][i] for n, i in zip(steps, chosen, strict=True))

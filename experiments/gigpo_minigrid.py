@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rlopt.analysis.figures import COLOURS, save_figure
-from rlopt.analysis.plots import draw_mean
+from rlopt.analysis.plots import draw_mean, format_steps
 from rlopt.analysis.ranking import as_markdown
 from rlopt.analysis.statistics import mean_interval
 from rlopt.analysis.tables import read_csv
@@ -126,6 +126,7 @@ def draw(found: Found, path: Path) -> None:
                 label = f"{way} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
                 draw_mean(ax, (np.arange(y.shape[1]) + 1) * WINDOW, y, label, colour)
         ax.set(title=TASKS[task], xlabel="environment steps", ylabel="return in training", ylim=(0, 1.02))
+        ax.xaxis.set_major_formatter(lambda value, _: format_steps(value))
         if ax.lines:
             ax.legend()
     save_figure(figure, path)
