@@ -48,6 +48,9 @@ FEATURES = {
         "agent": {"max_grad_norm": 1.0}, "env": GYM, "num_envs": 2, "num_runs": 3,
         "buffer": {"name": "prioritized_reshuffled", "capacity": 90},
     },
+    "budgets-of-three-runs": {
+        "agent": {"name": "mansa", "budget": 2, "epsilon_end": 1.0}, "num_envs": 2, "num_runs": 3,
+    },
     "overlap-bf16": {"agent": {"fused": True}, "env": GYM, "num_envs": 2, "overlap": True, "precision": "bf16"},
     "torch-environments": {
         "agent": {"update_ratio": [1, 4]}, "num_envs": 8, "buffer": {"name": "uniform", "capacity": 120},

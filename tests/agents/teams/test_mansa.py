@@ -160,12 +160,14 @@ def test_a_budget_is_spent_where_it_pays_most() -> None:
 
 
 @pytest.mark.parametrize("rule", ["global", "centralised", "random", "fixed"])
-@pytest.mark.parametrize("budget", [0, 1, 3])
-def test_no_episode_has_more_calls_than_its_budget(rule: str, budget: int) -> None:
-    """Random histories of episodes of several lengths, and the same after a resume in the middle of them."""
+@pytest.mark.parametrize(("budget", "runs"), [(0, 1), (1, 3), (3, 1), (3, 2)])
+def test_no_episode_has_more_calls_than_its_budget(rule: str, budget: int, runs: int) -> None:
+    """Random histories of episodes of several lengths, and the same after a resume in the middle of them, of every
+    run."""
     more = {"random": {"rate": 0.9}, "fixed": {"every": 1}, "global": {"epsilon_end": 1.0}}.get(rule, {})
     options = {"rule": rule, "budget": budget, **more}
-    loops = [make_loop(short_run("mansa", num_envs=3, total_steps=120, agent=options)) for _ in range(2)]
+    config = short_run("mansa", num_envs=3, num_runs=runs, total_steps=120, agent=options)
+    loops = [make_loop(config) for _ in range(2)]
     seen = []
     for _ in range(10):
         seen += loops[0].advance().episodes
@@ -177,7 +179,8 @@ def test_no_episode_has_more_calls_than_its_budget(rule: str, budget: int) -> No
         straight, resumed = loops[0].advance().episodes, loops[1].advance().episodes
         assert straight == resumed
         seen += straight
-    assert seen and all(episode.facts["calls"] <= budget for episode in seen)
+    assert {episode.run for episode in seen} == set(range(runs))
+    assert all(episode.facts["calls"] <= budget for episode in seen)
     if budget and rule in ("centralised", "fixed"):
         assert {episode.facts["calls"] for episode in seen} == {min(budget, episode.length) for episode in seen}
     for loop in loops:
