@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import charts
 import gymnasium
 import numpy as np
 import torch
@@ -218,8 +219,6 @@ def report(env_id: str, speeds: dict[str, list[float]], num_envs: int) -> tuple[
 
 
 def save(out: Path, header: list[str], rows: list[list[str]], table: str, notes: list[str], args) -> None:
-    from matplotlib.figure import Figure
-
     out.mkdir(parents=True, exist_ok=True)
     with (out / "table.csv").open("w", newline="") as f:
         csv.writer(f).writerows([header, *rows])
@@ -241,18 +240,7 @@ def save(out: Path, header: list[str], rows: list[list[str]], table: str, notes:
         + "\n".join(f"- {n}" for n in notes)
         + "\n\n![bar chart](chart.png)\n"
     )
-    colours = {"rlopt native": "#0072B2", "rlopt sync": "#56B4E9", "rlopt envpool": "#009E73"}
-    figure = Figure(figsize=(7, 0.9 + 1.5 * len(args.envs)), layout="constrained")
-    for axes, env_id in zip(np.atleast_1d(figure.subplots(len(args.envs))), args.envs, strict=True):
-        mine = [r for r in rows if r[0] == env_id]
-        medians = np.array([float(r[3]) for r in mine])
-        ends = np.abs(np.array([[float(r[4]), float(r[5])] for r in mine]).T - medians)
-        axes.barh([r[2] for r in mine], medians, xerr=ends, color=[colours.get(r[2], "#999999") for r in mine])
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_title(env_id, loc="left", fontsize=9)
-        axes.invert_yaxis()
-    axes.set_xlabel("environment steps per second (bars: medians; lines: least to greatest window)")
-    figure.savefig(out / "chart.png", dpi=150)
+    charts.draw(charts.ENVIRONMENTS, out)
 
 
 def main() -> None:

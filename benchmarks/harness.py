@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import charts
+
 import rlopt
 
 QUIET, LEAST = 0.05, 3
@@ -301,7 +303,8 @@ def publish(
     out: Path, title: str, about: str, command: str, packages: Sequence[str], made: Report, bars: Mapping[str, float],
     label: str, colour: Callable[[str], str],
 ) -> None:  # fmt: skip
-    """The results folder of a benchmark: `table.csv`, `README.md` and `chart.png`."""
+    """The results folder of a benchmark: `table.csv`, `README.md` and `chart.png`, which without ``bars`` is drawn from
+    the table (`charts.py`)."""
     from matplotlib.figure import Figure
 
     out.mkdir(parents=True, exist_ok=True)
@@ -310,6 +313,9 @@ def publish(
         f"# {title}\n\n{about}\n\n    {command}\n\n{versions(*packages)}.\n\n{made.text}\n\n![bar chart](chart.png)\n",
         encoding="utf-8",
     )
+    if not bars:
+        charts.draw(charts.chart_of(out), out)
+        return
     figure = Figure(figsize=(8, 0.38 * len(bars) + 0.9), layout="constrained")
     draw_bars(figure.subplots(), bars, label, colour, ranges(made))
     figure.savefig(out / "chart.png", dpi=150)

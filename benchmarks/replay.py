@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import charts
 from harness import verdict, versions
 from replay_buffers import ACT, BLOCKS, ENVS, OBS, Buffer, Contender, Data, contenders
 
@@ -206,8 +207,6 @@ def save(
     medians: dict[Contender, dict[str, float]],
     args: argparse.Namespace,
 ) -> None:
-    from matplotlib.figure import Figure
-
     out.mkdir(parents=True, exist_ok=True)
     with (out / "table.csv").open("w", newline="") as f:
         csv.writer(f).writerows([header, *([cell.replace(",", "") for cell in row] for row in rows)])
@@ -224,18 +223,9 @@ def save(
     (out / "README.md").write_text(
         f"# Replay buffers\n\n{about}\n\n    {command}\n\n{hardware}{versions(*PACKAGES)}.\n\n{table}\n\n{columns}\n\n"
         + "\n".join(f"- {line}" for line in lines)
-        + "\n"
+        + "\n\n![bar chart](replay.png)\n"
     )
-    figure = Figure(figsize=(7, 0.34 * len(medians) + 1.1), layout="constrained")
-    axes = figure.subplots()
-    names = [f"{c.library}, {c.sampler}" for c in medians]
-    colors = [("#0072B2" if c.kind == "uniform" else "#D55E00") if c.library == "rlopt" else "#aaaaaa" for c in medians]
-    bars = axes.barh(names, [found["draws/s"] / 1000 for found in medians.values()], color=colors)
-    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    axes.set_xlabel(f"thousand minibatches of {args.batch} per second\n(with priorities: drawn and updated)")
-    axes.margins(x=0.1)
-    axes.invert_yaxis()
-    figure.savefig(out / "replay.png", dpi=150)
+    charts.draw(charts.REPLAY, out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import BLUE, GREY, Entrant, Report, best, cpu, measure, publish, spread, verdict
+from harness import Entrant, Report, best, cpu, measure, publish, spread, verdict
 from windows import Windows, channel
 
 ROWS: dict[tuple[str, int], float] = {
@@ -173,7 +173,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[list[str]] = []
     notes: list[str] = []
     remarks: list[str] = []
-    bars: dict[str, float] = {}
     for task, copies in ROWS:
         if args.only and not task.startswith(args.only):
             continue
@@ -183,7 +182,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             p.close()
         found, said = judge(task, copies, speeds)
         rows, notes, remarks = rows + found, notes + said, remarks + [f"{task}: {line}" for line in told]
-        bars |= {f"{task}: {name}": speed for name, (speed, _) in best(speeds).items()}
     made = Report(["task", "entrant", "setting", "steps/s (median)", "min", "max"], rows, [*notes, *remarks])
     print("\n" + made.text)
     if args.out:
@@ -194,8 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         command = f"python benchmarks/teams.py --rounds {args.rounds} --seconds {args.seconds:g}"
         publish(
-            args.out, "Environments with several agents", about, command, PACKAGES, made, bars, "steps per second",
-            lambda name: BLUE if "rlopt" in name else GREY,
+            args.out, "Environments with several agents", about, command, PACKAGES, made, {}, "", str,
         )  # fmt: skip
 
 

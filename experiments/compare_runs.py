@@ -4,11 +4,12 @@
     python experiments/compare_runs.py --root runs/pendulum_replay --window 3000 --out results/sac_replay/pendulum
     python experiments/compare_runs.py --by precision --root runs/sac_precision --out results/sac_precision
     python experiments/compare_runs.py --by optimiser --root runs/optimisers --window 3000 --out results/optimisers
+    python experiments/compare_runs.py --redraw --by precision --out results/sac_precision
 
 Reads what ``rlopt queue`` made of ``jobs/sac_replay.yaml`` and the like, finished or not. Runs of
 one task and one update ratio that differ in their buffer (or precision, or optimiser) are compared at the last step at
 which all of them were evaluated: every seed's mean over its evaluations in the window before. Writes
-``evaluations.csv``, ``table.csv``, ``table.md`` and ``curves.png``.
+``evaluations.csv``, ``table.csv``, ``table.md`` and ``curves.png``, which ``--redraw`` draws anew from the first alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rlopt.analysis.curves import WINDOW, Curve, merge
 from rlopt.analysis.plots import draw_panels, format_steps
 from rlopt.analysis.run_results import Run, load_run
 from rlopt.analysis.statistics import Array, bootstrap_interval, iqm, probability_of_improvement
-from rlopt.analysis.tables import write_csv
+from rlopt.analysis.tables import read_csv, write_csv
 from rlopt.types import RloptError
 
 WORDS = {
@@ -160,6 +161,29 @@ def compare(root: Path, out: Path, word: str = "buffer", window: int = WINDOW) -
     return "\n".join(text)
 
 
+def redraw(out: Path, word: str = "buffer") -> None:
+    """Draw ``curves.png`` anew from the ``evaluations.csv`` beside it.
+
+    Raises:
+        RloptError: there is none, or it compares something else.
+    """
+    table = read_csv(out / "evaluations.csv")
+    if missing := {"env", "updates", word, "seed", "step", "return"} - {*table}:
+        raise RloptError(f"{out / 'evaluations.csv'} has no column {', '.join(sorted(missing))}; name another --by")
+    panels: dict[tuple[str, str], dict[str, dict[int, tuple[list[int], list[float]]]]] = {}
+    columns = (table[name] for name in ("env", "updates", word, "seed", "step", "return"))
+    for env_id, ratio, name, seed, step, mean in zip(*columns, strict=True):
+        arms = panels.setdefault((str(env_id), str(ratio)), {})
+        own = arms.setdefault(str(name), {}).setdefault(int(seed), ([], []))
+        own[0].append(int(step))
+        own[1].append(float(mean))
+    drawn = {
+        f"{env_id}, {ratio}": [merge(name, env_id, list(of_seeds.values())) for name, of_seeds in arms.items()]
+        for (env_id, ratio), arms in panels.items()
+    }
+    draw_panels(drawn, out / "curves.png")
+
+
 def _line(cells: Sequence[object]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
@@ -168,10 +192,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare runs that differ in one word.")
     parser.add_argument("--by", choices=WORDS, default="buffer", help="the word")
     parser.add_argument("--window", type=int, default=WINDOW, help="steps over whose evaluations returns are averaged")
-    parser.add_argument("--root", type=Path, required=True, help="the queue's --root")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--root", type=Path, help="the queue's --root")
+    source.add_argument("--redraw", action="store_true", help="only draw curves.png anew, from OUT/evaluations.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     given = parser.parse_args(arguments)
     try:
+        if given.redraw:
+            redraw(given.out, given.by)
+            print(given.out / "curves.png")
+            return 0
         print(compare(given.root, given.out, given.by, given.window))
     except RloptError as e:
         print(e, file=sys.stderr)

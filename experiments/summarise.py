@@ -3,6 +3,7 @@
     python experiments/summarise.py --root runs/sac_mujoco --out results/sac_mujoco
     python experiments/summarise.py --root runs/td3_mujoco --out results/td3_mujoco --steps 100000 150000 200000
     python experiments/summarise.py --root runs/ppo --out results/ppo_mujoco --steps 100000 300000 500000 --training
+    python experiments/summarise.py --redraw td3 --out results/td3_mujoco      # curves.png from evaluations.csv alone
 
 Reads what ``rlopt queue`` made (``ROOT/<experiment>/seed<seed>``), finished or not, and writes ``evaluations.csv``
 (every seed's mean return at every evaluation), ``table.csv`` and ``table.md``, ``curves.png`` and ``README.md``. With
@@ -154,6 +155,28 @@ def summarise(
         (out / "README.md").write_text(readme(runs, root, command), encoding="utf-8")
 
 
+def redraw(out: Path, agent: str) -> None:
+    """Draw ``curves.png`` anew from the ``evaluations.csv`` beside it.
+
+    Raises:
+        RloptError: there is none, or it is no table of ``write_evaluations``.
+    """
+    seeds: dict[tuple[str, str], dict[int, tuple[list[int], list[float]]]] = {}
+    table = read_csv(out / "evaluations.csv")
+    try:
+        rows = zip(*(table[name] for name in ("preset", "env", "seed", "step", "return")), strict=True)
+    except KeyError as e:
+        raise RloptError(f"{out / 'evaluations.csv'} has no column {e}; name a folder that this script wrote") from e
+    for preset, env, seed, step, mean in rows:
+        own = seeds.setdefault((preset, env), {}).setdefault(int(seed), ([], []))
+        own[0].append(int(step))
+        own[1].append(float(mean))
+    panels: dict[str, list[Curve]] = {}
+    for (preset, env), of_seeds in seeds.items():
+        panels.setdefault(env, []).append(merge(_name(preset, env), env, list(of_seeds.values()), agent))
+    draw_panels(panels, out / "curves.png")
+
+
 def write_evaluations(path: Path, runs: dict[tuple[str, str], list[Run]]) -> None:
     """``env, preset, seed, step, episodes, return``: each seed's mean return at each evaluation."""
     rows = [
@@ -294,12 +317,22 @@ def _task(env_id: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Summarise the run folders of rlopt queue.")
-    parser.add_argument("--root", type=Path, required=True, help="the queue's --root")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--root", type=Path, help="the queue's --root")
+    source.add_argument("--redraw", metavar="AGENT", help="only draw curves.png anew, from OUT/evaluations.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="steps of the table")
     parser.add_argument("--training", action="store_true", help="training returns in the table too")
     parser.add_argument("--readme", action="store_true", help="write README.md anew even where it exists")
     given = parser.parse_args(arguments)
+    if given.redraw is not None:
+        try:
+            redraw(given.out, given.redraw)
+        except RloptError as e:
+            print(e, file=sys.stderr)
+            return 2
+        print(given.out / "curves.png")
+        return 0
     words = ["--root", _shown(given.root), "--out", _shown(given.out)]
     if given.steps != list(STEPS):
         words += ["--steps", *map(str, given.steps)]

@@ -146,6 +146,18 @@ def test_environments_of_teams_are_judged_by_the_package_they_come_from(load):
     assert teams.rlopt_step("lbf/8x8-2p-2f-coop", 3)() == 3
 
 
+@pytest.mark.parametrize("name", ["environments", "replay", "team_environments"])
+def test_a_chart_is_drawn_from_the_table_beside_it(load, tmp_path: Path, name: str):
+    table = BENCHMARKS.parent / "results" / name / "table.csv"
+    (tmp_path / "table.csv").write_bytes(table.read_bytes())
+    assert load("charts").main([str(tmp_path)]) == 0
+    (picture,) = tmp_path.glob("*.png")
+    assert picture.name in (table.parent / "README.md").read_text()
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SystemExit, match="has the columns a, b"):
+        load("charts").main([str(tmp_path)])
+
+
 def test_ppo_throughput_can_be_tried_out(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ppo = load("ppo_throughput")
     monkeypatch.setattr(ppo, "TARGETS", {1: 1.5})

@@ -3,7 +3,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 
 @pytest.fixture
@@ -34,6 +36,11 @@ def test_arms_are_compared_where_all_have_been(
     assert compare.main(["--root", str(root), "--out", str(out)]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["curves.png", "evaluations.csv", "table.csv", "table.md"]
     assert (out / "table.md").read_text().strip() == capsys.readouterr().out.strip()
+    before = imread(out / "curves.png")
+    assert compare.main(["--redraw", "--out", str(out)]) == 0
+    assert np.allclose(imread(out / "curves.png"), before, atol=0.02)
+    assert compare.main(["--redraw", "--by", "overlap", "--out", str(out)]) == 2
+    assert "has no column overlap; name another --by" in capsys.readouterr().err
     with (out / "table.csv").open(encoding="utf-8") as file:
         rows = {(r["env"], r["updates"], r["buffer"]): r for r in csv.DictReader(file)}
     won = rows["Hopper-v4", "1 update per step", "reshuffled"]

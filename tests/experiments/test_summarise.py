@@ -3,7 +3,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 MakeRun = Callable[..., Path]
 
@@ -44,6 +46,9 @@ def test_results_folder(tmp_path: Path, root: Path, summarise: ModuleType, capsy
     ]
     assert capsys.readouterr().out.strip() == (out / "table.md").read_text().strip()
 
+    before = imread(out / "curves.png")
+    assert summarise.main(["--redraw", "sac", "--out", str(out)]) == 0
+    assert np.allclose(imread(out / "curves.png"), before, atol=0.02)
     evaluations = _rows(out / "evaluations.csv")
     assert len(evaluations) == 8 + 3 + 1
     assert list(evaluations[1].values()) == ["HalfCheetah-v4", "tianshou", "0", "100000", "2", "6000.000"]
@@ -129,3 +134,5 @@ def test_nothing_there_yet(tmp_path: Path, summarise: ModuleType, capsys: pytest
     assert summarise.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "has no run with an evaluation yet" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    assert summarise.main(["--redraw", "sac", "--out", str(tmp_path)]) == 2
+    assert "evaluations.csv cannot be read" in capsys.readouterr().err

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +23,8 @@ optuna = pytest.importorskip("optuna")
 
 from rlopt.cli import main  # noqa: E402
 from rlopt.cli.compose import compose  # noqa: E402
+from rlopt.config import changed  # noqa: E402
+from rlopt.loops.configuration import TrainConfig  # noqa: E402
 from rlopt.search import study as searching  # noqa: E402
 from rlopt.search.outcome import best_command, settings  # noqa: E402
 from rlopt.search.plan import Sweep  # noqa: E402
@@ -36,11 +40,35 @@ SPACE = {
     "agent.learning_rate": Range(low=1e-4, high=1e-1, log=True),
     "agent.network.hidden": Choices(choices=[[256, 256], [8]]),
 }
+RATE = "agent.learning_rate="
+Configure = Callable[[Sequence[str]], TrainConfig]
 FILE = "agent.learning_rate: {low: 1e-4, high: 1e-1, log: true}\nagent.network.hidden: {choices: [[256, 256], [8]]}\n"
 
 
-def sweep_of(root: Path, **options: Any) -> Sweep:
-    return Sweep(SPACE, tuple(WORDS), compose, root, **options).prepare()
+def sweep_of(root: Path, configure: Configure = compose, **options: Any) -> Sweep:
+    return Sweep(SPACE, tuple(WORDS), configure, root, **options).prepare()
+
+
+@cache
+def composed(words: tuple[str, ...]) -> TrainConfig:
+    return compose(words)
+
+
+def drawn(words: Sequence[str]) -> TrainConfig:
+    """Do what ``compose`` does, with each drawn rate put into what was composed once."""
+    config = composed(tuple(word for word in words if not word.startswith(RATE)))
+    for word in words:
+        if word.startswith(RATE):
+            config = replace(config, agent=changed(config.agent, learning_rate=float(word.removeprefix(RATE))))
+    return config
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage of Optuna's without a study: making its tables takes half a second."""
+    path = tmp_path_factory.mktemp("empty") / "study.db"
+    optuna.storages.RDBStorage(f"sqlite:///{path}")
+    return path
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -92,6 +120,19 @@ class FakeTrainer:
 
 
 @pytest.fixture
+def quick(empty: Path) -> Callable[..., Sweep]:
+    """Return sweeps whose trials cost next to nothing, beside what is trained."""
+
+    def make(root: Path, **options: Any) -> Sweep:
+        if not root.exists():
+            root.mkdir(parents=True)
+            shutil.copy(empty, root)
+        return sweep_of(root, drawn, **options)
+
+    return make
+
+
+@pytest.fixture
 def instead(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runs]:
     def put(returns: Callable[[float, int], list[float | str]]) -> Runs:
         runs = Runs(returns)
@@ -102,10 +143,10 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runs]:
 
 
 def test_trials_are_ranked_by_the_iqm_over_seeds_of_their_last_evaluations(
-    tmp_path: Path, instead: Callable[..., Runs]
+    tmp_path: Path, quick: Callable[..., Sweep], instead: Callable[..., Runs]
 ) -> None:
     runs = instead(lambda rate, seed: [0.0, 1.0, -abs(math.log10(rate) + 2) + seed])
-    sweep = sweep_of(tmp_path / "s", trials=6, seeds=2, pruner="none")
+    sweep = quick(tmp_path / "s", trials=6, seeds=2, pruner="none")
     said: list[str] = []
     Worker(sweep, study := open_study(sweep), said.append).run()
     assert runs.trained == [(f"trial{i:04d}", seed) for i in range(6) for seed in (0, 1)]
@@ -129,23 +170,23 @@ def test_trials_are_ranked_by_the_iqm_over_seeds_of_their_last_evaluations(
 
 
 def test_more_trials_go_on_with_what_there_is_and_draw_what_they_would_have_drawn(
-    tmp_path: Path, instead: Callable[..., Runs]
+    tmp_path: Path, quick: Callable[..., Sweep], instead: Callable[..., Runs]
 ) -> None:
     instead(lambda rate, seed: [1.0, 2.0, math.log(rate)])
-    drawn = []
+    found = []
     for name, counts in (("once", [12]), ("twice", [5, 12])):
         for count in counts:
-            sweep = sweep_of(tmp_path / name / "s", trials=count, startup=2)
+            sweep = quick(tmp_path / name / "s", trials=count, startup=2)
             Worker(sweep, study := open_study(sweep), lambda line: None).run()
-        drawn.append([trial.params for trial in study.trials])
-    assert drawn[0] == drawn[1]
-    assert len(drawn[0]) == 12
+        found.append([trial.params for trial in study.trials])
+    assert found[0] == found[1]
+    assert len(found[0]) == 12
 
 
-def test_a_sweep_does_not_go_on_in_the_folder_of_another(tmp_path: Path) -> None:
-    open_study(sweep_of(tmp_path / "s"))
+def test_a_sweep_does_not_go_on_in_the_folder_of_another(tmp_path: Path, quick: Callable[..., Sweep]) -> None:
+    open_study(quick(tmp_path / "s"))
     with pytest.raises(RloptError, match="holds a sweep with other seeds"):
-        open_study(sweep_of(tmp_path / "s", seeds=2))
+        open_study(quick(tmp_path / "s", seeds=2))
     other = Sweep(SPACE, (*WORDS, "agent.gamma=0.9"), compose, tmp_path / "s")
     with pytest.raises(RloptError, match="holds a sweep with other overrides"):
         open_study(other)
@@ -156,12 +197,12 @@ def test_a_sweep_does_not_go_on_in_the_folder_of_another(tmp_path: Path) -> None
     [({"startup": 2}, 2), ({"pruner": "percentile", "percentile": 60.0, "startup": 3}, 3), ({"pruner": "none"}, 6)],
 )
 def test_trials_that_lie_behind_are_pruned_in_their_first_seed(
-    tmp_path: Path, instead: Callable[..., Runs], options: dict[str, Any], whole: int
+    tmp_path: Path, quick: Callable[..., Sweep], instead: Callable[..., Runs], options: dict[str, Any], whole: int
 ) -> None:
     """Each trial is worse than all before it."""
     count = iter(range(100))
     runs = instead(lambda rate, seed: [-float(next(count))] * 3)
-    sweep = sweep_of(tmp_path / "s", trials=6, seeds=2, **options)
+    sweep = quick(tmp_path / "s", trials=6, seeds=2, **options)
     Worker(sweep, study := open_study(sweep), lambda line: None).run()
     states = [trial.state.name for trial in study.trials]
     assert states == ["COMPLETE"] * whole + ["PRUNED"] * (6 - whole)
@@ -171,11 +212,11 @@ def test_trials_that_lie_behind_are_pruned_in_their_first_seed(
 
 
 def test_hyperband_prunes_too_and_nothing_is_pruned_before_its_step(
-    tmp_path: Path, instead: Callable[..., Runs]
+    tmp_path: Path, quick: Callable[..., Sweep], instead: Callable[..., Runs]
 ) -> None:
     count = iter(range(100))
     instead(lambda rate, seed: [-float(next(count))] * 3)
-    sweep = sweep_of(tmp_path / "s", trials=12, pruner="hyperband", prune_after=40)
+    sweep = quick(tmp_path / "s", trials=12, pruner="hyperband", prune_after=40)
     Worker(sweep, study := open_study(sweep), lambda line: None).run()
     pruned = [trial for trial in study.trials if trial.state.name == "PRUNED"]
     assert pruned
@@ -183,7 +224,7 @@ def test_hyperband_prunes_too_and_nothing_is_pruned_before_its_step(
 
 
 def test_what_diverges_is_pruned_and_what_fails_is_told_unless_all_would(
-    tmp_path: Path, instead: Callable[..., Runs]
+    tmp_path: Path, quick: Callable[..., Sweep], instead: Callable[..., Runs]
 ) -> None:
     ends: list[Any] = [[1.0, 1.0, 1.0], [1.0, NONFINITE], None, [1.0, 1.0, 2.0]]
 
@@ -194,21 +235,23 @@ def test_what_diverges_is_pruned_and_what_fails_is_told_unless_all_would(
         return list(end)
 
     instead(returns)
-    sweep = sweep_of(tmp_path / "s", trials=4)
+    sweep = quick(tmp_path / "s", trials=4)
     Worker(sweep, study := open_study(sweep), lambda line: None).run()
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "FAIL", "COMPLETE"]
     told = [one.ended for one in settings(sweep, study.trials)]
     assert told == ["done", "pruned: the critic was not finite", "failed: no luck", "done"]
     ends[:] = [None, [1.0, 1.0, 1.0]]
-    hopeless = sweep_of(tmp_path / "t", trials=4)
+    hopeless = quick(tmp_path / "t", trials=4)
     with pytest.raises(RloptError, match="no luck"):
         Worker(hopeless, open_study(hopeless), lambda line: None).run()
 
 
-def test_an_interrupted_trial_is_the_next_one(tmp_path: Path, instead: Callable[..., Runs]) -> None:
+def test_an_interrupted_trial_is_the_next_one(
+    tmp_path: Path, quick: Callable[..., Sweep], instead: Callable[..., Runs]
+) -> None:
     ends: list[list[float | str]] = [[1.0, 1.0, 1.0], [1.0, INTERRUPTED], [1.0, 1.0, 2.0], [1.0, 1.0, 3.0]]
     runs = instead(lambda rate, seed: ends.pop(0))
-    sweep = sweep_of(tmp_path / "s", trials=3)
+    sweep = quick(tmp_path / "s", trials=3)
     with pytest.raises(KeyboardInterrupt):
         Worker(sweep, open_study(sweep), lambda line: None).run()
     shutil.rmtree(tmp_path / "s" / "trial0001")  # what stands in for training cannot go on
@@ -219,7 +262,7 @@ def test_an_interrupted_trial_is_the_next_one(tmp_path: Path, instead: Callable[
 
 
 def test_a_listener_who_left_does_not_turn_a_trial_into_a_failed_one(
-    tmp_path: Path, instead: Callable[..., Runs]
+    tmp_path: Path, quick: Callable[..., Sweep], instead: Callable[..., Runs]
 ) -> None:
     """A closed terminal or pipe, as the sweep is stopped."""
     ends: list[list[float | str]] = [[1.0, 1.0, 1.0], [1.0, INTERRUPTED]]
@@ -229,7 +272,7 @@ def test_a_listener_who_left_does_not_turn_a_trial_into_a_failed_one(
         if len(ends) == 0:
             raise BrokenPipeError
 
-    sweep = sweep_of(tmp_path / "s", trials=3)
+    sweep = quick(tmp_path / "s", trials=3)
     with pytest.raises(BrokenPipeError):
         Worker(sweep, study := open_study(sweep), say).run()
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "WAITING"]
@@ -270,7 +313,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_equals_one_that_was_not(
 
 
 def test_a_trial_of_another_machine_is_tried_again_once_its_heart_stands_still(
-    tmp_path: Path, instead: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, quick: Callable[..., Sweep], instead: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(searching, "HEARTBEAT", 1)
     monkeypatch.setattr(searching, "GRACE", 1)
@@ -283,7 +326,7 @@ def test_a_trial_of_another_machine_is_tried_again_once_its_heart_stands_still(
 
     killed: list[bool] = []
     instead(returns)
-    sweep = sweep_of(tmp_path / "s", trials=1)
+    sweep = quick(tmp_path / "s", trials=1)
     monkeypatch.setattr(searching, "HOST", "far away")
     with pytest.raises(Killed):
         Worker(sweep, open_study(sweep), lambda line: None).run()
