@@ -152,6 +152,9 @@ were chosen so that GRPO ends about where it does. Of its mapreader only the num
 game's default distance a random policy solves 4 % of our four tasks, so here the box is in the next room. "Ahead" is by
 how much GiGPO's success is larger, paired by seed: mean and 95 % interval by Student's t.
 
+Comparing steps (anchors, advantages, and what metrics.csv tells of groups) takes 0.97 % of an iteration here, 0.91 % on
+MiniGrid with a network, and 6.7 % on toy text, whose steps take microseconds: [grouping.md](grouping.md).
+
 """
 
 
