@@ -148,11 +148,13 @@ def finished(root: Path, updates: int) -> list[Run]:
 
 
 def rows(folder: Path) -> list[Row]:
-    """Return what a run tells of its updates, and of the last look before them (nothing where there was none)."""
-    table, episodes = metrics(folder), dict[str, Any](read_csv(folder / "episodes.csv"))
+    """Return what a run tells of its updates, and before them of the last look (nothing where there was none)."""
+    table = metrics(folder)
+    if not (chosen := learnt(table)):
+        return []
+    episodes: dict[str, Any] = dict(read_csv(folder / "episodes.csv"))
     at, success, length = (np.array(episodes[name], float) for name in ("step", "success", "length"))
-    chosen = learnt(table)
-    looks = [i for i in range(chosen[0] if chosen else 0) if table["episode_return"][i] is not None]
+    looks = [i for i in range(chosen[0]) if table["episode_return"][i] is not None]
     found = []
     for update, i in enumerate([*(looks[-1:] or [-1]), *chosen]):
         if i < 0:
@@ -183,12 +185,12 @@ PAGE = """# GiGPO against GRPO with a tiny language model
 · rlopt {rlopt} · {packages}, Python {python} · {seeds} seeds · CPU, one thread a run, cores shared with others
 
 A Qwen2 of two layers of 64 with random weights and one token for each of the game's words. TextWorld-Express' coin
-game, six rooms, four fixed tasks, at most 20 actions, 10 for success only. First demonstrations, until a look shows
+game, six rooms, four fixed tasks, at most 16 actions, 10 for success only. First demonstrations, until a look shows
 that at least a fifth of the episodes is solved (update 0 of the table; the same for both ways of one seed), then
 {updates} updates, each from the four tasks x 8 episodes that are written freely and paid for success. Both ways have
-the same learning rate; GiGPO's advantage is a sum of two. Success is that of the episodes an update learns from.
-*At the end*: the mean of the last five updates. "Ahead" is by how much GiGPO's is larger, paired by seed: mean and 95 %
-interval by Student's t.
+the same learning rate; GiGPO's advantage is a sum of two, but the steps of AdamW hardly depend on its size. Success is
+that of the episodes an update learns from. *At the end*: the mean of the last five updates. "Ahead" is by how much
+GiGPO's is larger, paired by seed: mean and 95 % interval by Student's t.
 
 """
 
