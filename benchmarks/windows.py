@@ -190,6 +190,10 @@ def worker(spec: Mapping[str, Any]) -> None:
         from atari import serve as serve_games
 
         serve_games(spec)
+    elif spec.get("algorithm") == "dqn":
+        from atari import serve_dqn
+
+        serve_dqn(spec)
     elif spec["library"] == "rlopt" and spec.get("algorithm") == "ppo":
         own = spec["config"]
         serve_rlopt_ppo({**config, **own, "env": {**config["env"], **own.get("env", {})}})

@@ -11,7 +11,8 @@ nothing else is:
 
 - ``SyncVectorEnv`` begins a new episode in the step that ended one (today's default is the step after), and its
   ``final_info`` is a list with an entry per environment;
-- ``TransformObservation`` may leave the observation space out.
+- ``TransformObservation`` may leave the observation space out;
+- two wrappers have their old names.
 
 (Today's gymnasium also keeps statistics of observations in float32 instead of float64.)
 
@@ -52,10 +53,11 @@ class SameStep(gymnasium.vector.SyncVectorEnv):
     def step(self, actions: Any) -> Any:
         obs, reward, terminated, truncated, info = super().step(actions)
         if (final := info.get("final_info")) is not None:
-            told = final["episode"]
+            # An end that is only a lost life tells no episode.
+            told, over = final.get("episode"), final.get("_episode", ())
             info["final_info"] = [
                 {"episode": {key: [told[key][i]] for key in ("r", "l")}} if ended else None
-                for i, ended in enumerate(final["_episode"])
+                for i, ended in enumerate(over)
             ]
         return obs, reward, terminated, truncated, info
 
@@ -71,6 +73,8 @@ def old_gymnasium() -> types.ModuleType:
     for module, original in ((patched, gymnasium), (wrappers, gymnasium.wrappers), (vector, gymnasium.vector)):
         module.__dict__.update(original.__dict__)
     wrappers.TransformObservation = transform_observation  # type: ignore[attr-defined]
+    wrappers.GrayScaleObservation = gymnasium.wrappers.GrayscaleObservation  # type: ignore[attr-defined]
+    wrappers.FrameStack = gymnasium.wrappers.FrameStackObservation  # type: ignore[attr-defined]
     vector.SyncVectorEnv = SameStep  # type: ignore[attr-defined]
     patched.wrappers, patched.vector = wrappers, vector  # type: ignore[attr-defined]
     return patched
@@ -79,15 +83,15 @@ def old_gymnasium() -> types.ModuleType:
 Report = Callable[[str, float, int, dict[str, Any]], None]
 
 
-def run_script(checkout: Path, options: dict[str, Any], report: Report) -> None:
-    """Run the script of a checkout with these values in place of its ``Args``' defaults.
+def run_script(checkout: Path, options: dict[str, Any], report: Report, script: Path = SCRIPT) -> None:
+    """Run a script of a checkout with these values in place of its ``Args``' defaults.
 
     ``report(tag, value, step, variables)`` is called with every scalar that it logs, and with its variables.
 
     Raises:
         OSError: there is no such script.
     """
-    path = checkout / SCRIPT
+    path = checkout / script
     code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
     names: dict[str, Any] = {"__name__": "__main__", "__file__": str(path)}
 
@@ -96,7 +100,7 @@ def run_script(checkout: Path, options: dict[str, Any], report: Report) -> None:
             pass
 
         def add_scalar(self, tag: str, value: Any, step: int) -> None:
-            report(tag, float(np.asarray(value).squeeze()), step, names)
+            report(tag, float(torch.as_tensor(value).detach().squeeze()), step, names)
 
         def add_text(self, tag: str, text: str) -> None:
             pass
@@ -113,9 +117,11 @@ def run_script(checkout: Path, options: dict[str, Any], report: Report) -> None:
     replaced["__main__"].__dict__.update(names)
     before = {name: sys.modules.get(name) for name in replaced}
     sys.modules.update(replaced)
+    sys.path.insert(0, str(checkout.resolve()))
     try:
         exec(code, names)
     finally:
+        sys.path.remove(str(checkout.resolve()))
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]

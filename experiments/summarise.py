@@ -25,7 +25,7 @@ from pathlib import Path
 
 from rlopt.analysis.curves import WINDOW, Curve, merge
 from rlopt.analysis.plots import draw_panels, format_steps
-from rlopt.analysis.reference import TD3_NORMALISATION, reference, td3_normalised
+from rlopt.analysis.reference import TD3_NORMALISATION, beside, td3_normalised
 from rlopt.analysis.run_results import Run, load_run
 from rlopt.analysis.statistics import Array, ConfidenceInterval, bootstrap_interval, iqm
 from rlopt.analysis.tables import read_csv, write_csv
@@ -139,8 +139,8 @@ def summarise(
         for key, group in runs.items()
     ]
     envs = list(dict.fromkeys(curve.env_id for curve in own))
-    agents = {env: [curve.agent for curve in own if curve.env_id == env] for env in envs}
-    published = {(curve.name, curve.env_id): curve for env in envs for curve in reference(env, agents[env])}
+    of_env = {env: [curve for curve in own if curve.env_id == env] for env in envs}
+    published = {(curve.name, curve.env_id): curve for curves in of_env.values() for curve in beside(curves)}
     out.mkdir(parents=True, exist_ok=True)
     write_evaluations(out / "evaluations.csv", runs)
     trained = [
@@ -150,7 +150,7 @@ def summarise(
     write_table(out / "table.csv", made)
     agent = own[0].agent.upper()
     (out / "table.md").write_text(markdown(made, agent), encoding="utf-8")
-    draw_panels({env: [curve for curve in own if curve.env_id == env] for env in envs}, out / "curves.png")
+    draw_panels(of_env, out / "curves.png")
     if new_readme or not (out / "README.md").exists():
         (out / "README.md").write_text(readme(runs, root, command), encoding="utf-8")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from rlopt.analysis.curves import Curve
 from rlopt.analysis.statistics import Array, bootstrap_interval, iqm
 from rlopt.envs.atari.scores import ATARI_10, RANDOM_HUMAN, game_of
 from rlopt.errors import RloptError
+
+AnyCurve = TypeVar("AnyCurve", bound=Curve)
 
 FRAMES = 4
 """Emulator frames of a step."""
@@ -90,7 +92,7 @@ def pooled_rows(pooled: Iterable[PooledCurve], steps: Sequence[int] | None = Non
     return rows
 
 
-def in_frames(curve: Curve) -> Curve:
+def in_frames(curve: AnyCurve) -> AnyCurve:
     """Return a curve of a game over emulator frames instead of steps.
 
     Raises:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rlopt.analysis.curves import Curve
 from rlopt.analysis.figures import COLOURS, save_figure
 from rlopt.analysis.games import FRAMES, PooledCurve, in_frames, pool_games, pooled_rows
-from rlopt.analysis.reference import PublishedCurve, reference
+from rlopt.analysis.reference import PublishedCurve, beside, reference
 from rlopt.analysis.robust_plots import certified, draw_bounds
 from rlopt.analysis.run_results import Run, curves, load_run
 from rlopt.analysis.statistics import Array, bootstrap_curve, bootstrap_interval, iqm, mean_interval
@@ -60,7 +60,9 @@ def draw_run(run_folder: str | Path, out: str | Path, unit: str = "environment s
     elif run.evaluations:
         _draw_curve(axes, curves([run])[0], COLOURS[0], _label(run.agent, [len(run.evaluations)]))
     ends = [own.steps[-1] for own in run.evaluations] + ([int(training[0][-1])] if training is not None else [])
-    for published, style in zip(reference(run.env_id, [run.agent]), _REFERENCE_STYLES, strict=False):
+    for published, style in zip(
+        reference(run.env_id, [run.agent], run.config.get("env.protocol")), _REFERENCE_STYLES, strict=False
+    ):
         _draw_reference(axes, published, style)
     _dress(axes, run.env_id, max(ends))
     axes.set_xlabel(unit)
@@ -95,10 +97,10 @@ def draw_runs(
     pooled = pool_games(curve for own in panels.values() for curve in own)
     draw_panels(panels, out, title, pooled, frames)
     rows = []
-    for env_id, own in panels.items():
+    for own in panels.values():
         common = [int(curve.steps[curve.common()][-1]) for curve in own if curve.common().any()]
         asked = list(steps) if steps is not None else sorted(set(common))
-        rows += summary_rows([*own, *reference(env_id, [curve.agent for curve in own])], asked)
+        rows += summary_rows([*own, *beside(own)], asked)
     return [*rows, *pooled_rows(pooled, steps)]
 
 
@@ -145,8 +147,8 @@ def panels_figure(
         own = [in_frames(curve) for curve in given] if frames else given
         for curve in own:
             _draw_curve(axes, curve, colours[curve.name], labels[curve.name], styles[curve.name])
-        for published, style in zip(reference(env_id, [curve.agent for curve in own]), _REFERENCE_STYLES, strict=False):
-            _draw_reference(axes, published, style)
+        for published, style in zip(beside(own), _REFERENCE_STYLES, strict=False):
+            _draw_reference(axes, in_frames(published) if frames else published, style)
         _dress(axes, env_id, max((int(curve.steps[-1]) for curve in own), default=1_000_000))
         if i + columns >= count:
             axes.set_xlabel(unit)

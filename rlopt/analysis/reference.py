@@ -1,11 +1,12 @@
-"""Published results that rlopt's own are drawn and tabled beside: SAC, TD3 and PPO on the MuJoCo tasks, per seed.
+"""Published results that rlopt's own are drawn and tabled beside, per seed: SAC, TD3 and PPO on the MuJoCo tasks, and
+Dopamine's agents on Atari.
 
 The numbers lie in ``data/``, whose README gives repository, path, commit and processing of each file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from rlopt.analysis.curves import Curve
 from rlopt.analysis.statistics import Array, normalise
+from rlopt.envs.atari.scores import compact
 from rlopt.errors import RloptError
 
 TD3_NORMALISATION = {
@@ -75,16 +77,31 @@ _SOURCES = (
 )
 
 _ALGORITHMS = frozenset(algorithm for algorithm, *_ in _SOURCES)
+_DOPAMINE = (
+    "google/dopamine baselines/atari/data/<game>_CNN.json @ 5873f5494ee0c2d7c016d0ab2ad530354fec59d0",
+    "atari_dopamine.csv",
+)
 
 
-def reference(env_id: str, agents: Iterable[str] = ("sac",)) -> list[PublishedCurve]:
-    """Return the published curves of these agents' algorithms comparable with ``env_id``, to 1 000 000 steps; empty
-    where none is known.
+def beside(own: Sequence[Curve]) -> list[PublishedCurve]:
+    """Return the published curves that ``own``, which are all of one environment, are seen beside."""
+    protocols = {curve.protocol for curve in own}
+    agents = [curve.agent for curve in own]
+    return [curve for protocol in protocols for curve in reference(own[0].env_id, agents, protocol)]
 
-    An agent whose own algorithm has no curve here is seen beside SAC's.
 
+def reference(env_id: str, agents: Iterable[str] = ("sac",), protocol: str | None = None) -> list[PublishedCurve]:
+    """Return the published curves of these agents' algorithms comparable with ``env_id``; empty where none is known.
+
+    On MuJoCo to 1 000 000 steps; an agent whose own algorithm has no curve there is seen beside SAC's.
     ``HalfCheetah-v2``, ``-v3`` and ``-v4`` all get the v3 and v4 curves; v5 only where its rewards are the same.
+
+    On Atari to 50 000 000 steps (200M frames), returns of training as Dopamine has them, for games that are played by
+    its ``protocol``: scores of two protocols are not comparable.
     """
+    agents = list(agents)
+    if protocol == "dopamine":
+        return [curve for curve in _games().get(compact(env_id), ()) if curve.algorithm in agents]
     task, _, version = env_id.rpartition("-")
     if version not in ("v2", "v3", "v4") and not (version == "v5" and task in SAME_REWARDS_IN_V5):
         return []
@@ -108,8 +125,7 @@ def td3_normalised(env_id: str, score: ArrayLike) -> Array:
 def _all() -> tuple[PublishedCurve, ...]:
     curves = []
     for algorithm, name, file, source in _SOURCES:
-        lines = (files("rlopt.analysis") / "data" / file).read_text(encoding="utf-8").split()
-        rows = [line.split(",") for line in lines[1:]]
+        rows = _rows(file)
         for env_id in dict.fromkeys(row[0] for row in rows):
             block = np.array([row[1:] for row in rows if row[0] == env_id], dtype=np.float64)
             curves.append(
@@ -123,3 +139,27 @@ def _all() -> tuple[PublishedCurve, ...]:
                 )
             )
     return tuple(curves)
+
+
+@cache
+def _games() -> dict[str, list[PublishedCurve]]:
+    """Return Dopamine's curves by game, without the underscores of its name."""
+    source, file = _DOPAMINE
+    blocks: dict[tuple[str, str], list[list[str]]] = {}
+    for game, algorithm, *numbers in _rows(file):
+        blocks.setdefault((game, algorithm), []).append(numbers)
+    found: dict[str, list[PublishedCurve]] = {}
+    for (game, algorithm), rows in blocks.items():
+        block = np.array([[x or "nan" for x in row] for row in rows], dtype=np.float64)
+        name = f"Dopamine {algorithm} ({block.shape[1] - 1} seeds, training returns)"
+        curve = PublishedCurve(
+            name, f"ALE/{game}", block[:, 0].astype(np.int64), block[:, 1:], algorithm, "dopamine",
+            source=source, algorithm=algorithm,
+        )  # fmt: skip
+        found.setdefault(game.replace("_", ""), []).append(curve)
+    return found
+
+
+def _rows(file: str) -> list[list[str]]:
+    lines = (files("rlopt.analysis") / "data" / file).read_text(encoding="utf-8").split()
+    return [line.split(",") for line in lines[1:]]

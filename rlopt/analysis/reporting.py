@@ -21,7 +21,7 @@ from rlopt.analysis.curves import Curve
 from rlopt.analysis.expected import Expected, training_means
 from rlopt.analysis.games import pool_games
 from rlopt.analysis.plots import format_steps, panels_figure, summary_rows
-from rlopt.analysis.reference import reference
+from rlopt.analysis.reference import beside
 from rlopt.analysis.run_results import Run, SeedGroup, load_run, seed_groups
 from rlopt.analysis.statistics import (
     Array,
@@ -209,7 +209,7 @@ def _returns(panels: Mapping[str, Sequence[Curve]], at: Mapping[str, Sequence[in
         ends = {int(c.steps[c.common()][-1]) for c in own if c.common().any()}
         steps = sorted({*at[env], *(ends if len(at[env]) < 2 else ())})
         names = {curve.name for curve in own}
-        for row in summary_rows([*own, *reference(env, [curve.agent for curve in own])], steps):
+        for row in summary_rows([*own, *beside(own)], steps):
             mine = row["name"] in names
             one_seed, few = one_seed or (mine and row["seeds"] == 1), few or (mine and 1 < row["seeds"] < _FEW_SEEDS)
             sd = "" if math.isnan(row["sd"]) else f" ± {_number(row['sd'])}"
@@ -247,7 +247,7 @@ def _comparisons(panels: Mapping[str, list[Curve]], compared: Mapping[str, int])
     scores: dict[str, dict[str, Array]] = {}
     mine = list(dict.fromkeys(curve.name for own in panels.values() for curve in own))
     for env, own in panels.items():
-        for curve in [*own, *reference(env, [c.agent for c in own])]:
+        for curve in [*own, *beside(own)]:
             if env in compared and (found := curve.at(compared[env])) is not None:
                 scores.setdefault(curve.name, {})[env] = found
     where = ", ".join(f"{env} at {format_steps(step)}" for env, step in compared.items())

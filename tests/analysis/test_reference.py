@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from rlopt.analysis.curves import Curve, merge
-from rlopt.analysis.reference import TD3_NORMALISATION, PublishedCurve, reference, td3_normalised
+from rlopt.analysis.reference import TD3_NORMALISATION, PublishedCurve, beside, reference, td3_normalised
 from rlopt.analysis.statistics import bootstrap_interval
 from rlopt.types import RloptError
 
@@ -34,6 +36,31 @@ def test_published_returns_of_other_agents() -> None:
     assert td3 == pytest.approx(expected, abs=0.5)
     (ppo,) = reference("Hopper-v4", ["ppo"])
     assert ppo.at(503_808).mean() == pytest.approx(1395, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "agent", "mean", "sd"),
+    [  # Tables made of the same files by another script, population standard deviations.
+        ("ALE/Pong-v5", "dqn", 18.0, 0.846),
+        ("ALE/Breakout-v5", "c51", 222, 26.6),
+        ("ALE/SpaceInvaders-v5", "rainbow", 1777, 186),
+        ("ALE/MsPacman-v5", "rainbow", 3074, 62.1),
+        ("BattleZoneNoFrameskip-v4", "dqn", 24093, 543),
+    ],
+)
+def test_published_returns_of_atari_at_40m_frames(env_id: str, agent: str, mean: float, sd: float) -> None:
+    (curve,) = reference(env_id, [agent], "dopamine")
+    found = curve.at(10_000_000)
+    assert (found.mean(), found.std()) == pytest.approx((mean, sd), rel=0.01)
+    assert curve.scores.shape == (56, 5) and curve.steps[-1] == 50_000_000
+
+
+def test_scores_of_two_protocols_are_never_seen_together() -> None:
+    own = Curve("dqn", "ALE/Pong-v5", np.array([10]), np.ones((1, 1)), "dqn", "dopamine")
+    assert [curve.algorithm for curve in beside([own])] == ["dqn"]
+    assert beside([replace(own, protocol="classic")]) == beside([replace(own, agent="ppo")]) == []
+    assert len(beside([own, replace(own, agent="rainbow"), replace(own, agent="c51")])) == 3
+    assert beside([replace(own, env_id="Ant-v4", agent="sac", protocol=None)])[0].algorithm == "sac"
 
 
 @pytest.mark.parametrize(

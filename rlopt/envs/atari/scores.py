@@ -74,8 +74,13 @@ ATARI_10 = (
 def game_of(env_id: str) -> str | None:
     """Return ale-py's name of the game of ``ALE/MsPacman-v5`` or ``MsPacmanNoFrameskip-v4``; None where it has no human
     score."""
-    name = env_id.rpartition("/")[2].rpartition("-v")[0].removesuffix("NoFrameskip").lower()
+    name = compact(env_id)
     return next((game for game in RANDOM_HUMAN if game.replace("_", "") == name), None)
+
+
+def compact(env_id: str) -> str:
+    """Return the game of an id in small letters without underscores, ``mspacman`` of ``ALE/MsPacman-v5``."""
+    return env_id.rpartition("/")[2].rpartition("-v")[0].removesuffix("NoFrameskip").replace("_", "").lower()
 
 
 def human_normalised(game: str, score: float) -> float | None:
