@@ -2,7 +2,7 @@
 and DQN end to end beside Stable-Baselines3's and CleanRL's.
 
     python benchmarks/atari.py --cleanrl ../cleanrl --out results/atari_throughput
-    python benchmarks/atari.py --only environments --out results/atari_throughput
+    python benchmarks/atari.py --only memory --out results/atari_throughput
 
 **Environments.** Eight copies of a game, two threads, random actions: ``env.backend=atari`` under both protocols,
 ale-py's ``AtariVectorEnv`` by itself with the same sticky actions and no-ops, and Gymnasium's ``AtariPreprocessing``
@@ -15,6 +15,9 @@ the classic protocol, two threads: with one environment in float32 and bf16, and
 own wrappers and one process; CleanRL's entrant is ``dqn_atari.py`` of a checkout of vwxyzjn/cleanrl, word for word
 (``experiments/cleanrl_control.py`` says what it needs of today's gymnasium), which has one environment. All learn from
 the start, with an epsilon of 0.01. A peer that is not there is left out.
+
+**Memory.** What a process has more in memory after it has filled a replay buffer of 200,000 transitions by random play,
+beside the size that training prints before it starts (Linux).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +34,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from harness import BLUE, GREY, SKY, Entrant, Report, best, cpu, measure, publish, spread, verdict
+from harness import BLUE, GREY, SKY, Entrant, Report, best, cpu, measure, publish, spread, verdict, versions
 from windows import Windows, channel
 
 from rlopt.envs import make_env
@@ -46,6 +50,8 @@ SB3, CLEANRL = "Stable-Baselines3", "CleanRL"
 DQN_TARGETS = {"float32, 1 environment": 1.25, "bf16, 1 environment": 1.6}
 """What rlopt is to be, times the faster peer with as many environments, by what the row says."""
 BATCH, EVERY, COPY, LEARNING_STARTS, CAPACITY, SETTLE = 32, 4, 1_000, 1_000, 20_000, 400
+FILLED, NEAR = 200_000, 0.05
+"""Transitions whose memory is measured, and how near to what is printed that is to be."""
 
 
 def serve(spec: Mapping[str, Any]) -> None:
@@ -122,7 +128,8 @@ def serve_dqn(spec: Mapping[str, Any]) -> None:
     {"rlopt": _rlopt, "stable_baselines3": _sb3, "cleanrl": _cleanrl}[library](spec, options, out)
 
 
-def _rlopt(spec: Mapping[str, Any], options: Mapping[str, Any], out: Any) -> None:
+def dqn_loop(env_id: str, capacity: int, options: Mapping[str, Any]) -> Any:
+    """Return rlopt's loop, with CleanRL's settings of DQN."""
     from rlopt.training import train_config
     from rlopt.training.setup import make_loop, resolve_config
 
@@ -132,10 +139,14 @@ def _rlopt(spec: Mapping[str, Any], options: Mapping[str, Any], out: Any) -> Non
         "epsilon_steps": 1, "epsilon_end": 0.01, "network": {"encoder": "nature_cnn", "hidden": []},
     }  # fmt: skip
     config = {
-        "env": {"id": spec["env"], "protocol": "classic"}, "agent": agent, "buffer": {"capacity": CAPACITY},
-        "total_steps": 10**9, "device": "cpu", "threads": spec["threads"], **options,
+        "env": {"id": env_id, "protocol": "classic"}, "buffer": {"capacity": capacity}, "total_steps": 10**9,
+        "device": "cpu", **options, "agent": {**agent, **options.get("agent", {})},
     }  # fmt: skip
-    loop = make_loop(resolve_config(train_config(config)))
+    return make_loop(resolve_config(train_config(config)))
+
+
+def _rlopt(spec: Mapping[str, Any], options: Mapping[str, Any], out: Any) -> None:
+    loop = dqn_loop(spec["env"], CAPACITY, {"threads": spec["threads"], **options})
     while loop.step < LEARNING_STARTS + SETTLE:
         loop.advance()
     windows, made = Windows(out), loop.step
@@ -239,6 +250,45 @@ def dqn_report(speeds: Mapping[Entrant, Sequence[float]], remarks: Sequence[str]
     return Report(["entrant", "setting", "steps/s (median)", "min", "max"], rows, [*notes, *remarks])
 
 
+def memory_report(env_id: str, filled: int) -> Report:
+    """Fill a buffer of ``filled`` transitions by random play, and compare what it takes with what is printed."""
+
+    def resident() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+    random = {"warmup_steps": 2 * filled, "learning_starts": 2 * filled}
+    loop = dqn_loop(env_id, filled, {"num_envs": COPIES, "agent": random})
+    while loop.step < filled // 20:
+        loop.advance()
+    before, begun = resident(), loop.step
+    while loop.step < filled:
+        loop.advance()
+    taken, printed = resident() - before, loop.buffer.nbytes / 2**30
+    expected = printed * (filled - begun) / filled
+    row = [f"{filled:,}", f"{printed:.3f}", f"{expected:.3f}", f"{taken:.3f}"]
+    near = "within" if abs(taken / expected - 1) <= NEAR else "not within"
+    head = ["transitions", "printed, GiB", "of it for those written meanwhile, GiB", "taken by these, GiB"]
+    return Report(head, [row], [f"taken / expected: {taken / expected:.3f} ({near} {NEAR:.0%})"])
+
+
+def run_memory(args: argparse.Namespace) -> None:
+    made = memory_report(args.env, 2_000 if args.quick else FILLED)
+    print("\n" + made.text)
+    if args.out:
+        out = args.out / "memory"
+        out.mkdir(parents=True, exist_ok=True)
+        made.write_csv(out / "table.csv")
+        command = f"python benchmarks/atari.py --only memory --env {args.env} --out {args.out}"
+        about = (
+            f"Resident memory of one process while {COPIES} copies of {args.env} fill a replay buffer by random play. "
+            "The first twentieth is written before measuring begins."
+        )
+        parts = ("# Memory of a replay buffer of Atari", about, f"    {command}", f"{versions(*PACKAGES)}.", made.text)
+        text = "\n\n".join(parts) + "\n"
+        (out / "README.md").write_text(text, encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="ALE/Breakout-v5")
@@ -250,10 +300,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="a folder; each part has table.csv, README.md and chart.png there")
     args = parser.parse_args(arguments)
     for part in PARTS if args.only is None else (args.only,):
-        run(part, args)
+        if part == "memory":
+            run_memory(args)
+        else:
+            run(part, args)
 
 
-PARTS = ("environments", "dqn")
+PARTS = ("environments", "dqn", "memory")
 
 
 def run(part: str, args: argparse.Namespace) -> None:

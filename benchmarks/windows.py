@@ -186,6 +186,10 @@ def worker(spec: Mapping[str, Any]) -> None:
         from teams import serve
 
         serve(spec)
+    elif spec.get("algorithm") == "teams_training":
+        from teams_training import serve as serve_training
+
+        serve_training(spec)
     elif spec.get("algorithm") == "games":
         from atari import serve as serve_games
 
