@@ -185,9 +185,46 @@ def test_atari_throughput_can_be_tried_out(load, tmp_path: Path, monkeypatch: py
     atari = load("atari")
     two = [e for e in atari.entrants(1, 1) if e.name in ("rlopt, classic", "AtariVectorEnv, classic")]
     monkeypatch.setattr(atari, "entrants", lambda *sizes: two)
-    atari.main(["--quick", "--env", "ALE/Pong-v5", "--out", str(tmp_path)])
-    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    atari.main(["--quick", "--only", "environments", "--env", "ALE/Pong-v5", "--out", str(tmp_path)])
+    rows = list(csv.DictReader((tmp_path / "environments" / "table.csv").open()))
     assert [r["entrant"] for r in rows] == ["rlopt, classic", "AtariVectorEnv, classic"]
+    atari.main(["--quick", "--only", "memory", "--env", "ALE/Pong-v5", "--out", str(tmp_path)])
+    (row,) = csv.DictReader((tmp_path / "memory" / "table.csv").open())
+    assert row["transitions"] == "2,000" and float(row["printed, GiB"]) > 0.01
+
+
+def test_dqn_is_judged_beside_the_faster_peer_with_as_many_environments(load):
+    atari = load("atari")
+    speed = {
+        "rlopt, float32, 1 environment": 120.0, "rlopt, bf16, 1 environment": 150.0,
+        "rlopt, bf16, 8 environments": 300.0, "Stable-Baselines3, 1 environment": 80.0, "CleanRL, 1 environment": 100.0,
+        "Stable-Baselines3, 8 environments": 100.0,
+    }  # fmt: skip
+    speeds = {atari.Entrant(name, "2 threads", "rlopt", 2): [value] for name, value in speed.items()}
+    assert atari.dqn_report(speeds, ["a remark"]).notes == [
+        "rlopt, float32, 1 environment / Stable-Baselines3, 1 environment: 1.50",
+        "rlopt, float32, 1 environment / CleanRL, 1 environment: 1.20 (target at least 1.25: missed)",
+        "rlopt, bf16, 1 environment / Stable-Baselines3, 1 environment: 1.88",
+        "rlopt, bf16, 1 environment / CleanRL, 1 environment: 1.50 (target at least 1.6: missed)",
+        "rlopt, bf16, 8 environments / Stable-Baselines3, 8 environments: 3.00",
+        "a remark",
+    ]
+
+
+def test_training_of_teams_is_judged_by_the_best_thread_settings(load):
+    training = load("teams_training")
+    speed = {("rlopt", 1): 300.0, ("rlopt", 2): 200.0, ("HARL", 1): 100.0, ("HARL", 2): 150.0}
+    speeds = {training.Entrant(name, f"{t} threads", "rlopt", t): [value] for (name, t), value in speed.items()}
+    rows, notes = training.judge("mpe/spread-continuous", speeds)
+    assert rows[3] == ["HASAC, mpe/spread-continuous", "HARL", "2 threads", "150.0", "150.0", "150.0"]
+    assert notes == ["HASAC, mpe/spread-continuous: rlopt (1 threads) / HARL (2 threads): 2.00"]
+    shown = training.HarlEnv("mpe/spread-continuous", 0)
+    obs, state, available = shown.reset()
+    assert len(obs) == len(state) == 3 and state[0].shape == shown.share_observation_space[0].shape
+    assert available is None
+    for _ in range(25):
+        _, _, rewards, dones, infos, _ = shown.step([space.sample() for space in shown.action_space])
+    assert dones == [True] * 3 and infos[0] == {"bad_transition": True} and rewards[0] == rewards[2]
 
 
 def test_many_seeds_is_judged_against_the_best_arrangement_of_float32_processes(load):

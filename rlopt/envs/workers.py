@@ -129,7 +129,7 @@ def _work(
                 env.close()
 
 
-class Worker:
+class EnvWorker:
     """The parent's end of one worker."""
 
     def __init__(self, context: Any, slot: int, env_fn: Callable[[], Env], autoreset: bool, env_id: str | None) -> None:
@@ -190,7 +190,7 @@ class Worker:
         self.kill()
 
 
-def end_workers(workers: list[Worker | None]) -> None:
+def end_workers(workers: list[EnvWorker | None]) -> None:
     """End all of them."""
     for worker in workers:
         if worker is not None:
@@ -231,7 +231,7 @@ class AsyncVectorEnv(BaseVectorEnv):
             raise RloptError(f"timeout={timeout} must be above 0 seconds")
         self.timeout, self._fns = timeout, list(env_fns)
         self._context = worker_context()
-        self._workers: list[Worker | None] = [None] * self.num_envs
+        self._workers: list[EnvWorker | None] = [None] * self.num_envs
         self._lost = [0] * self.num_envs  # replacements of each slot
         self._lost_in_a_row = [0] * self.num_envs
         self._dead_at_start = 0
@@ -346,8 +346,8 @@ class AsyncVectorEnv(BaseVectorEnv):
     def _release(self) -> None:
         self._end()
 
-    def _worker(self, slot: int) -> Worker:
-        return Worker(self._context, slot, self._fns[slot], self.autoreset, self._env_id)
+    def _worker(self, slot: int) -> EnvWorker:
+        return EnvWorker(self._context, slot, self._fns[slot], self.autoreset, self._env_id)
 
     def _hello(self, slot: int) -> Any:
         """Return what the worker of ``slot`` says first. One that dies before it can is started again."""

@@ -15,7 +15,7 @@ from gymnasium import Space
 from rlopt.envs.base import Env
 from rlopt.envs.processes import worker_context
 from rlopt.envs.text.game import Moved, Seen, TextGame
-from rlopt.envs.workers import MAX_LOSSES, STARTUP, Lost, Worker, end_workers
+from rlopt.envs.workers import MAX_LOSSES, STARTUP, EnvWorker, Lost, end_workers
 from rlopt.types import RloptError
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class RemoteGame(TextGame):
         self._task: int | str | None = None
         self._done: list[str] = []
         self._tells = self._closed = False
-        self._worker: list[Worker | None] = [None]
+        self._worker: list[EnvWorker | None] = [None]
         # See AsyncVectorEnv: the workers of what is never closed end before multiprocessing waits for them.
         self._end = Finalize(self, end_workers, (self._worker,), exitpriority=10)
         self._start()
@@ -104,7 +104,7 @@ class RemoteGame(TextGame):
 
     def _start(self) -> None:
         with _starting:  # it changes this process's environment for a moment
-            self._worker[0] = Worker(worker_context(), self._slot, self._env_fn, False, self._env_id)
+            self._worker[0] = EnvWorker(worker_context(), self._slot, self._env_fn, False, self._env_id)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         """Return what the game says, of a new worker where this one is lost."""
