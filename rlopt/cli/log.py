@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 _SHOWN = (
     "agents.base",
+    "agents.gigpo_llm",
     "buffers.replay",
     "envs.atari.env",
     "envs.make",
@@ -18,13 +19,15 @@ _SHOWN = (
     "loops.evaluation",
     "loops.replay",
     "loops.solver",
+    "loops.text",
     "nn.networks",
 )
 
 
 @contextmanager
 def log_shown(show: Callable[[str], object]) -> Iterator[None]:
-    """Show what is logged before or during long work: a game's protocol, the planned size of the replay buffer, why
+    """Show what is logged before or during long work: a game's protocol, the planned size of the replay buffer, what a
+    language model takes, why
     updates are not captured, what is compiled (known at the first update only), how far a long evaluation is."""
 
     class Handler(logging.Handler):

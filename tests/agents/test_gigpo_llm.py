@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rlopt.agents import Agent, register_anchor
 from rlopt.agents.gigpo_llm import GiGPOLLM, GiGPOLLMConfig
 from rlopt.agents.group_advantages import group_advantages, group_metrics
 from rlopt.agents.text_rollout import TextEpisode, TextTurn
+from rlopt.cli.log import log_shown
 from rlopt.config import build, over
 from rlopt.envs.text.game import Seen
 from rlopt.loops.text import TextLoop
@@ -288,8 +290,13 @@ def test_workers_change_nothing() -> None:
 
 
 def test_a_run_tells_what_was_seen_said_and_paid_and_evaluates_the_same_again(tmp_path: Path) -> None:
-    with begin(short_run("gigpo_llm", tmp_path / "run", total_steps=120)) as trainer:
+    said: list[str] = []
+    with log_shown(said.append), begin(short_run("gigpo_llm", tmp_path / "run", total_steps=120)) as trainer:
         result = trainer.run()
+    assert re.match(
+        r"tiny-qwen2: [\d,]+ parameters, .* memory 0 MiB besides what a batch needs, a checkpoint 0 MiB", said[0]
+    )
+    assert re.fullmatch(r"after 2 rounds of demonstrations \d+ % are solved", said[1])
     told = [json.loads(line) for line in (tmp_path / "run" / "trajectories.jsonl").read_text().splitlines()]
     assert [line["step"] for line in told] == sorted(line["step"] for line in told)
     assert {line["phase"] for line in told} == {"look", "rollout"} and {line["group"] for line in told} == {0}
