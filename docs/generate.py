@@ -218,7 +218,8 @@ class Site:
             found = sections((ROOT / source).read_text("utf-8"))
             if name not in found:
                 raise SystemExit(f"{source} has no section {name}, which {page} quotes")
-            return self.linked(found[name].strip(), page, source)
+            told = LEAD.sub("", found[name].strip(), count=1).strip()  # a heading of the page says those bold words
+            return self.linked(told, page, source)
         makers = {"options": options, "presets": presets, "sampler": sampler, "settings": settings}
         if word in makers:
             return makers[word](rest)
