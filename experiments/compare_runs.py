@@ -3,12 +3,13 @@
     python experiments/compare_runs.py --root runs/sac_replay --out results/sac_replay
     python experiments/compare_runs.py --root runs/pendulum_replay --window 3000 --out results/sac_replay/pendulum
     python experiments/compare_runs.py --by precision --root runs/sac_precision --out results/sac_precision
+    python experiments/compare_runs.py --by agent --root runs/teams_mpe --out results/teams_mpe
     python experiments/compare_runs.py --by optimiser --root runs/optimisers --window 3000 --out results/optimisers
     python experiments/compare_runs.py --redraw --by precision --out results/sac_precision
 
-Reads what ``rlopt queue`` made of ``jobs/sac_replay.yaml`` and the like, finished or not. Runs of
-one task and one update ratio that differ in their buffer (or precision, or optimiser) are compared at the last step at
-which all of them were evaluated: every seed's mean over its evaluations in the window before. Writes
+Reads what ``rlopt queue`` made of ``jobs/sac_replay.yaml`` and the like, finished or not. Runs of one task and one
+update ratio that differ in their buffer (or precision, optimiser or agent) are compared at the last step at which all
+of them were evaluated: every seed's mean over its evaluations in the window before. Writes
 ``evaluations.csv``, ``table.csv``, ``table.md`` and ``curves.png``, which ``--redraw`` draws anew from the first alone.
 """
 
@@ -33,9 +34,11 @@ WORDS = {
     "precision": ("precision", "float32"),
     "overlap": ("overlap", "false"),
     "optimiser": ("agent.optimiser.name", "adam"),
+    "agent": ("agent.name", "hasac"),
 }
-"""What may differ: the option, and the baseline."""
+"""What may differ: the option, and the baseline. Agents are compared whatever their update ratios."""
 RESAMPLES = 20_000
+EACH_ITS_OWN = "each agent's own"
 
 Setting = tuple[str, str]
 """Task and update ratio."""
@@ -51,8 +54,7 @@ def find(root: Path, option: str) -> dict[Setting, dict[str, list[Run]]]:
     for path in sorted(root.glob("*/seed*/config.yaml")):
         run = load_run(path.parent)
         if run.evaluations:
-            updates, steps = run.config["agent.update_ratio"]
-            setting = run.env_id, f"{updates} update per {steps} steps" if steps > 1 else "1 update per step"
+            setting = run.env_id, EACH_ITS_OWN if option == "agent.name" else _ratio(run)
             found.setdefault(setting, {}).setdefault(_value(run, option), []).append(run)
     if not found:
         raise RloptError(f"{root} has no run with an evaluation yet (looked for {root}/<name>/seed<seed>)")
@@ -60,6 +62,17 @@ def find(root: Path, option: str) -> dict[Setting, dict[str, list[Run]]]:
         for runs in arms.values():
             runs.sort(key=lambda run: int(run.config["seed"]))
     return found
+
+
+def _ratio(run: Run) -> str:
+    updates, steps = run.config["agent.update_ratio"]
+    return f"{updates} update per {steps} steps" if steps > 1 else "1 update per step"
+
+
+def _number(value: float, sign: str = "") -> str:
+    """Return a return with so many decimals as its size lets one care for."""
+    text = f"{value:{sign}.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 3}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _value(run: Run, option: str) -> str:
@@ -113,15 +126,15 @@ def compare(root: Path, out: Path, word: str = "buffer", window: int = WINDOW) -
             against, difference = "", ""
             if name != baseline and baseline in scores:
                 gap = paired(arms, scores, name, baseline)
-                difference = f"{gap.mean():+.0f} ± {gap.std(ddof=1):.0f}" if len(gap) > 1 else f"{gap.mean():+.0f}"
+                difference = _number(gap.mean(), "+") + (f" ± {_number(gap.std(ddof=1))}" if len(gap) > 1 else "")
                 if min(len(own), len(scores[baseline])) > 1:  # of two runs nobody can tell
                     against = str(probability_of_improvement(own, scores[baseline], resamples=RESAMPLES))
                     pooled.setdefault(ratio, {}).setdefault(name, []).append((own, scores[baseline]))
             spread = own.std(ddof=1) if len(own) > 1 else float("nan")
-            told = f"{own.mean():.0f} ± {spread:.0f}" if len(own) > 1 else f"{own.mean():.0f}"
+            told = _number(own.mean()) + (f" ± {_number(spread)}" if len(own) > 1 else "")
             text.append(_line([env_id, ratio, format_steps(step), name, len(own), told, difference, against]))
-            interval = [f"{x:.1f}" for x in bootstrap_interval(own, iqm, resamples=RESAMPLES)]
-            rows.append([env_id, ratio, step, name, len(own), f"{own.mean():.1f}", f"{spread:.1f}", *interval])
+            interval = [f"{x:.6g}" for x in bootstrap_interval(own, iqm, resamples=RESAMPLES)]
+            rows.append([env_id, ratio, step, name, len(own), f"{own.mean():.6g}", f"{spread:.6g}", *interval])
             rows[-1] += [difference, against]
     text += [
         "",
@@ -144,7 +157,7 @@ def compare(root: Path, out: Path, word: str = "buffer", window: int = WINDOW) -
         out / "evaluations.csv",
         ["env", "updates", word, "seed", "step", "return"],
         [
-            [env_id, ratio, name, e.seed, step, f"{mean:.2f}"]
+            [env_id, ratio, name, e.seed, step, f"{mean:.6g}"]
             for (env_id, ratio), arms in found.items()
             for name, runs in arms.items()
             for run in runs
@@ -154,7 +167,7 @@ def compare(root: Path, out: Path, word: str = "buffer", window: int = WINDOW) -
     )
     (out / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     panels = {
-        f"{env_id}, {ratio}": [curve(name, env_id, runs) for name, runs in arms.items()]
+        _title(env_id, ratio): [curve(name, env_id, runs) for name, runs in arms.items()]
         for (env_id, ratio), arms in found.items()
     }
     draw_panels(panels, out / "curves.png")
@@ -178,10 +191,14 @@ def redraw(out: Path, word: str = "buffer") -> None:
         own[0].append(int(step))
         own[1].append(float(mean))
     drawn = {
-        f"{env_id}, {ratio}": [merge(name, env_id, list(of_seeds.values())) for name, of_seeds in arms.items()]
+        _title(env_id, ratio): [merge(name, env_id, list(of_seeds.values())) for name, of_seeds in arms.items()]
         for (env_id, ratio), arms in panels.items()
     }
     draw_panels(drawn, out / "curves.png")
+
+
+def _title(env_id: str, ratio: str) -> str:
+    return env_id if ratio == EACH_ITS_OWN else f"{env_id}, {ratio}"
 
 
 def _line(cells: Sequence[object]) -> str:

@@ -44,7 +44,7 @@ def test_arms_are_compared_where_all_have_been(
     with (out / "table.csv").open(encoding="utf-8") as file:
         rows = {(r["env"], r["updates"], r["buffer"]): r for r in csv.DictReader(file)}
     won = rows["Hopper-v4", "1 update per step", "reshuffled"]
-    assert (won["step"], won["seeds"], won["mean"], won["paired difference"]) == ("100000", "3", "610.0", "+100 ± 0")
+    assert (won["step"], won["seeds"], won["mean"], won["paired difference"]) == ("100000", "3", "610", "+100 ± 0")
     assert won["probability of improvement"].startswith("1.00")
     lost = rows["HalfCheetah-v4", "1 update per 4 steps", "reshuffled"]
     assert lost["paired difference"] == "-100 ± 0" and lost["probability of improvement"].startswith("0.00")
@@ -62,6 +62,15 @@ def test_other_words_are_compared_with_what_is_usual(
         make_run(f"root/{choice}/seed0", {100: [value]}, env="Hopper-v4", seed=0, **own)
     assert compare.main(["--by", word, "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]) == 0
     assert f"| {str(other).lower()} | 1 | 30 | +20 |" in capsys.readouterr().out
+
+
+def test_agents_are_compared_whatever_their_update_ratios(
+    tmp_path: Path, make_run: Callable[..., Path], compare: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, ratio, value in (("hasac", {"update_ratio": [1, 20]}, 0.95), ("mappo", {}, 0.915)):
+        make_run(f"root/{name}/seed0", {100: [value]}, env="lbf/x", agent={"name": name, **ratio})
+    assert compare.main(["--by", "agent", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]) == 0
+    assert "| lbf/x | each agent's own | 100 | mappo | 1 | 0.915 | -0.035 |" in capsys.readouterr().out
 
 
 def test_a_cautious_optimiser_is_another_one(
