@@ -33,7 +33,7 @@ WINDOW = 3
 WHOLE = 0.999
 """Returns below it are failures."""
 MIDDLE, RANDOM = "cost_mid", "random"
-ORDER = ("il", "cl", "cost_low", MIDDLE, "cost_high", "budget_5", "budget_15", RANDOM)
+ORDER = ("il", "cl", "cost_low", MIDDLE, "cost_high", "budget_2", "budget_6", RANDOM)
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def random_jobs(arms: Sequence[Arm]) -> dict[str, Any]:
         if arm.seeds != list(range(arm.seeds[0], arm.seeds[0] + len(arm.seeds))):
             raise RloptError(f"{arm.task}_{arm.name} lacks seeds between {arm.seeds[0]} and {arm.seeds[-1]}; run them")
         jobs.append({
-            "name": f"{arm.task}_{RANDOM}", "experiment": "mansa_lbf_8x8_2p_2f_coop", "seeds": [arm.seeds[0]],
+            "name": f"{arm.task}_{RANDOM}", "experiment": "mansa_lbf_6x6_2p_1f_coop", "seeds": [arm.seeds[0]],
             "overrides": [
                 f"env.id={arm.env_id}", f"num_runs={len(arm.seeds)}", f"total_steps={arm.config['total_steps']}",
                 "agent.rule=random", "~agent.cost", f"agent.rates=[{rates}]", "log.tensorboard=false",
