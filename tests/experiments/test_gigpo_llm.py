@@ -45,7 +45,7 @@ def test_ways_are_compared_by_seed(tmp_path: Path, script: ModuleType) -> None:
         run(root, "grpo", seed, [0, 1])
     for seed in (0, 1):
         run(root, "gigpo", seed, [0, 2, 2])
-    (run(root, "smollm2", 0, [0, 0, 1]) / script.PEAK).write_text("5.00\n")
+    (run(root, "smollm2", 0, [0, 0]) / script.USAGE).write_text("peak_gib,core\n5.01,0.5\n")
     script.main(["--root", str(root), "--out", str(out), "--updates", "2", "--seeds"])
     assert {path.name for path in out.iterdir()} == {"README.md", "successes.csv", "curves.png"}
     page = (out / "README.md").read_text()
@@ -53,8 +53,9 @@ def test_ways_are_compared_by_seed(tmp_path: Path, script: ModuleType) -> None:
     assert cells["| grpo"][1:5] == ["0.50", "0.00", "0.25", "0.25"]
     assert cells["| grpo"][5:] == ["+0.25 [+0.25, +0.25]", "+0.25 [+0.25, +0.25] |"]
     assert cells["| gigpo"][1:5] == ["0.50", "0.00", "0.50", "0.50"]
-    assert "2 seeds" in page and "**5.00 GiB**" in page
-    assert "80.0 tokens a second written" in page and "270 a second learnt from" in page
+    assert "2 seeds" in page and "**5.01 GiB**" in page
+    assert "80.0 tokens a second were written" in page and "270 a\nsecond were learnt from" in page
+    assert "had 50% of one core" in page and "some 2 times as fast" in page
     assert (out / "successes.csv").read_text().count("\n") == 1 + 2 * 2 * 3
 
 
