@@ -55,7 +55,7 @@ def test_ways_are_compared_by_seed(tmp_path: Path, script: ModuleType) -> None:
     assert cells["| gigpo"][1:5] == ["0.50", "0.00", "0.50", "0.50"]
     assert "2 seeds" in page and "**5.01 GiB**" in page
     assert "80.0 tokens a second were written" in page and "270 a\nsecond were learnt from" in page
-    assert "had 50% of one core" in page and "some 2 times as fast" in page
+    assert "had 50% of a core" in page and "some 2 times as fast" in page
     assert (out / "successes.csv").read_text().count("\n") == 1 + 2 * 2 * 3
 
 
