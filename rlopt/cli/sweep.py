@@ -152,6 +152,6 @@ def _tell(sweep: Sweep, study: Any, command: str) -> None:
     print("", *as_lines(rows_of(settings(sweep, trials), "trial")), "", sep="\n")
     print(f"written      {', '.join(str(sweep.root / n) for n in ('trials.csv', 'ranking.md'))}", end="")
     print(f", {sweep.root / 'importance.png'}" if drawn else " (too few whole trials for importances)")
-    print(f"draw         rlopt plot {sweep.root}/trial*/seed* --out curves.png")
+    print(f"draw         rlopt plot {shell([str(sweep.root)])}/trial*/seed* --out curves.png")
     if (best := best_command(sweep, trials, shell)) is not None:
         print(f"train best   {best}")

@@ -193,10 +193,14 @@ def _refuse_render_mode(spec: GymSpec, mode: Any) -> None:
         raise RloptError(f"env={spec.id} has no render_mode={mode!r}; {advice}")
 
 
-def prepare_graphics() -> None:
-    """Let MuJoCo draw by EGL where there is no screen to draw on, unless the user has chosen (``MUJOCO_GL``)."""
-    if sys.platform == "linux" and not {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
-        os.environ["MUJOCO_GL"] = "egl"
+def prepare_graphics(mode: str = "rgb_array") -> None:
+    """Let MuJoCo draw by EGL where there is no screen to draw on, unless the user has chosen (``MUJOCO_GL``), and
+    pygame pictures without looking for one (``SDL_VIDEODRIVER``), of which it would complain."""
+    if sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        return
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    if mode.startswith("rgb_array"):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
 def _refuse_statistics(env: Env, name: str) -> None:
@@ -240,7 +244,7 @@ class EnvFactory:
         _refuse_words(self.spec, self.kwargs)
         if self.kwargs.get("render_mode") is not None:
             _refuse_render_mode(self.spec, self.kwargs["render_mode"])
-            prepare_graphics()
+            prepare_graphics(str(self.kwargs["render_mode"]))
         bare = deepcopy(self.spec)
         bare.order_enforce, bare.disable_env_checker = False, True
         name = f"env={self.spec.id}"

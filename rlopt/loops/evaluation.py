@@ -124,7 +124,8 @@ def _wave(
         facts = {name: torch.cat([act.facts[name] for act in acts]) for name in acts[0].facts}
         over = {i: episode for i, episode in counter.count(step, facts).items() if alive[i]}
         if limit is not None and (late := (alive & (counter.lengths >= limit)).nonzero().flatten().tolist()):
-            log.warning("%s: %d evaluation episodes were cut off after %d steps", env.spec.id, len(late), limit)
+            if max_steps is None:  # else they were to be
+                log.warning("%s: %d evaluation episodes were cut off after %d steps", env.spec.id, len(late), limit)
             over |= {i: counter.episode(i) for i in late}
         if int(counter.lost.max()) > MAX_LOST:
             raise RloptError(

@@ -270,7 +270,7 @@ def test_a_screen_or_the_users_choice_decide_how_mujoco_draws(monkeypatch: pytes
     monkeypatch.setattr(sys, "platform", "linux")
 
     def chosen(**given: str) -> str | None:
-        for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
+        for name in ("MUJOCO_GL", "SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY"):
             monkeypatch.setenv(name, "")  # so that it is put back
             monkeypatch.delenv(name)
         for name, value in given.items():
@@ -278,8 +278,8 @@ def test_a_screen_or_the_users_choice_decide_how_mujoco_draws(monkeypatch: pytes
         prepare_graphics()
         return os.environ.get("MUJOCO_GL")
 
-    assert chosen() == "egl"
-    assert chosen(DISPLAY=":0") is None
+    assert chosen() == "egl" and os.environ["SDL_VIDEODRIVER"] == "dummy"
+    assert chosen(DISPLAY=":0") is None and "SDL_VIDEODRIVER" not in os.environ
     assert chosen(WAYLAND_DISPLAY="wayland-0") is None
     assert chosen(MUJOCO_GL="osmesa") == "osmesa"
 
