@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -116,9 +117,16 @@ def _onnx(program: Any, graph: PolicyGraph) -> bytes:
         import onnxscript  # noqa: F401
     except ImportError as e:
         raise RloptError(f"ONNX needs the package {e.name}; {install('export')}") from e
-    found = torch.onnx.export(
-        program, input_names=graph.inputs, output_names=graph.outputs, dynamo=True, external_data=False, verbose=False
-    )
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = registry.level
+    registry.setLevel(logging.ERROR)  # it warns of a torchvision that no policy needs
+    try:
+        found = torch.onnx.export(
+            program, input_names=graph.inputs, output_names=graph.outputs, dynamo=True, external_data=False,
+            verbose=False,
+        )  # fmt: skip
+    finally:
+        registry.setLevel(before)
     assert found is not None
     return bytes(found.model_proto.SerializeToString())
 
