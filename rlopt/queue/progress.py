@@ -37,6 +37,13 @@ def progress(job: Job, root: Path) -> RunProgress:
         total = job.total_steps or int(config["total_steps"])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):  # none yet, or damaged: its training tells of it
         return RunProgress(total=job.total_steps)
+    try:
+        return _told(folder, total)
+    except (TypeError, ValueError):  # words where numbers were: one run must not stop the queue of all
+        return RunProgress(total=total)
+
+
+def _told(folder: Path, total: int) -> RunProgress:
     evaluations, metrics = _table(folder / "evaluations.csv"), _table(folder / "metrics.csv")
     steps, returns = evaluations.get("step", []), evaluations.get("return", [])
     last = [value for step, value in zip(steps, returns, strict=True) if step == steps[-1]]
@@ -51,7 +58,7 @@ def progress(job: Job, root: Path) -> RunProgress:
 
 
 def _table(path: Path) -> dict[str, list[Any]]:
-    """A table, or nothing where it is damaged: one run must not stop the queue of all."""
+    """A table, or nothing where it is damaged."""
     with suppress(RloptError):
         return dict(read_csv(path)) if path.is_file() else {}
     return {}
@@ -86,7 +93,10 @@ class QueueRecord:
         if not path.is_file():
             return cls()
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if not all(isinstance(part, dict) for part in (found.running, found.submitted, found.failed)):
+                raise ValueError("it names no jobs")
+            return found
         except (TypeError, ValueError, OSError) as e:
             raise RloptError(f"{path} is damaged ({e}); remove it, the run folders are what counts") from e
 

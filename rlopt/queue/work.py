@@ -242,7 +242,10 @@ class Queue:
     def _record(self) -> None:
         begun = {name: at.handle.id for name, at in self.running.items() if at.begun}
         waiting = {name: at.handle.id for name, at in self.running.items() if not at.begun}
-        QueueRecord(self.executor.name, begun, waiting, self.failed).write(self.root)
+        try:
+            QueueRecord(self.executor.name, begun, waiting, self.failed).write(self.root)
+        except OSError as e:  # a full disk, say: those who train save and wait by themselves
+            self._say(f"{self.root / 'queue.json'} cannot be written ({e.strerror}); the queue goes on")
 
     def _say(self, text: str) -> None:
         print(f"[{(time.monotonic() - self.started) / 60:7.1f} min] {text}", file=self.out, flush=True)

@@ -14,7 +14,8 @@ import pytest
 
 from rlopt.cli import main
 from rlopt.queue.jobs import load_jobs
-from rlopt.queue.progress import progress
+from rlopt.queue.progress import QueueRecord, progress
+from rlopt.types import RloptError
 from tests.cli.command_line import ROOT, refused
 from tests.queue.training import command, jobs_file, until
 
@@ -68,8 +69,24 @@ def test_a_run_that_was_cut_off_is_not_finished(tmp_path: Path) -> None:
     (folder / "evaluations.csv").write_text("step,episode,return,length\n10,0,5.0,9\n20,0,1")  # torn
     assert not progress(job, root).finished
     assert progress(job, root).step == 10
-    (folder / "evaluations.csv").write_text("step,episode\n1,2,3\n")  # damaged: the queue of all others goes on
-    assert progress(job, root).step == 0
+    for damaged in ("step,episode\n1,2,3\n", "step,episode,return,length\nx,0,5.0,9\n", "step,return\n1,\n"):
+        (folder / "evaluations.csv").write_text(damaged)  # the queue of all others goes on
+        assert progress(job, root).step == 0
+    for damaged in ("[]", '{"running": [1]}', "{"):
+        (root / "queue.json").write_text(damaged)
+        with pytest.raises(RloptError, match="is damaged"):
+            QueueRecord.read(root)
+
+
+def test_a_disk_that_takes_no_record_stops_no_queue(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, root: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(QueueRecord, "write", full)
+    assert main(command(jobs_file(tmp_path, {"experiment": "a"}), tmp_path / "root")) == 0
+    assert "queue.json cannot be written (No space left on device); the queue goes on" in capsys.readouterr().out
 
 
 def test_a_failing_job_tells_its_last_lines_and_does_not_stop_the_others(
