@@ -200,7 +200,7 @@ GiGPO's is larger, paired by seed: mean and 95 % interval by Student's t.
 
 def page(found: dict[str, list[Run]], updates: int) -> str:
     """Return what was found, as a page."""
-    at = [u for u in (0, 1, 5, 10, 15, 20, 25, 30, 40) if u <= updates]
+    at = [u for u in (0, 1, 5, 10, 15, 20, 30, 40, 50, 60) if u <= updates]
     head = ["way", *(f"update {u}" for u in at), "at the end", "all updates", "ahead at the end", "ahead on the whole"]
     lines = [head]
     best = successes(found["gigpo"])
