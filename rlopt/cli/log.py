@@ -20,6 +20,7 @@ _SHOWN = (
     "loops.replay",
     "loops.solver",
     "loops.text",
+    "loops.text_play",
     "nn.networks",
 )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,10 +29,13 @@ from rlopt.types import EnvSpec, Episode, RloptError
 
 TRIED, WANDERED, WORDS = 64, 40, 16_384
 """Tasks whose words are looked at, random actions in each, and words at most."""
+TELL_EVERY = 5.0
+"""Seconds between two lines of progress while the words of slow games are read."""
 MOST_GAMES = 64
 """Copies of a game in an evaluation."""
 Asking = Callable[[list[int], list[Seen], list[list[Past]]], list[Answer]]
 """``(rows, seen, past) → answers`` of those rows."""
+_log = logging.getLogger(__name__)
 
 
 class Games(NamedTuple):
@@ -245,11 +250,15 @@ def demonstration(
 def words_of(config: EnvConfig, c: PromptConfig, tasks: int | None) -> tuple[str, ...]:
     """Return what a game's texts are made of, in alphabetical order: those of its tasks (and of the tasks that are
     evaluated), of their solutions, and of what random actions lead to."""
-    found = set(pieces(answer("", c)))
+    found, told = set(pieces(answer("", c))), perf_counter()
     for one, most in ((config, tasks), (config.for_evaluation(), None)):
         with opened(one) as games:
             game = games.copies[0]
-            for task in games.tasks[:most][:TRIED]:
+            tried = games.tasks[:most][:TRIED]
+            for i, task in enumerate(tried):
+                if perf_counter() - told > TELL_EVERY:
+                    told = perf_counter()
+                    _log.info("reading the words of %s for tiny-qwen2: task %d of %d", one.id, i + 1, len(tried))
                 for actions in (iter(game.solution(task) or ()), _wandering(task)):
                     for text in _texts(game, task, c, actions):
                         found.update(pieces(text))
