@@ -7,8 +7,8 @@ MaMuJoCo's HalfCheetah 2x3, with the settings of ``experiment=hasac_mpe_spread_c
 ``hasac_halfcheetah_2x3``, which are HARL's tuned ones (20 environments, minibatches of 1000, networks of 2 x 256, one
 update per 20 steps). Of HARL its runner, agents, critics, buffer and in-process vector of environments are run as they
 are; what it needs and today's packages lack (gym 0.21, PettingZoo 1.22) is replaced by an adapter to the same tasks of
-mpe2 and gymnasium-robotics. **MASAC**: BenchMARL, where it is installed, on VMAS's balance with 10 environments,
-minibatches of 128, networks of 2 x 256 and its own ratio of one update per six steps.
+mpe2 and gymnasium-robotics. **MASAC**: BenchMARL, where it is installed (1.5.2 needs torchrl 0.11.1), on VMAS's balance
+with 10 environments, minibatches of 128, networks of 2 x 256 and its own ratio of one update per six steps.
 
 Every entrant runs with 1 and with 2 threads, in a process of its own that waits while the others run; all take short
 turns, round after round. Medians over the rounds are quoted, and ratios are between each entrant's best thread setting.

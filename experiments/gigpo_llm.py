@@ -224,7 +224,7 @@ SMOLLM2_PAGE = """
 shows that the path works and what it costs, not that anything is learnt in so little. Most memory of the process:
 **{peak} GiB**. {written:.1f} tokens a second were written, most of the time going into reading prompts, {read:.0f} a
 second were learnt from (one pass of the reference, one forward, one back), while the process had {core:.0%} of a core:
-the cores were shared with others, and on a core of its own it is some {times:.0f} times as fast.
+the cores were shared with others, and by that share a core of its own would make it some {times:.0f} times as fast.
 
 """
 

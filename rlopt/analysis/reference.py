@@ -85,7 +85,7 @@ _DOPAMINE = (
 
 def beside(own: Sequence[Curve]) -> list[PublishedCurve]:
     """Return the published curves that ``own``, which are all of one environment, are seen beside."""
-    protocols = {curve.protocol for curve in own}
+    protocols = dict.fromkeys(curve.protocol for curve in own)
     agents = [curve.agent for curve in own]
     return [curve for protocol in protocols for curve in reference(own[0].env_id, agents, protocol)]
 

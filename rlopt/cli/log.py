@@ -28,8 +28,8 @@ _SHOWN = (
 @contextmanager
 def log_shown(show: Callable[[str], object]) -> Iterator[None]:
     """Show what is logged before or during long work: a game's protocol, the planned size of the replay buffer, what a
-    language model takes, why
-    updates are not captured, what is compiled (known at the first update only), how far a long evaluation is."""
+    language model takes, why updates are not captured, what is compiled (known at the first update only), how far a
+    long evaluation is."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

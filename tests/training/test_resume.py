@@ -20,6 +20,7 @@ from rlopt.training.setup import begin, make_loop
 from tests.agents.cases import AGENTS, short_run
 from tests.buffers.cases import SAMPLERS
 from tests.training.killed_runs import Killer
+from tests.training.small_runs import run_to_end
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 TIMES = {"steps_per_second", "env_seconds", "learn_seconds"}
@@ -82,14 +83,6 @@ def agent_of(case: str) -> str:
 
 def config(case: str, run_dir: Path, **options) -> TrainConfig:
     return short_run(agent_of(case), run_dir, **{**CASES[case], **options})
-
-
-def run_to_end(trainer):
-    try:
-        return trainer.run()
-    finally:
-        trainer.close()
-        trainer.folder.close()
 
 
 def table(path: Path) -> list[dict[str, str]]:
