@@ -13,8 +13,9 @@ Choices taken here, to be checked one by one by whoever has the paper:
 1. Global is a double DQN with the choices 0 and 1, of the state that critics see. It calls where Q(s, 1) > Q(s, 0),
    the threshold form of v = max(M v, value of going on independently) (tables: ``rlopt.agents.teams.switch_tables``).
 2. The budget is a hard mask: with no call left g = 0. The remaining share is an input.
-3. The independent learner draws every transition, as it learns off policy; the centralised one those of its own calls
-   (``centralised_learns=everything``: all). Global learns from the independent one's minibatches.
+3. The independent learner draws every transition, as it learns off policy (``independent_learns=own``: those of its
+   own steps); the centralised one those of its own calls (``centralised_learns=everything``: all). Global learns from
+   the independent one's minibatches, or where these are of its own steps alone from minibatches of all.
 4. A cost is due at every central step (``cost_of=switch_on``: only where the step before was independent).
 5. In training Global explores ε-greedily, and each learner as it does alone.
 6. A call is a central step in acting: the fact ``calls`` of each episode, in training and in evaluation. What the
@@ -82,9 +83,12 @@ class MANSAConfig(DQNConfig):
     budget: int | None = option(None, "central steps per episode at most (null: no limit)", low=0)
     rate: float = option(0.5, "share of central steps", low=0.0, high=1.0, needs={"rule": ("random",)})
     rates: tuple[float, ...] | None = option(
-        None, "of each of num_runs runs its own share (null: rate)", low=0.0, high=1.0, needs={"rule": ("random",)}
-    )
+        None, "of each of num_runs runs its own share (null: rate)", above=0.0, high=1.0, needs={"rule": ("random",)}
+    )  # above 0: all runs update together, so one without a call would keep every centralised learner waiting
     every: int = option(10, "steps from one central step to the next", low=1, needs={"rule": ("fixed",)})
+    independent_learns: str = option(
+        "everything", "what the independent learner draws: everything, or its own steps", choices=("everything", "own")
+    )
     centralised_learns: str = option(
         "calls", "what the centralised learner draws: its own steps, or everything", choices=("calls", "everything")
     )
@@ -158,9 +162,17 @@ class MANSA(Agent):
         self.actor = self.actors[0]
         self.used = (c.rule,) if c.rule in LEARNERS and c.budget is None else LEARNERS
         """Who ever acts, and so learns."""
-        masks = {"independent": None, "centralised": "switch" if c.centralised_learns == "calls" else None}
+        own_steps = c.independent_learns == "own"
+        masks = {
+            "independent": "alone" if own_steps else None,  # a mask is where a bool is true
+            "centralised": "switch" if c.centralised_learns == "calls" else None,
+        }
         self.draws = {name: mask for name, mask in masks.items() if name in self.used}
         self.extra_fields = {"switch": ((), torch.bool)}
+        if own_steps:
+            self.extra_fields["alone"] = ((), torch.bool)
+            if self.switch is not None:
+                self.draws["switch"] = None
         if c.budget is not None:
             self.extra_fields["remaining"] = ((), torch.float32)
         if costs_on:
@@ -272,7 +284,7 @@ class MANSA(Agent):
         after = actor.count(carry, calls)
         for name, one in found.items():
             after |= carry_as(name, one.carry)
-        told = {"switch": calls, "remaining": carry["switch/remaining"], "on": carry["switch/on"] > 0}
+        told = {"switch": calls, "alone": ~calls, "remaining": carry["switch/remaining"], "on": carry["switch/on"] > 0}
         facts = {"calls": after["switch/on"]}
         if not deterministic:
             facts["central_updates"] = torch.full(calls.shape, float(self.untold) / each, device=self.device)
@@ -280,20 +292,26 @@ class MANSA(Agent):
         return Act(action, after, {name: told[name] for name in self.extra_fields if name in told}, facts)
 
     def update(self, batch: dict[str, Batch]) -> Update:
-        """Let each learner learn from its own minibatch, and Global and its prediction from the independent one's."""
+        """Let each learner learn from its own minibatch, and Global and its prediction from the independent one's, or
+        from one of their own."""
         metrics: Metrics = {}
         priority: dict[str, Any] = {}
-        for name, drawn in batch.items():
-            done = self.learners[name].update(self.own(name, drawn))
-            metrics |= {f"{name}/{word}": value for word, value in done.metrics.items()}
-            given = done.priority
-            alone = given is not None and drawn.mask is not None and len(given) != len(drawn.index)
-            priority[name] = priorities(given, drawn.mask) if alone and given is not None else given
+
+        def note(name: str, done: Update) -> None:
+            metrics.update({f"{name}/{word}": value for word, value in done.metrics.items()})
+            if name in batch:
+                given, drawn = done.priority, batch[name]
+                of_steps = isinstance(given, Tensor) and drawn.mask is not None and len(given) != len(drawn.index)
+                priority[name] = priorities(given, drawn.mask) if of_steps else given  # type: ignore[arg-type]
+
+        for name in self.used:
+            if name in batch:
+                note(name, self.learners[name].update(self.own(name, batch[name])))
         if self.switch is not None:
-            seen = self.switch_batch(steps(batch["independent"], self.runs))
-            done = self.switch.update(seen)
-            metrics |= {f"switch/{word}": value for word, value in done.metrics.items()}
-            metrics |= self.distil(steps(batch["independent"], self.runs), seen)
+            every = steps(batch["switch" if "switch" in self.draws else "independent"], self.runs)
+            seen = self.switch_batch(every)
+            note("switch", self.switch.update(seen))
+            metrics |= self.distil(every, seen)
         self.untold += "centralised" in batch
         self.end_update()
         return Update(metrics, priority)
@@ -301,8 +319,9 @@ class MANSA(Agent):
     def own(self, name: str, batch: Batch) -> Batch:
         """Return a minibatch as the learner ``name`` takes it: slices where it remembers, in which of a learner of its
         own calls nothing else counts."""
-        if batch.mask is not None and self.draws[name] is not None:
-            batch = batch._replace(mask=batch.mask * batch.extras["switch"])
+        mask = self.draws[name]
+        if batch.mask is not None and mask is not None:
+            batch = batch._replace(mask=batch.mask * batch.extras[mask])
         carry = None if batch.carry is None else carry_of(batch.carry, name)
         batch = batch._replace(extras={}, carry=carry)
         return batch if remembers(self.learners[name]) else steps(batch, self.runs)

@@ -187,6 +187,30 @@ def test_no_episode_has_more_calls_than_its_budget(rule: str, budget: int, runs:
         loop.close()
 
 
+def test_each_learner_may_draw_its_own_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then Global has minibatches of all; so have both learners where they learn from everything."""
+    seen: dict[str, set[float]] = {}
+    learnt = MANSA.own
+
+    def own(self: MANSA, name: str, batch: Any) -> Any:
+        seen.setdefault(name, set()).update(batch.extras["switch"].float().tolist())
+        return learnt(self, name, batch)
+
+    monkeypatch.setattr(MANSA, "own", own)
+    for options, drawn in (
+        ({"independent_learns": "own"}, {"independent": {0.0}, "centralised": {1.0}}),
+        ({"centralised_learns": "everything"}, {"independent": {0.0, 1.0}, "centralised": {0.0, 1.0}}),
+    ):
+        seen.clear()
+        buffer = {"name": "prioritized", "capacity": 50}
+        loop = make_loop(short_run("mansa", total_steps=40, agent={"epsilon_end": 1.0, **options}, buffer=buffer))
+        while loop.step < loop.total_steps:
+            progress = loop.advance()
+        assert seen == drawn
+        assert ("switch" in loop.agent.draws) == ("independent_learns" in options) and "switch/q" in progress.metrics
+        loop.close()
+
+
 def small(**options: Any) -> MANSAConfig:
     learner = {"network": {"hidden": [8]}}
     base: dict[str, Any] = {"network": NetworkConfig(hidden=(8,)), "batch_size": 8, "warmup_steps": 0}
@@ -261,12 +285,12 @@ def test_each_run_is_the_single_run_with_its_seed(options: dict[str, Any]) -> No
 def test_each_run_has_its_own_rate_of_random_calls() -> None:
     spec = team_spec("discrete")
     obs = joined([team_batch(spec, size=50).obs] * 2)
-    agent = MANSA(spec, small(rule="random", rates=(0.0, 1.0)), runs=2)
+    agent = MANSA(spec, small(rule="random", rates=(1e-9, 1.0)), runs=2)
     calls = agent.act(obs, agent.initial_carry(100), deterministic=True).facts["calls"]
     assert calls[:50].sum() == 0 and calls[50:].sum() == 50
-    assert [policy.actor.options["rate"] for policy in agent.policies] == [0.0, 1.0]
+    assert [policy.actor.options["rate"] for policy in agent.policies] == [1e-9, 1.0]
     with pytest.raises(RloptError, match="2 shares for num_runs=1"):
-        MANSA(spec, small(rule="random", rates=(0.0, 1.0)))
+        MANSA(spec, small(rule="random", rates=(0.5, 1.0)))
 
 
 def test_agents_learn_to_switch_for_themselves(scripted, tmp_path) -> None:
