@@ -19,6 +19,7 @@ from rlopt.agents.seen import observation_dims, takes_arrays
 from rlopt.agents.td import TD_LOSSES, TDLoss, make_td_loss
 from rlopt.buffers.transition import REWARD_TRANSFORMS
 from rlopt.config import checked, hint
+from rlopt.heap import keep_freed_memory
 from rlopt.nn import (
     PRECISIONS,
     Net,
@@ -325,6 +326,8 @@ class Agent:
         """Return a trainable network, one of each run, with initial weights from streams of its own; registered as
         ``name``."""
         modules = [build_seeded(factory, derive_seed(seed, "init", name)) for seed in self.seeds]
+        if self.device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in modules[0].modules()):
+            keep_freed_memory()
         return self.persist(name, Net(modules, self.device))
 
     def add_optimiser(self, name: str, what: Net | Tensor, learning_rate: float) -> Optimiser:

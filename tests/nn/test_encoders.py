@@ -271,7 +271,17 @@ def test_nature_cnn_is_the_network_of_the_paper() -> None:
     h = x.float() / 255
     for layer, stride in zip(first.body[0::2], (4, 2, 1), strict=True):
         h = F.relu(F.conv2d(h, layer.weight, layer.bias, stride))
-    assert torch.equal(first(x), F.relu(first.head(h.flatten(1))))
+    torch.testing.assert_close(first(x), F.relu(first.head(h.flatten(1))))
+
+
+def test_convolutions_go_on_with_channels_last() -> None:
+    """In this order alone they are fast on a CPU, there and back."""
+    for space in (pixels(4, 84, 84), pixels(4, 84, 84, high=1, dtype=np.float32)):
+        net = NatureCNN(space)
+        h = torch.as_tensor(np.stack([space.sample() for _ in range(3)]))
+        for layer in net.body:
+            h = layer(h)
+            assert h.is_contiguous(memory_format=torch.channels_last) and not h.is_contiguous()
 
 
 def test_small_cnn_is_the_network_of_minatar() -> None:
@@ -364,7 +374,7 @@ def test_bf16_rounds_weights_and_never_bytes(name: str) -> None:
     layer = net.body[0]
     weight = (layer.weight / 255).bfloat16().float()
     expected = F.conv2d(x.float(), weight, layer.bias, layer.stride, layer.padding)
-    torch.testing.assert_close(first, expected, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(first, expected.bfloat16(), rtol=1e-2, atol=1e-3)
     assert first.is_contiguous(memory_format=torch.channels_last)
     assert all(g is not None for g in torch.autograd.grad(rounded.sum(), list(net.parameters())))
 
@@ -388,7 +398,7 @@ def test_networks_of_images_map_over_runs(name: str, dtype: torch.dtype) -> None
     with hidden_products(dtype):
         together = torch.vmap(stacked)(stacked.params, x)
         for r, net in enumerate(alone):
-            tolerance = {"rtol": 1e-2, "atol": 1e-3} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+            tolerance = {"rtol": 1e-2, "atol": 4e-3} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
             torch.testing.assert_close(together[r], net(net.params, x[r]), **tolerance)
 
 
