@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from harness import BLUE, GREY, Entrant, Report, best, cpu, measure, publish, spread, verdict
 from windows import Windows, channel
 
@@ -153,29 +154,40 @@ def _harl(spec: Mapping[str, Any], behind: Callable[[int], bool]) -> None:
 
 
 class HarlEnv:
-    """A task as HARL's environments show themselves."""
+    """A task as HARL's environments show themselves: on MaMuJoCo every agent sees the whole state and its own number,
+    z-scored as the critic's state is."""
 
     def __init__(self, task: str, seed: int) -> None:
         kind, _, name = task.partition("/")
+        self.whole = kind == "mamujoco"
         if kind == "mpe":
             module = importlib.import_module(f"mpe2.simple_{name.removesuffix('-continuous')}_v3")
             self.env, self.limit = module.parallel_env(max_cycles=26, continuous_actions=True), 25
         else:
             scenario, partition, *_ = name.split("-")
             made = importlib.import_module("gymnasium_robotics").mamujoco_v1.parallel_env
-            self.env, self.limit = made(scenario, partition, agent_obsk=None), 1000
+            # ``agent_obsk=None``, HARL's word for its view, would be one agent that moves everything.
+            self.env, self.limit = made(scenario, partition, agent_obsk=0), 1000
         self.agents, self._seed, self.made = list(self.env.possible_agents), seed, 0
         self.n_agents = len(self.agents)
-        self.observation_space = [self.env.observation_space(agent) for agent in self.agents]
         self.action_space = [self.env.action_space(agent) for agent in self.agents]
-        self.env.reset(seed=seed)
-        space = importlib.import_module("gymnasium").spaces.Box(-1e9, 1e9, self.env.state().shape)
-        self.share_observation_space = [space] * self.n_agents
+        obs, _ = self.env.reset(seed=seed)
+        seen, state = self._seen(obs)
+        box = importlib.import_module("gymnasium").spaces.Box
+        self.observation_space = [box(-1e9, 1e9, own.shape) for own in seen]
+        self.share_observation_space = [box(-1e9, 1e9, one.shape) for one in state]
+
+    def _seen(self, obs: Any) -> tuple[list[Any], list[Any]]:
+        state = self.env.state()
+        if not self.whole:
+            return [obs[agent] for agent in self.agents], [state] * self.n_agents
+        own = [np.concatenate((state, one)) for one in np.eye(self.n_agents)]
+        return [_score(one) for one in own], [_score(state)] * self.n_agents
 
     def reset(self) -> tuple[Any, ...]:
         self._seed, self.made = self._seed + ENVS, 0
         obs, _ = self.env.reset(seed=self._seed)
-        return [obs[agent] for agent in self.agents], [self.env.state()] * self.n_agents, None
+        return (*self._seen(obs), None)
 
     def step(self, actions: Any) -> tuple[Any, ...]:
         obs, reward, terminated, truncated, _ = self.env.step(dict(zip(self.agents, actions, strict=True)))
@@ -184,12 +196,16 @@ class HarlEnv:
         cut = not ended and (self.made == self.limit or any(truncated.values()))
         total = sum(map(float, reward.values())) if self.limit == 25 else float(next(iter(reward.values())))
         return (
-            [obs[agent] for agent in self.agents], [self.env.state()] * self.n_agents, [[total]] * self.n_agents,
+            *self._seen(obs), [[total]] * self.n_agents,
             [ended or cut] * self.n_agents, [{"bad_transition": True} if cut else {} for _ in self.agents], None,
         )  # fmt: skip
 
     def close(self) -> None:
         self.env.close()
+
+
+def _score(x: Any) -> Any:
+    return (x - x.mean()) / x.std()
 
 
 def _benchmarl(spec: Mapping[str, Any], behind: Callable[[int], bool]) -> None:

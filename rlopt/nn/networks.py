@@ -26,6 +26,8 @@ _hidden_dtype: ContextVar[torch.dtype] = ContextVar("hidden_dtype", default=torc
 
 log = logging.getLogger(__name__)
 
+TALL = 512
+"""Rows from which on a CPU computes an ensemble's networks one after the other."""
 LARGE = 50_000_000
 """Weights from which on it is said that they are being made."""
 
@@ -209,7 +211,21 @@ class EnsembleMLP(_Perceptron):
         self.ensemble = ensemble
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.expand(self.ensemble, *x.shape) if x.dim() == 2 else x)
+        x = x.expand(self.ensemble, *x.shape) if x.dim() == 2 else x
+        plain = self.ensemble > 1 and self.norms is None and hidden_dtype() == torch.float32
+        return self._in_turn(x) if plain and x.is_cpu and x.shape[1] >= TALL else super().forward(x)
+
+    def _in_turn(self, x: Tensor) -> Tensor:
+        """Return the same one network after the other: what a layer gives is still in the core's cache when the next
+        one reads it."""
+        every: Any = self.layers
+        weights, biases = [layer.weight.unbind() for layer in every], [layer.bias.unbind() for layer in every]
+        found = []
+        for e, y in enumerate(x.unbind()):
+            for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+                y = torch.addmm(bias[e], self.activation(y) if i else y, weight[e])
+            found.append(y)
+        return torch.stack(found)
 
     @staticmethod
     def _hidden(layer: nn.Module, x: Tensor) -> Tensor:

@@ -13,20 +13,21 @@ from torch import Tensor
 
 from rlopt.config import checked
 from rlopt.nn import Critic, NetworkConfig, make_actor, network_options
-from rlopt.nn.networks import MLP, EnsembleMLP
+from rlopt.nn.networks import MLP, TALL, EnsembleMLP
 from rlopt.types import RloptError
 
 SMALL = NetworkConfig(hidden=(8, 6))
 
 
+@pytest.mark.parametrize("rows", [7, TALL])
 @pytest.mark.parametrize(
     ("activation", "function"), [("relu", F.relu), ("tanh", torch.tanh), ("elu", F.elu), ("silu", F.silu)]
 )
-def test_an_ensemble_equals_separate_networks(activation: str, function: Any) -> None:
+def test_an_ensemble_equals_separate_networks(activation: str, function: Any, rows: int) -> None:
     net = EnsembleMLP(3, 5, 2, NetworkConfig(hidden=(8, 6), activation=activation))
-    x = torch.randn(7, 5)
+    x = torch.randn(rows, 5)
     shared, own = net(x), net(torch.stack([x, x + 1, x + 2]))
-    assert shared.shape == own.shape == (3, 7, 2)
+    assert shared.shape == own.shape == (3, rows, 2)
     for e in range(3):
         for y, given in ((shared[e], x), (own[e], x + e)):
             h = given

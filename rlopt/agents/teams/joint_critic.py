@@ -227,7 +227,8 @@ class JointCriticAgent(ActingTeam, ActorCritic):
             self.critic_sees(batch.next_obs), terminated, batch.discount, weight,
         )  # fmt: skip
         noise = tuple(self.noise(*action.shape[-2:]) for _ in range(self.noises))
-        actions = self.first_actions(data, seen, noise[-1])
+        # An agent that is alone has nobody to look at.
+        actions = action if self.members.count == 1 else self.first_actions(data, seen, noise[-1])
         if alive is not None:
             actions = actions * nets.spread(alive)
         log_prob = torch.zeros((*action.shape[:-1], self.members.count), device=self.device)
