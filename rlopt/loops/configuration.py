@@ -18,6 +18,7 @@ from rlopt.config import build, call_options, checked, join, option_names, over,
 from rlopt.envs.atari import PROTOCOLS
 from rlopt.envs.factory import find_spec
 from rlopt.envs.make import MOST_ENVS, TIMEOUT
+from rlopt.envs.teams.names import one_name
 from rlopt.nn import PRECISIONS
 from rlopt.registry import agent_names, agent_presets, get_agent, get_sampler, sampler_names
 from rlopt.types import RloptError, option
@@ -61,6 +62,10 @@ class EnvConfig:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.id, str) and isinstance(self.kwargs, Mapping):
+            id, kwargs = one_name(self.id, self.kwargs)
+            object.__setattr__(self, "id", id)
+            object.__setattr__(self, "kwargs", kwargs)
         self.for_evaluation()
 
     def for_evaluation(self) -> EnvConfig:

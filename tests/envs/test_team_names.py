@@ -8,7 +8,9 @@ import pytest
 from rlopt.envs.factory import find_spec
 from rlopt.envs.teams.names import team_spec
 from rlopt.envs.teams.partitions import SCENARIOS, SEGMENTED, partitions
+from rlopt.loops.configuration import EnvConfig
 from rlopt.registry import TEAMS
+from rlopt.training import train_config
 from rlopt.types import RloptError
 
 
@@ -24,6 +26,17 @@ def test_every_partition_of_mamujoco_is_listed() -> None:
         assert team_spec(f"mamujoco/{scenario}-{partitions(scenario)[0]}-full").kwargs["view"] == "full"  # type: ignore[union-attr]
 
 
+def test_the_two_views_of_mamujoco_are_two_ids_however_they_are_asked_for() -> None:
+    """Tables are by id, and never hold both."""
+    name = "mamujoco/HalfCheetah-2x3"
+    for given in ({"id": name, "view": "full"}, {"id": f"{name}-full", "kwargs": {"view": "full"}}):
+        env = train_config({"agent": {"name": "hasac"}, "env": {**given, "agent_obsk": 0}}).env
+        assert (env.id, env.kwargs) == (f"{name}-full", {"agent_obsk": 0})
+    assert EnvConfig(id=name, kwargs={"view": "obsk"}) == EnvConfig(id=name)
+    with pytest.raises(RloptError, match=f"env.view=obsk: {name}-full is the view of HARL; write env={name}$"):
+        EnvConfig(id=f"{name}-full", kwargs={"view": "obsk"})
+
+
 def test_names_that_are_not_listed_are_found_by_their_pattern() -> None:
     assert find_spec("lbf/3s-9x9-4p-2f-coop").kwargs == {
         "size": 9, "players": 4, "foods": 2, "sight": 3, "coop": True,
@@ -31,3 +44,5 @@ def test_names_that_are_not_listed_are_found_by_their_pattern() -> None:
     assert find_spec("mamujoco/ManySegmentSwimmer-4x2").max_episode_steps == 1000
     with pytest.raises(RloptError, match="did you mean speaker_listener"):
         find_spec("mpe/speaker_listner")
+    with pytest.raises(RloptError, match="env=pettingzoo:: name the module, as pettingzoo:mpe2"):
+        find_spec("pettingzoo:")

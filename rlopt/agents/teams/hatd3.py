@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.agents.td3 import TD3, TD3Config
@@ -28,7 +29,7 @@ from rlopt.agents.teams.joint_critic import (
 )
 from rlopt.agents.teams.members import own_actions
 from rlopt.nn import Actor, DeterministicActor, Params
-from rlopt.types import EnvSpec, Metrics, Obs, Update
+from rlopt.types import EnvSpec, Metrics, Obs, RloptError, Update, one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,11 @@ class HATD3(JointCriticAgent, TD3):  # type: ignore[misc]  # their minibatches a
         explores = {"exploration": self.config.exploration_noise}
 
         def make(spec: EnvSpec, options: dict[str, object]) -> Actor:
+            if not isinstance(spec.action_space, spaces.Box):
+                space = one_line(spec.action_space)
+                raise RloptError(
+                    f"agent={self.name} acts in Box action spaces, not in {space}; use agent=hasac or masac"
+                )
             return DeterministicActor(spec.observation_space, spec.action_space, options | explores)
 
         self.build_team(make, own_actions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -44,6 +44,22 @@ def _mamujoco(name: str, task: str) -> GymSpec:
     single = gymnasium.registry[f"{scenario.removeprefix('ManySegment')}-v5"]
     kwargs = {"scenario": scenario, "partition": partition, "view": "full" if task != whole else "obsk"}
     return GymSpec(name, entry_point=MAMUJOCO, max_episode_steps=single.max_episode_steps, kwargs=kwargs)
+
+
+def one_name(name: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the id and keywords of an environment with MaMuJoCo's ``view`` told by the id alone: tables are by id, and
+    returns of the two views are of different tasks.
+
+    Raises:
+        RloptError: the id says another view.
+    """
+    rest = {key: value for key, value in kwargs.items() if key != "view"}
+    whole, view = name.removesuffix(_FULL), kwargs.get("view")
+    if not name.startswith("mamujoco/") or view not in ("obsk", "full"):
+        return name, dict(kwargs)
+    if view == "obsk" and name != whole:
+        raise RloptError(f"env.view=obsk: {name} is the view of HARL; write env={whole}")
+    return (whole + _FULL if view == "full" else whole), rest
 
 
 _MPE = {
@@ -120,7 +136,13 @@ def twin(name: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def pettingzoo_spec(name: str, module: str) -> GymSpec:
-    """Return what stands for a registration of ``pettingzoo:module``."""
+    """Return what stands for a registration of ``pettingzoo:module``.
+
+    Raises:
+        RloptError: no module is named.
+    """
+    if not module:
+        raise RloptError(f"env={name}: name the module, as pettingzoo:mpe2.simple_spread_v3")
     return GymSpec(name, entry_point=PETTINGZOO, kwargs={"module": module})
 
 

@@ -73,6 +73,11 @@ def test_with_one_agent_it_is_td3_bit_for_bit(cls: type[HATD3], runs: int) -> No
     assert torch.equal(one.target_actor.flat, other.target_actors[0].flat)
 
 
+def test_discrete_actions_are_anothers() -> None:
+    with pytest.raises(RloptError, match=r"agent=matd3 acts in Box .* not in Discrete\(2\); use agent=hasac"):
+        team(team_spec("discrete"), MATD3)  # type: ignore[arg-type]
+
+
 def test_hatd3s_agents_see_the_new_policies_and_matd3s_the_stored_actions() -> None:
     spec = team_spec()
     for cls in (HATD3, MATD3):
