@@ -135,7 +135,5 @@ class MATD3(HATD3):
     """Multi-agent TD3: every agent learns against the others' stored actions, all at once."""
 
     name: ClassVar[str] = "matd3"
+    sees_present: ClassVar[bool] = False
     refreshes: ClassVar[bool] = False
-
-    def first_actions(self, batch: JointBatch, seen: Sequence[Obs], noise: Tensor) -> Tensor:
-        return batch.action

@@ -2,8 +2,8 @@
 agents, and the stages of an update.
 
 An algorithm brings its losses, as pure functions, and says in ``target_values`` and ``agent_objective`` what they are
-evaluated on, in ``first_actions`` what an agent's loss sees the others do before they are updated, and by ``refreshes``
-whether it sees what they do afterwards.
+evaluated on, by ``sees_present`` whether an agent's loss sees what the others do now or what they did, and by
+``refreshes`` whether it sees what they do once they are updated.
 
 Shape letters beside the package's: F numbers of the joint action, M rows of a critic: B, or B·n where each agent has a
 state of its own.
@@ -11,7 +11,7 @@ state of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -68,7 +68,7 @@ class TeamWork(NamedTuple):
     noise: tuple[Tensor, ...]
     """Standard normal (B, F) each: for the next actions, and of stochastic policies for the present ones."""
     actions: Tensor
-    """(B, F) what the agents do now at ``seen``: an agent's part changes once it is updated."""
+    """(B, F) what an agent's loss sees the others do: what they did, until they are shown."""
     log_prob: Tensor
     """(B, n) of what the agents did when they were updated, of stochastic ones."""
 
@@ -135,13 +135,15 @@ def living_mean(x: Tensor, alive: Tensor | None) -> Tensor:
 class JointCriticAgent(ActingTeam, ActorCritic):
     """A team that learns one ``critic`` of the state and all actions, and by it an actor of every agent, in order.
 
-    Stages: ``critic``; ``actor/i`` of each agent i; ``target``.
+    Stages: ``critic``; ``actor/i`` and ``show/i`` of each agent i; ``target``.
     """
 
     config: JointCriticConfig
     nets: TeamNets  # type: ignore[assignment]
     noises: ClassVar[int] = 2
     """Draws of standard normal noise that the losses need."""
+    sees_present: ClassVar[bool] = True
+    """Whether an agent's loss sees the actions of the others' present policies; else those of the minibatch."""
     refreshes: ClassVar[bool] = True
     """Whether an agent's new actions are seen by those updated after it."""
 
@@ -191,16 +193,6 @@ class JointCriticAgent(ActingTeam, ActorCritic):
         own = self.nets.own[i]
         return own.sample(self.nets.actors[i](params, seen), noise)[0]
 
-    def first_actions(self, batch: JointBatch, seen: Sequence[Obs], noise: Tensor) -> Tensor:
-        """Return the joint actions (B, F) that the first agent's loss sees, outside the graph: those of the present
-        policies."""
-        draws = torch.split(noise, self.nets.widths, -1)
-        found = [
-            self.per_run(partial(self.own_sample, i))(net.params, seen[i], draws[i])
-            for i, net in enumerate(self.actors)
-        ]
-        return torch.cat(found, -1)
-
     # --- the course of an update
 
     @torch.no_grad()
@@ -227,12 +219,8 @@ class JointCriticAgent(ActingTeam, ActorCritic):
             self.critic_sees(batch.next_obs), terminated, batch.discount, weight,
         )  # fmt: skip
         noise = tuple(self.noise(*action.shape[-2:]) for _ in range(self.noises))
-        # An agent that is alone has nobody to look at.
-        actions = action if self.members.count == 1 else self.first_actions(data, seen, noise[-1])
-        if alive is not None:
-            actions = actions * nets.spread(alive)
         log_prob = torch.zeros((*action.shape[:-1], self.members.count), device=self.device)
-        return TeamWork(data, seen, seen_next, alive, alive_next, noise, actions, log_prob)
+        return TeamWork(data, seen, seen_next, alive, alive_next, noise, action.clone(), log_prob)
 
     def critic_sees(self, obs: Obs) -> Obs:
         """Return what the critic sees of joint observations: (…, M, …)."""
@@ -260,7 +248,24 @@ class JointCriticAgent(ActingTeam, ActorCritic):
                 self.guard.passes(self.members.metric("next observation", i), work.seen_next[i])
 
     def actor_stages(self) -> tuple[str, ...]:
-        return tuple(f"actor/{i}" for i in self.order())
+        """Return the stages of the agents' steps, in the order of the template: ``actor/i`` learns, and ``show/i`` lets
+        the others' losses see what agent i does, wherever one of them looks before that changes again."""
+        order = self.order()
+        stages: list[str] = []
+        if self.sees_present and len(order) > 1:
+            first = order[1:] if self.refreshes else order
+            stages += [f"show/{i}" for i in (first[:1] if self.members.shared else first)]
+
+        def learn(i: int) -> Update:
+            stages.append(f"actor/{i}")
+            return Update({})
+
+        def show(i: int) -> None:
+            if i != order[-1]:
+                stages.append(f"show/{i}")
+
+        update_in_order(order, learn, show if self.refreshes else None)
+        return tuple(stages)
 
     def stages(self) -> tuple[str, ...]:
         return ("critic", *self.actor_stages(), "target")
@@ -271,9 +276,6 @@ class JointCriticAgent(ActingTeam, ActorCritic):
         return loss, metrics | told
 
     def actor_stage(self, work: Any, i: int = 0) -> Update:
-        return update_in_order([i], partial(self.learn, work), partial(self.refresh, work) if self.refreshes else None)
-
-    def learn(self, work: TeamWork, i: int) -> Update:
         """Take agent i's step down its own loss."""
         loss, aux = self.agent_objective(work, i)
         self.descend(self.members.metric("actor", i), self.actor_optimisers[i], loss, self.actors[i])
@@ -284,16 +286,15 @@ class JointCriticAgent(ActingTeam, ActorCritic):
         return {}
 
     @torch.no_grad()
-    def refresh(self, work: TeamWork, i: int) -> None:
-        """Let the agents updated after agent i see what it does now."""
+    def show_stage(self, work: TeamWork, i: int) -> Update:
+        """Let the others' losses see what agent i does now; where one network acts for all, what all do."""
         for k in range(self.members.count) if self.members.shared else [i]:
-            if self.members.count == 1:
-                return
             noise = self.nets.cut(work.noise[-1], k)[1]
             own = self.per_run(partial(self.own_sample, k))(self.actors[k].params, work.seen[k], noise)
             if work.alive is not None:
                 own = own * work.alive[..., k : k + 1]
             self.nets.cut(work.actions, k)[1].copy_(own)
+        return Update({})
 
     def q(self, obs: Obs, action: Tensor) -> Tensor:
         acts = zip(self.nets.own, self.members.acts(action), strict=True)

@@ -32,7 +32,7 @@ def update_in_order(
     """Let the agents in ``order`` learn one after the other; return what all of them report.
 
     Args:
-        order: numbers of the agents. (An update of stages calls it once for each agent, in order.)
+        order: numbers of the agents.
         losses: ``losses(i)`` takes agent i's step, or steps, down its own loss.
         refresh: ``refresh(i)`` puts agent i's new policy where the losses of those after it look; None for simultaneous
             updates, in which nobody sees what the others have become.

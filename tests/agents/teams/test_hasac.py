@@ -175,7 +175,7 @@ def test_a_shared_network_keeps_each_agents_own_target_and_a_team_has_a_log_prob
 @pytest.mark.parametrize("kind", ["box", "discrete", "heads"])
 @pytest.mark.parametrize("share", [False, True])
 def test_an_agents_loss_sees_what_those_before_it_have_become(kind: str, share: bool) -> None:
-    """After agent 2 has learnt, its actions in the work are its new policy's; MASAC's stay the old one's."""
+    """Once agent 2 has learnt and is shown, its actions in the work are its new policy's; of MASAC they stay the old."""
     if share and kind != "discrete":
         return
     spec = team_spec(kind) if not share else matrix_spec((3, 3, 3))
@@ -184,9 +184,13 @@ def test_an_agents_loss_sees_what_those_before_it_have_become(kind: str, share: 
         work = agent.prepare(team_batch(spec))
         agent.watch(work)
         agent.stage("critic", work)
+        for i in range(3):
+            agent.stage(f"show/{i}", work)
         before = work.actions.clone()
         loss_before = float(agent.agent_objective(work, 0)[0].detach())
         agent.stage("actor/2", work)
+        if agent.refreshes:
+            agent.stage("show/2", work)
         parts = agent.nets.cut(work.actions, 2)
         changed = not torch.equal(parts[1], agent.nets.cut(before, 2)[1])
         assert changed == (cls is HASAC) or kind != "box", "a discrete sample may stay"
@@ -200,13 +204,30 @@ def test_an_agents_loss_sees_what_those_before_it_have_become(kind: str, share: 
             assert moved == (cls is HASAC)
 
 
-def test_the_first_agents_loss_sees_the_present_policies_not_the_stored_actions() -> None:
-    spec = team_spec()
-    agent = team(spec)
-    batch = team_batch(spec)
-    a = agent.prepare(batch)
-    again = team(spec).prepare(batch._replace(action=torch.zeros_like(batch.action)))
-    assert torch.equal(a.actions, again.actions)
+@pytest.mark.parametrize("share", [False, True])
+def test_whoever_is_looked_at_is_shown_as_it_is_by_then(share: bool) -> None:
+    """At every agent's step the others' actions are those of their policies of the moment, of MASAC those before the
+    update. Nobody is shown whom nobody looks at."""
+    spec = matrix_spec((3, 3, 3)) if share else team_spec()
+    for cls in (HASAC, MASAC):
+        agent = team(spec, cls, learning_rate=0.1, share_parameters=share)
+        work, order = agent.prepare(team_batch(spec)), agent.order()
+        first, *rest = order
+        old = [net.target() for net in agent.actors]
+        agent.watch(work)
+        for stage in agent.stages():
+            if stage.startswith("actor/"):
+                for k in set(order) - {int(stage[-1])}:
+                    params = (agent.actors if cls is HASAC else old)[k].params
+                    mine, noise = (agent.nets.cut(x, k)[1] for x in (work.actions, work.noise[1]))
+                    assert torch.equal(mine, agent.own_sample(k, params, work.seen[k], noise).detach())
+            agent.stage(stage, work)
+        shown = [int(stage[-1]) for stage in agent.stages() if stage.startswith("show/")]
+        if cls is HASAC:
+            assert shown == [*(rest[:1] if share else rest), *order[:-1]]
+        else:
+            assert shown == (order[:1] if share else order)
+        assert first == int(next(stage for stage in agent.stages() if stage.startswith("actor/"))[-1])
 
 
 # --- one agent

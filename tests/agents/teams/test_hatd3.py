@@ -83,12 +83,16 @@ def test_hatd3s_agents_see_the_new_policies_and_matd3s_the_stored_actions() -> N
     for cls in (HATD3, MATD3):
         agent, batch = team(spec, cls, learning_rate=0.1), team_batch(spec)  # type: ignore[arg-type]
         agent.clock.updates = 1
-        assert agent.stages()[0] == "critic" and len(agent.stages()) == 5
+        assert agent.stages()[0] == "critic" and len(agent.stages()) == (9 if cls is HATD3 else 5)
         work = agent.prepare(batch)
         agent.watch(work)
         agent.stage("critic", work)
+        for i in range(3) if cls is HATD3 else ():
+            agent.stage(f"show/{i}", work)
         before = work.actions.clone()
         agent.stage("actor/1", work)
+        if cls is HATD3:
+            agent.stage("show/1", work)
         with torch.no_grad():
             new = agent.actors[1].module(work.seen[1])
         mine = agent.nets.cut(work.actions, 1)[1]
