@@ -175,7 +175,7 @@ def test_a_shared_network_keeps_each_agents_own_target_and_a_team_has_a_log_prob
 @pytest.mark.parametrize("kind", ["box", "discrete", "heads"])
 @pytest.mark.parametrize("share", [False, True])
 def test_an_agents_loss_sees_what_those_before_it_have_become(kind: str, share: bool) -> None:
-    """Once agent 2 has learnt and is shown, its actions in the work are its new policy's; of MASAC they stay the old."""
+    """Once agent 2 has learnt and is shown, its actions in the work are its new policy's; of MASAC they stay."""
     if share and kind != "discrete":
         return
     spec = team_spec(kind) if not share else matrix_spec((3, 3, 3))
