@@ -260,12 +260,6 @@ class Agent:
         """The policy of every run."""
         return [self.policy]
 
-    @property
-    def variants(self) -> dict[str, list[Policy]]:
-        """Further ways to act, {name: of every run}, which are evaluated beside the policies: what they reach are facts
-        ``NAME/…`` of the episodes with the same seeds."""
-        return {}
-
     @takes_arrays
     def log_prob(self, obs: Obs, action: Tensor) -> Tensor:
         """Return log π(a|s) (N,) of actions (N, …) in environment units under the (first run's) policy.

@@ -136,23 +136,13 @@ class Loop(ABC):
         """Continue from what ``state_dict`` gave."""
 
     def evaluate(self, episodes: int) -> list[Episode]:
-        """Run evaluation episodes with the policy of every run, and of the agent's ``variants``; touches nothing that
-        training uses."""
-        if self.evaluator is None:
-            return []
-        found = self.evaluator.evaluate_runs(self.policies(), episodes)
-        for name, policies in self.agent.variants.items():
-            others = self.evaluator.evaluate_runs(self._ready(policies), episodes)
-            pairs = zip(found, others, strict=True)
-            found = [e._replace(facts={**e.facts, **_as_facts(name, other)}) for e, other in pairs]
-        return found
+        """Run evaluation episodes with the policy of every run; touches nothing that training uses."""
+        return [] if self.evaluator is None else self.evaluator.evaluate_runs(self.policies(), episodes)
 
     def policies(self) -> list[Policy]:
         """Return what one deploys of every run, with its observation statistics and the mode in which it is
         evaluated."""
-        return self._ready(self.agent.policies)
-
-    def _ready(self, policies: list[Policy]) -> list[Policy]:
+        policies = self.agent.policies
         if self.normalizer is not None:
             each = enumerate(policies)
             policies = [Policy(policy.spec, policy.actor, self.normalizer.of_run(r)) for r, policy in each]
@@ -214,10 +204,6 @@ class Loop(ABC):
             self.env.close()
         if self.evaluator is not None:
             self.evaluator.close()
-
-
-def _as_facts(name: str, episode: Episode) -> dict[str, float]:
-    return {f"{name}/return": episode.total_reward, **{f"{name}/{fact}": x for fact, x in episode.facts.items()}}
 
 
 def normalizer_state(normalizer: Normalizer | None) -> State | None:

@@ -141,6 +141,16 @@ def _rows(obs: Obs, part: slice) -> Obs:
     return map_obs(lambda x: x[part], obs)
 
 
+def _beside(found: list[Episode], others: dict[str, list[Episode]]) -> list[Episode]:
+    """Return episodes with what others with the same seeds reached as facts."""
+    for name, episodes in others.items():
+        told = [
+            {f"{name}/return": e.total_reward, **{f"{name}/{fact}": x for fact, x in e.facts.items()}} for e in episodes
+        ]
+        found = [e._replace(facts={**e.facts, **facts}) for e, facts in zip(found, told, strict=True)]
+    return found
+
+
 class Evaluator:
     """Evaluates policies on environments of its own, which it builds when first asked and keeps for the next time.
 
@@ -180,8 +190,13 @@ class Evaluator:
     def evaluate(
         self, policy: Policy, episodes: int, mode: EvaluationMode | None = None, run: int = 0
     ) -> list[Episode]:
-        """Do ``run_episodes`` with one slot per episode, up to ``MAX_SLOTS``, and the seed of the run-th run."""
-        return run_episodes(policy, self._begun(episodes), episodes, self._seed + run, mode, self._max_steps)
+        """Do ``run_episodes`` with one slot per episode, up to ``MAX_SLOTS``, and the seed of the run-th run; what the
+        policy's variants reach are facts of the episodes."""
+
+        def play(one: Policy) -> list[Episode]:
+            return run_episodes(one, self._begun(episodes), episodes, self._seed + run, mode, self._max_steps)
+
+        return _beside(play(policy), {name: play(other) for name, other in policy.variants.items()})
 
     def evaluate_runs(self, policies: Sequence[Policy], episodes: int) -> list[Episode]:
         """Do ``evaluate`` for the policy of every run; the episodes carry its number.
@@ -190,7 +205,12 @@ class Evaluator:
         """
         if self._together:
             seeds = [self._seed + r for r in range(len(policies))]
-            return _waves(policies, self._begun(episodes, len(policies)), episodes, seeds, None, self._max_steps)
+
+            def play(every: Sequence[Policy]) -> list[Episode]:
+                return _waves(every, self._begun(episodes, len(every)), episodes, seeds, None, self._max_steps)
+
+            each = [policy.variants for policy in policies]
+            return _beside(play(policies), {name: play([own[name] for own in each]) for name in each[0]})
         every = (self.evaluate(policy, episodes, run=r) for r, policy in enumerate(policies))
         return [e._replace(run=r) for r, found in enumerate(every) for e in found]
 

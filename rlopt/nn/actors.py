@@ -72,6 +72,11 @@ class Actor(nn.Module):
         """Return numbers {name: (N,)} of the step that led to ``carry``, whose sums are facts of an episode."""
         return {}
 
+    @property
+    def variants(self) -> dict[str, Actor]:
+        """Further ways to act with the same networks, by name, which are evaluated beside this one."""
+        return {}
+
     def noise(self, rows: int, generator: torch.Generator | None) -> Tensor:
         """Return what ``choose`` needs for ``rows`` random actions, (rows, …)."""
         raise NotImplementedError

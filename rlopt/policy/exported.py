@@ -87,6 +87,15 @@ class Policy:
         return other
 
     @property
+    def variants(self) -> dict[str, Policy]:
+        """Further ways to act with the same networks, by name, which evaluations report beside this one: what they
+        reach are facts ``NAME/…`` of the episodes with the same seeds."""
+        found = {name: Policy(self.spec, actor, self.normalizer) for name, actor in self.actor.variants.items()}
+        for policy in found.values():
+            policy.evaluation_mode = self.evaluation_mode
+        return found
+
+    @property
     def recurrent(self) -> bool:
         """Whether actions depend on earlier observations, by a carry."""
         return self.initial_carry() is not None

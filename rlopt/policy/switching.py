@@ -170,12 +170,12 @@ class SwitchingActor(Actor):
         return found
 
     @property
-    def distilled(self) -> ApartSwitch | None:
-        """The team as it acts where each agent decides for itself; None where no such rule was learnt."""
+    def variants(self) -> dict[str, Actor]:
+        """The team as it acts where each agent decides for itself (``distilled``), where such a rule was learnt."""
         if self.apart is None:
-            return None
+            return {}
         agents = len(self.spec.agents)
-        return ApartSwitch(self.apart, self.independent, self.centralised, self.own["budget"], agents)
+        return {"distilled": ApartSwitch(self.apart, self.independent, self.centralised, self.own["budget"], agents)}
 
     def of_agent(self, i: int) -> Actor:
         """Return agent i's own actor, by the distilled rule; of a team that always acts by one learner that learner's.
@@ -184,7 +184,7 @@ class SwitchingActor(Actor):
             RloptError: when to call is not known to an agent alone.
         """
         always = {"independent": self.independent, "centralised": self.centralised}.get(self.own["rule"])
-        of: Any = always if always is not None and self.own["budget"] is None else self.distilled
+        of: Any = always if always is not None and self.own["budget"] is None else self.variants.get("distilled")
         if of is None:
             raise RloptError(
                 f"rule={self.own['rule']}: when {self.spec.id}'s team switches is decided for all of it at once; use "

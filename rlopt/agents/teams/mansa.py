@@ -62,6 +62,7 @@ SHARED = ("gamma", "reward", "batch_size", "n_step", "update_ratio", "warmup_ste
 """Options of both learners and of Global, given once."""
 LEARNERS = ("independent", "centralised")
 GLOBAL = {"rule": ("global",)}
+CALLING = {"rule": tuple(rule for rule in RULES if rule != "independent")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class MANSAConfig(DQNConfig):
         "step", "whether every central step costs, or those before which was none", choices=("step", "switch_on"),
         needs=GLOBAL,
     )  # fmt: skip
-    budget: int | None = option(None, "central steps per episode at most (null: no limit)", low=0)
+    budget: int | None = option(None, "central steps per episode at most (null: no limit)", low=0, needs=CALLING)
     rate: float = option(0.5, "share of central steps", low=0.0, high=1.0, needs={"rule": ("random",)})
     rates: tuple[float, ...] | None = option(
         None, "of each of num_runs runs its own share (null: rate)", above=0.0, high=1.0, needs={"rule": ("random",)}
@@ -90,8 +91,9 @@ class MANSAConfig(DQNConfig):
         "everything", "what the independent learner draws: everything, or its own steps", choices=("everything", "own")
     )
     centralised_learns: str = option(
-        "calls", "what the centralised learner draws: its own steps, or everything", choices=("calls", "everything")
-    )
+        "calls", "what the centralised learner draws: its own steps, or everything", choices=("calls", "everything"),
+        needs=CALLING,
+    )  # fmt: skip
     batch_size: int = option(32, "transitions per update of each learner", low=1)
     double: bool = option(True, "Global's network chooses the next action, its target only values it")
     warmup_steps: int = option(1_000, "environment steps with uniformly random actions and calls", low=0)
@@ -247,11 +249,6 @@ class MANSA(Agent):
         for policy in made:
             policy.evaluation_mode = self.evaluation_mode
         return made
-
-    @property
-    def variants(self) -> dict[str, list[Policy]]:
-        apart = [actor.distilled for actor in self.actors]
-        return {} if self.switch is None else {"distilled": [Policy(self.spec, a) for a in apart if a is not None]}
 
     def initial_carry(self, rows: int) -> Carry:
         """Return the switch's part and, where they remember, those of the learners that act (of the agent's networks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,15 @@ from rlopt import registry
 from rlopt.agents.base import Agent, ReplayAgentConfig
 from rlopt.agents.teams.mansa import MANSA, MANSAConfig
 from rlopt.agents.teams.switch_tables import budgeted_operator, intervenes, learn_table, switching_operator, switching_q
+from rlopt.analysis.tables import read_csv
 from rlopt.envs.teams.two_rooms import BEST, SAFE, switching_values
 from rlopt.joint import own_obs
 from rlopt.loops.evaluation import Evaluator
 from rlopt.nn import Actor, NetworkConfig
 from rlopt.policy import Policy, load_policy, save_policy
 from rlopt.training import train_config
-from rlopt.training.setup import make_loop
+from rlopt.training.evaluate import evaluate_path
+from rlopt.training.setup import begin, make_loop
 from rlopt.types import Act, Carry, Obs, RloptError, Update
 from tests.agents.cases import short_run
 from tests.agents.teams.games import joined, team_batch, team_spec
@@ -125,6 +128,9 @@ def test_the_operator_contracts_to_the_closed_form(cost: float) -> None:
         v, w = (10 * torch.randn(5, generator=g).double() for _ in range(2))
         apart = (switching_operator(v, paid, chain, cost, 0.9) - switching_operator(w, paid, chain, cost, 0.9)).abs()
         assert apart.max() <= 0.9 * (v - w).abs().max() + 1e-12
+        left, other = (10 * torch.randn(4, 5, generator=g).double() for _ in range(2))  # with 0 to 3 calls left
+        after = [budgeted_operator(values, paid, chain, cost, 0.9) for values in (left, other)]
+        assert (after[0] - after[1]).abs().max() <= 0.9 * (left - other).abs().max() + 1e-12
     v, (paid, chain) = torch.zeros(2, dtype=torch.float64), model()
     for _ in range(200):
         v = switching_operator(v, paid, chain, cost, 0.9)
@@ -301,7 +307,7 @@ def test_agents_learn_to_switch_for_themselves(scripted, tmp_path) -> None:
         metrics = loop.advance().metrics
     agent, room = loop.agent, torch.eye(2)
     obs = {"obs": room[:, None].expand(-1, 2, -1), "state": room}
-    distilled = agent.variants["distilled"][0]
+    distilled = agent.policy.variants["distilled"]
     after = distilled.act(obs, distilled.initial_carry(2)).carry
     assert after["switch/on"].tolist() == [[0.0, 0.0], [1.0, 1.0]] and "distilled/loss" in metrics
     for episode in loop.evaluate(3):
@@ -317,8 +323,10 @@ def test_one_agent_of_a_switching_team_acts_on_what_it_sees_alone(budget: int | 
     agent.rule.flat.normal_(generator=torch.Generator().manual_seed(0))  # as after some training
     save_policy(agent.policy, tmp_path / "policy")
     loaded, obs = load_policy(tmp_path / "policy"), team_batch(spec, size=30).obs
-    team = agent.variants["distilled"][0]
+    team = agent.policy.variants["distilled"]
     carry, own = team.initial_carry(30), [loaded.of_agent(name).initial_carry(30) for name in spec.agents]
+    told = loaded.variants["distilled"].act({"obs": obs["obs"]}, loaded.variants["distilled"].initial_carry(30))
+    assert torch.equal(told.action, team.act({"obs": obs["obs"]}, carry).action)
     made = torch.zeros(30, 3)
     for _ in range(4):
         act = team.act({"obs": obs["obs"]}, carry)
@@ -338,6 +346,19 @@ def test_one_agent_of_a_switching_team_acts_on_what_it_sees_alone(budget: int | 
     alone = MANSA(spec, small(rule="independent"))
     mine = alone.policy.of_agent("b").act(own_obs(spec, obs, 1)).action
     assert torch.equal(mine, alone.learners["independent"].act(obs, deterministic=True).action[:, 1])
+
+
+def test_evaluating_a_run_reports_global_and_the_distilled_rule_as_training_did(tmp_path: Path) -> None:
+    trainer = begin(short_run("mansa", tmp_path / "run", total_steps=30))
+    try:
+        trainer.run()
+    finally:
+        trainer.close()
+    table = read_csv(tmp_path / "run" / "evaluations.csv")
+    last = [i for i, step in enumerate(table["step"]) if step == 30]
+    found = evaluate_path(tmp_path / "run").episodes
+    for name in ("calls", "distilled/return", "distilled/calls"):
+        assert [e.facts[name] for e in found] == [table[name][i] for i in last]
 
 
 MEMORY = {"hidden": [8], "memory": "gru", "memory_size": 4}
@@ -394,6 +415,8 @@ def test_an_exported_policy_switches_alike(options: dict[str, Any], tmp_path) ->
         ({"centralised": {"name": "mappo"}}, "learns from its own steps"),
         ({"independent": {"name": "ippo"}}, "learns from its own steps"),
         ({"independent": {"name": "mansa"}}, "learns from its own steps"),
+        ({"rule": "independent", "budget": 2}, "agent.budget=2 has no effect"),
+        ({"rule": "independent", "centralised_learns": "everything"}, "has no effect without agent.rule=global"),
         ({"independent": {"name": "dqn"}}, "trains one"),
         ({"independent": {"batch_size": 3}}, "give agent.batch_size"),
         ({"centralised": {"mixing_unit": 3}}, "mixing_units"),
