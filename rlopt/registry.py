@@ -101,6 +101,7 @@ _MAMUJOCO = {
     "HumanoidStandup": "9_8 17x1", "ManySegmentAnt": "2x3", "ManySegmentSwimmer": "10x2", "Pusher": "3p 7x1",
     "Reacher": "2x1", "Swimmer": "2x1", "Walker2d": "2x3 3x2 6x1",
 }  # fmt: skip
+_SIDES = "; env.team plays (agent, adversary), env.opponent the others (scripted, or a run's folder)"
 _LBF = "8x8-2p-2f-coop 2s-8x8-2p-2f-coop 10x10-3p-3f 2s-10x10-3p-3f 15x15-3p-5f 15x15-4p-3f 15x15-4p-5f"
 TEAMS: dict[str, str] = {
     **{
@@ -110,8 +111,9 @@ TEAMS: dict[str, str] = {
         for view in ("", "-full")
     },
     **{
-        f"mpe/{task}{actions}": f"particles (MPE), {actions[1:] or 'discrete'} actions"
-        for task in ("spread", "reference", "speaker_listener", "tag", "adversary")
+        f"mpe/{task}{actions}": f"particles (MPE), {actions[1:] or 'discrete'} actions{sides}"
+        for tasks, sides in (("spread reference speaker_listener", ""), ("tag adversary", _SIDES))
+        for task in tasks.split()
         for actions in ("", "-continuous")
     },
     **{f"lbf/{task}": "level-based foraging, any SIZExSIZE-PLAYERSp-FOODSf[-coop]" for task in _LBF.split()},

@@ -15,6 +15,7 @@ from rlopt.envs.teams.opponents import OpponentEnv
 from rlopt.nn.actors import make_actor
 from rlopt.policy import Policy, save_policy
 from rlopt.policy.team import TeamActor
+from rlopt.training import train_config
 from rlopt.types import RloptError
 
 pytest.importorskip("mpe2")
@@ -70,7 +71,7 @@ def test_scripts_do_what_they_should() -> None:
 def test_a_function_or_a_saved_policy_may_be_the_opponent(tmp_path: Path) -> None:
     world = _played("mpe2.simple_tag_v3", "adversary", 3, opponent=f"{__name__}:constant")
     assert world.agents[-1].state.p_vel[0] > 0.5
-    spec = make_env("mpe/tag", kwargs={"team": "agent"}).spec
+    spec = make_env("mpe/tag", kwargs=train_config({"env": {"id": "mpe/tag", "team": "agent"}}).env.kwargs).spec
     own = spec.of_agent(0)
     actor = make_actor("categorical", own.observation_space, own.action_space, {"hidden": [4]})
     save_policy(Policy(spec, TeamActor(spec, [actor])), tmp_path / "prey")

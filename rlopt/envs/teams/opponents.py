@@ -33,7 +33,7 @@ class OpponentEnv(MpeEnv):
         RloptError: there is no such side or opponent.
     """
 
-    def __init__(self, module: str, team: str, opponent: str = "scripted", **kwargs: Any) -> None:
+    def __init__(self, module: str, team: str = "adversary", opponent: str = "scripted", **kwargs: Any) -> None:
         super().__init__(module, team=team, **kwargs)
         self._opponents: dict[str, Callable[[Any], Any]] = {}
         for name in self.inner.possible_agents:
