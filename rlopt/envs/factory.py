@@ -25,7 +25,7 @@ from rlopt.config import call_options, nearest
 from rlopt.env_names import ELSEWHERE, EXTRAS, installs, unknown
 from rlopt.envs.minigrid import Symbols, has_mission
 from rlopt.envs.teams.names import pettingzoo_spec, team_spec
-from rlopt.envs.torch_env import class_spec
+from rlopt.envs.torch_env import class_spec, own_class
 from rlopt.registry import register_games
 from rlopt.types import RloptError
 
@@ -264,6 +264,10 @@ class EnvFactory:
         except MemoryError as e:
             raise RloptError(f"{name} does not fit in memory with env.kwargs={dict(self.kwargs)}") from e
         except (Exception, SystemExit) as e:
+            if own_class(self.spec) is not None:
+                raise RloptError(
+                    f"{name} is written in torch, where all rows step at once; use env.backend=torch, without wrappers"
+                ) from e
             given = f" with env.kwargs={dict(self.kwargs)}" if self.kwargs else ""
             raise RloptError(f"{name} cannot be built{given}: {said(e)}{_versions(self.spec)}") from e
         for wrapper in self.wrappers:

@@ -30,7 +30,8 @@ def build(request: EnvRequest) -> TorchEnv:
             "write one as a rlopt.envs.TorchEnv, or use env.backend=auto"
         )
     if request.factory.wrappers:
-        raise RloptError("env.wrappers wrap single environments; env.backend=torch has none: use env.backend=sync")
+        fix = "leave them out" if own_class(spec) is not None else "use env.backend=sync"
+        raise RloptError(f"env.wrappers wrap single environments; env.backend=torch has none: {fix}")
     if unknown := sorted(set(request.factory.facts) - set(cls.facts)):
         raise RloptError(
             f"env={request.id} on env.backend=torch tells no fact {unknown[0]!r}; {hint(unknown[0], cls.facts)}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
 from rlopt.envs import TorchEnv, make_env
 from rlopt.envs.teams.two_rooms import APART, BEST, PAYOFFS, SAFE, TOGETHER, switching_values
+from rlopt.types import RloptError
 
 
 def test_rooms_and_payoffs_are_what_they_should_be() -> None:
@@ -57,3 +59,16 @@ def test_values_of_switching_are_a_fixed_point(cost: float, where: list[bool]) -
         paid = max(SAFE[room], BEST[room] - cost)
         following = stay * values[room] + (1 - stay) * values[other]
         assert float(values[room]) == pytest.approx(paid + 0.9 * float(following))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"backend": "sync"}, "env=two_rooms is written in torch.* use env.backend=torch"),
+        ({"wrappers": ["RescaleObservation"]}, "env.wrappers wrap single environments; .* leave them out"),
+        ({"kwargs": {"stay": 1.5}}, "env.kwargs.stay=1.5 must be a probability"),
+    ],
+)
+def test_what_two_rooms_cannot_be_is_told_in_one_line(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(RloptError, match=told):
+        make_env("two_rooms", 2, **options)

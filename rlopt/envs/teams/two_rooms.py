@@ -12,7 +12,7 @@ from torch import Tensor
 from rlopt.envs.streams import RowStreams
 from rlopt.envs.torch_env import TorchEnv
 from rlopt.joint import join_index, join_spaces
-from rlopt.types import Obs
+from rlopt.types import Obs, RloptError
 
 APART, TOGETHER = 0, 1
 PAYOFFS = (
@@ -43,6 +43,9 @@ class TwoRooms(TorchEnv):
         num_envs: N.
         stay: the probability that they are in the same room at the next step.
         options: of ``TorchEnv``.
+
+    Raises:
+        RloptError: ``stay`` is no probability.
     """
 
     agents = ("agent_0", "agent_1")
@@ -55,6 +58,8 @@ class TwoRooms(TorchEnv):
 
     def __init__(self, num_envs: int, **options: Any) -> None:
         super().__init__(num_envs, **options)
+        if not 0.0 <= (stay := float(self.parameters["stay"][0])) <= 1.0:
+            raise RloptError(f"env.kwargs.stay={stay:g} must be a probability, from 0 to 1")
         self._payoffs = torch.tensor(PAYOFFS, dtype=self.dtype, device=self.device)
         self._never = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
 
