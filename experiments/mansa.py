@@ -108,9 +108,9 @@ class Arm:
         """(S,) share of central steps in the last evaluations."""
         return self.end("calls") / self.end("length")
 
-    @cached_property
-    def failed(self) -> int:
-        return int((self.end() < FAILED * self.best).sum())
+    def failed(self, at: int | None = None) -> int:
+        """Return how many seeds failed, in the evaluations up to the step ``at``."""
+        return int((self.end(at=at) < FAILED * self.best).sum())
 
     @cached_property
     def sooner(self) -> float:
@@ -213,7 +213,7 @@ def table_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "task": f"{arm.task} ({arm.env_id})", "arm": arm.name, "step": arm.step, "seeds": len(arm.seeds),
             "return": _interval(arm.end()), "return over training": _interval(arm.over()),
-            f"steps to {FAILED:g} of the best": steps, "failed seeds": f"{arm.failed} of {len(arm.seeds)}",
+            f"steps to {FAILED:g} of the best": steps, "failed seeds": f"{arm.failed()} of {len(arm.seeds)}",
             "calls per episode": f"{arm.end('calls').mean():.2f}", "call rate": f"{arm.rate.mean():.3f}",
             "call rate in training": f"{arm.training_rate.mean():.3f}",
             "central updates": f"{arm.updates.mean():.0f}", "distilled return": "", "distilled calls": "",
@@ -287,7 +287,7 @@ def claims(arms: Sequence[Arm]) -> list[str]:
         at = min(arm.step, alone.step)
         p: ConfidenceInterval = probability_of_improvement([arm.end(at=at)], [alone.end(at=at)])
         better.append(f"{arm.task}_{arm.name} {p}")
-        fails.append(f"{arm.task}_{arm.name} {arm.failed} of {len(arm.seeds)} (alone {alone.failed})")
+        fails.append(f"{arm.task}_{arm.name} {arm.failed(at)} of {len(arm.seeds)} (alone {alone.failed(at)})")
     nothing = "no il yet"
     return [
         f"“CL at 1 % of calls on LBF”: central steps in the end (in training): {rates or 'nothing measured'}.",
