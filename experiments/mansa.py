@@ -317,7 +317,8 @@ def summary(arms: Sequence[Arm]) -> str:
 
 
 def draw(arms: Sequence[Arm]) -> Figure:
-    """Draw for each task return against central steps, in the end and over the whole training, and learning curves."""
+    """Draw for each task return against central steps, in the end and over the whole training, and learning curves; of
+    unfinished arms beside finished ones the curves alone."""
     tasks = list(dict.fromkeys(arm.task for arm in arms))
     names = sorted({arm.name for arm in arms}, key=lambda name: (*ORDER, name).index(name))
     colours = {name: f"C{i}" if i < 10 else "black" for i, name in enumerate(names)}
@@ -328,7 +329,8 @@ def draw(arms: Sequence[Arm]) -> Figure:
         end, over, curve = places[:, column]
         for arm in own:
             colour, marker = colours[arm.name], "o" if arm.name in CONTROLS else "D"
-            for axes, x, y in ((end, arm.end("calls"), arm.end()), (over, 100 * arm.training_rate, arm.over())):
+            points = ((end, arm.end("calls"), arm.end()), (over, 100 * arm.training_rate, arm.over()))
+            for axes, x, y in points if arm.finished or not any(one.finished for one in own) else ():
                 axes.scatter(x, y, s=10, color=colour, alpha=0.4)
                 axes.scatter(x.mean(), y.mean(), s=60, color=colour, marker=marker, edgecolor="black", linewidth=0.6)
             style = "--" if arm.name in CONTROLS else "-"
