@@ -12,6 +12,7 @@ from rlopt.agents.base import ReplayAgentConfig
 from rlopt.agents.replay_agent import ReplayAgent
 from rlopt.agents.td import TDLoss
 from rlopt.nn import Net
+from rlopt.nn.encoders import Conv
 from rlopt.policy import EvaluationMode
 from rlopt.types import Act, Carry, Clock, Obs, option
 
@@ -66,6 +67,10 @@ class ValueBased(ReplayAgent):
         self.evaluation_mode = EvaluationMode(True, self.config.evaluation_epsilon)
         self.latest = self.persist("latest", Clock(self.config.first_update))
         """The clock after the latest update."""
+        if self.device.type == "cpu" and any(isinstance(m, Conv) for m in self.actor.module.modules()):
+            from rlopt.fast.image_actor import compiled_actor  # numba takes a second to load
+
+            self.fast_act = compiled_actor(self)
 
     def target_is_due(self) -> bool:
         """Return whether a multiple of ``target_every`` lies between the latest update and the next one."""

@@ -62,10 +62,10 @@ class Pixels(nn.Module):
     def arrange(self, x: Tensor) -> Tensor:
         """Return images (B, …) as (B, C, H, W), of the same numbers."""
         if self.grey:
-            return x.unsqueeze(1)
+            return x.unsqueeze(-3)
         if self.channels_last:
             x = x.movedim(-1, -3)
-        return x.flatten(1, 2) if self.stacked else x
+        return x.flatten(-4, -3) if self.stacked else x
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bytes:
@@ -77,15 +77,20 @@ class Pixels(nn.Module):
 
 class Conv(nn.Conv2d):
     """A convolution that is a hidden product: where ``hidden_products`` says so it takes and gives bf16, as
-    ``torch.autocast`` has it (rounded once, after its bias; sums inside are float32)."""
+    ``torch.autocast`` has it (rounded once, after its bias; sums inside are float32).
+
+    With the weights of R runs, (R, out, in, k, k), it takes images (R, B, …).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x, self.weight)
+        return self.product(x, self.weight, hidden_dtype())
 
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        dtype = hidden_dtype()
+    def product(self, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         assert self.bias is not None
-        return F.conv2d(x.to(dtype), weight.to(dtype), self.bias.to(dtype), self.stride, self.padding)
+        operands = x.to(dtype), weight.to(dtype), self.bias.to(dtype)
+        if weight.dim() == 4:
+            return F.conv2d(*operands, self.stride, self.padding)
+        return torch.stack([F.conv2d(*run, self.stride, self.padding) for run in zip(*operands, strict=True)])
 
 
 class FirstConv(Conv):
@@ -99,18 +104,18 @@ class FirstConv(Conv):
 
     def forward(self, obs: Tensor) -> Tensor:
         if not self.pixels.bytes:
-            return nn.Conv2d.forward(self, channels_last(self.pixels(obs)))
+            return self.product(channels_last(self.pixels(obs)), self.weight, torch.float32)
         dtype = hidden_dtype()
-        return self.product(channels_last(self.pixels.arrange(obs).to(dtype)), self.weight / 255.0)
+        return self.product(channels_last(self.pixels.arrange(obs).to(dtype)), self.weight / 255.0, dtype)
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Return images (B, C, H, W) with the channels of a pixel side by side in memory, an order that the convolutions
+    """Return images (…, C, H, W) with the channels of a pixel side by side in memory, an order that the convolutions
     behind keep. On a CPU the gradient of the first one's weights is then found in a third of the time, and without it
     bf16 would not pay; a GPU's float32 stays as it is."""
     if x.dtype == torch.float32 and not x.is_cpu:
         return x
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return x.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
 class CNN(nn.Module):
@@ -145,7 +150,7 @@ class CNN(nn.Module):
         raise NotImplementedError
 
     def forward(self, obs: Tensor) -> Tensor:
-        x: Tensor = self.body(obs).flatten(1)
+        x: Tensor = self.body(obs).flatten(-3)
         return x.float() if self.head is None else F.relu(hidden_linear(self.head, x))
 
 
@@ -166,7 +171,7 @@ class NatureCNN(CNN):
 
     def convolutions(self, space: Space) -> nn.Sequential:
         return nn.Sequential(
-            FirstConv(space, 32, 8, 4), nn.ReLU(), Conv(32, 64, 4, 2), nn.ReLU(), Conv(64, 64, 3, 1), nn.ReLU()
+            FirstConv(space, 32, 8, 4), nn.ReLU(True), Conv(32, 64, 4, 2), nn.ReLU(True), Conv(64, 64, 3), nn.ReLU(True)
         )
 
 
@@ -188,7 +193,7 @@ class SmallCNN(CNN):
         super().__init__(space, 128)
 
     def convolutions(self, space: Space) -> nn.Sequential:
-        return nn.Sequential(FirstConv(space, 16, 3, 1), nn.ReLU())
+        return nn.Sequential(FirstConv(space, 16, 3, 1), nn.ReLU(True))
 
 
 class ImpalaCNN(CNN):

@@ -96,7 +96,8 @@ class QActor(DiscreteActor):
     def noise(self, rows: int, generator: torch.Generator | None, epsilon: float | None = None) -> Tensor:
         """Return (rows, 2): negative where a row explores, with probability ``epsilon`` (the actor's own by default),
         and what its random action is drawn with."""
-        drawn = torch.rand((rows, 2), generator=generator, device=self.device)
+        device = self.device if generator is None else generator.device
+        drawn = torch.rand((rows, 2), generator=generator, device=device)
         drawn[:, 0] -= self.epsilon if epsilon is None else epsilon
         return drawn
 

@@ -400,6 +400,12 @@ def test_networks_of_images_map_over_runs(name: str, dtype: torch.dtype) -> None
         for r, net in enumerate(alone):
             tolerance = {"rtol": 1e-2, "atol": 4e-3} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
             torch.testing.assert_close(together[r], net(net.params, x[r]), **tolerance)
+        assert stacked.stacks == (name != "impala_cnn")  # which pools
+        if stacked.stacks and dtype == torch.float32:
+            beside = stacked(stacked.params, x)
+            torch.testing.assert_close(beside, together, **tolerance)
+            gradients = [torch.autograd.grad(out.square().sum(), stacked.leaves) for out in (beside, together)]
+            torch.testing.assert_close(*gradients, **tolerance)
 
 
 # Many indices
