@@ -35,7 +35,8 @@ LARGE = 50_000_000
 @contextmanager
 def hidden_products(dtype: torch.dtype) -> Iterator[None]:
     """Let networks multiply in ``dtype`` between hidden layers. What touches an input, an output or a bias stays
-    float32, and so do the parameters: eight bits of mantissa are too few for a value or an observation."""
+    float32, and so do the parameters: eight bits of mantissa are too few for a value or an observation. (Convolutions
+    have their biases and what lies between them in ``dtype`` too; bytes it holds exactly.)"""
     token = _hidden_dtype.set(dtype)
     try:
         yield
