@@ -7,7 +7,8 @@
 Reads what ``rlopt queue`` made of ``jobs/rr_minatar.yaml`` or ``jobs/rr_atari.yaml``, finished or not, and writes
 ``table.csv`` and ``table.md``, ``evaluations.csv`` and a figure for each update ratio. Of each game and update ratio
 the arms of one agent are compared at the last step at which all of their seeds were evaluated, by each seed's mean over
-its evaluations in the window before; seeds are paired. Over games: interquartile means of normalised scores with
+its evaluations in the window before; seeds are paired. A seed that is less than half as far as the furthest one has
+only begun: it is left out until then, and told. Over games: interquartile means of normalised scores with
 intervals of a bootstrap stratified by game, and the probability that a run beats one of the baseline on the same game.
 
 Scores are normalised so that random play is 0 and, on Atari, a human is 1; on MinAtar, which has no human scores, 1 is
@@ -68,56 +69,76 @@ def arm_of(run: Run) -> str:
     return words.get(name, name)
 
 
-def find(root: Path) -> dict[Setting, Arms]:
-    """Return the runs with an evaluation by setting and arm, the baseline first.
+def find(root: Path) -> tuple[dict[Setting, Arms], bool]:
+    """Return the runs with an evaluation by setting and arm, the baseline first, and whether they are on MinAtar.
 
     Raises:
-        RloptError: there is none.
+        RloptError: there is none, or there are some on MinAtar and some on Atari, where a game has the same name.
     """
     found: dict[Setting, Arms] = {}
+    minatar: set[bool] = set()
     for path in sorted(root.glob("*/seed*/config.yaml")):
         run = load_run(path.parent)
         if run.evaluations:
             updates, steps = run.config["agent.update_ratio"]
             game = run.env_id.rpartition("/")[2].rpartition("-v")[0]
+            minatar.add(run.env_id.lower().startswith("minatar/"))
             arms = found.setdefault((run.agent, f"{updates} in {steps}", game), {})
             arms.setdefault(arm_of(run), []).append(run)
     if not found:
         raise RloptError(f"{root} has no run with an evaluation yet (looked for {root}/<name>/seed<seed>)")
+    if len(minatar) > 1:
+        raise RloptError(f"{root} has runs on MinAtar and on Atari; give each a --root of its own")
     order = sorted(found, key=lambda setting: (setting[0], int(setting[1].rpartition(" ")[2]), setting[2]))
-    return {key: dict(sorted(found[key].items(), key=lambda item: item[0] not in BASELINES)) for key in order}
+    sorted_arms = {key: dict(sorted(found[key].items(), key=lambda item: item[0] not in BASELINES)) for key in order}
+    return sorted_arms, minatar.pop()
 
 
 def curve(name: str, game: str, runs: Sequence[Run]) -> Curve:
     return merge(name, game, [(e.steps, e.means) for run in runs for e in run.evaluations])
 
 
+def begun(arms: Arms) -> list[tuple[str, int]]:
+    """Return arm and seed of what is less than half as far as the furthest."""
+    reached = [(name, e.seed, e.steps[-1]) for name, runs in arms.items() for run in runs for e in run.evaluations]
+    furthest = max(step for _, _, step in reached)
+    return [(name, seed) for name, seed, step in reached if 2 * step < furthest]
+
+
 def finals(arms: Arms, game: str, window: int) -> tuple[int, dict[str, dict[int, float]]]:
     """Return the last step at which every seed of every arm was evaluated, and by arm each seed's mean in the window
-    before it.
+    before it, without those that have only ``begun``.
 
     Raises:
         RloptError: there is no such step.
     """
-    shared = set.intersection(*({*e.steps} for runs in arms.values() for run in runs for e in run.evaluations))
+    out = begun(arms)
+    kept = {
+        name: own
+        for name, runs in arms.items()
+        if (own := [e for run in runs for e in run.evaluations if (name, e.seed) not in out])
+    }
+    shared = set.intersection(*({*e.steps} for own in kept.values() for e in own))
     if not shared:
         raise RloptError(f"the runs on {game} share no step of evaluation; let the queue go on")
     step = max(shared)
     scores: dict[str, dict[int, float]] = {}
-    for name, runs in arms.items():
-        seeds = [e.seed for run in runs for e in run.evaluations]
-        means = curve(name, game, runs).window(step, window)
+    for name, own in kept.items():
+        means = merge(name, game, [(e.steps, e.means) for e in own]).window(step, window)
         assert means is not None
-        scores[name] = dict(zip(seeds, map(float, means), strict=True))
+        scores[name] = dict(zip([e.seed for e in own], map(float, means), strict=True))
     return step, scores
 
 
-def anchors(found: dict[Setting, tuple[int, dict[str, dict[int, float]]]]) -> dict[str, tuple[float, float]]:
+def anchors(
+    found: dict[Setting, tuple[int, dict[str, dict[int, float]]]], minatar: bool
+) -> dict[str, tuple[float, float]]:
     """Return {game: (score that is 0, score that is 1)}; games without are left out."""
     known: dict[str, tuple[float, float]] = {}
     for agent, ratio, game in found:
-        if (atari := game_of(f"ALE/{game}-v5")) is not None and game not in MINATAR_RANDOM:
-            known[game] = RANDOM_HUMAN[atari]
+        if not minatar:
+            if (atari := game_of(f"ALE/{game}-v5")) is not None:
+                known[game] = RANDOM_HUMAN[atari]
         elif game in MINATAR_RANDOM and (agent, ratio) == (REFERENCE[0], REFERENCE[2]):
             own = found[agent, ratio, game][1].get(REFERENCE[1])
             if own and np.mean([*own.values()]) > MINATAR_RANDOM[game]:
@@ -125,12 +146,12 @@ def anchors(found: dict[Setting, tuple[int, dict[str, dict[int, float]]]]) -> di
     return known
 
 
-def summarise(root: Path, out: Path, window: int, minatar: bool) -> str:
+def summarise(root: Path, out: Path, window: int) -> str:
     """Write the results folder; return the table."""
-    runs = find(root)
+    runs, minatar = find(root)
     out.mkdir(parents=True, exist_ok=True)
     found = {setting: finals(arms, setting[2], window) for setting, arms in runs.items()}
-    scale = anchors(found)
+    scale = anchors(found, minatar)
     head = ["agent", "updates", "game", "at", "sampler", "seeds", "score", "normalised", "paired difference",
             "P(better than the baseline)"]  # fmt: skip
     rows: list[list[object]] = []
@@ -168,6 +189,10 @@ def summarise(root: Path, out: Path, window: int, minatar: bool) -> str:
                 better = str(probability_of_improvement(mine, theirs, resamples=RESAMPLES))
             totals.append([agent, ratio, len(games), name, middle, better])
     lines += [*map(_line, totals), "", _note(window, minatar)]
+    for (agent, ratio, game), arms in runs.items():
+        if out_of := begun(arms):
+            names = ", ".join(f"{name} seed {seed}" for name, seed in out_of)
+            lines.append(f"\nLeft out of {agent}, {ratio}, {game}, as only begun: {names}.")
     write_csv(out / "table.csv", head, rows)
     write_csv(out / "games.csv", over, totals)
     write_csv(
@@ -285,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if given.root is None or given.out is None:
             parser.error("--root and --out, or --counts")
-        print(summarise(given.root, given.out, given.window, "minatar" in given.root.name))
+        print(summarise(given.root, given.out, given.window))
     except RloptError as e:
         print(e, file=sys.stderr)
         return 2

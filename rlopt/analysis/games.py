@@ -98,6 +98,7 @@ def in_frames(curve: AnyCurve) -> AnyCurve:
     Raises:
         RloptError: it is of no Atari game.
     """
-    if game_of(curve.env_id) is None:
+    # Not every game has a human score, nor does an id without version say its game.
+    if curve.protocol is None and game_of(curve.env_id) is None:
         raise RloptError(f"--frames counts an emulator's, which {curve.env_id} does not have; leave it out")
     return replace(curve, steps=curve.steps * FRAMES)

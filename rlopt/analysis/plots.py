@@ -60,9 +60,7 @@ def draw_run(run_folder: str | Path, out: str | Path, unit: str = "environment s
     elif run.evaluations:
         _draw_curve(axes, curves([run])[0], COLOURS[0], _label(run.agent, [len(run.evaluations)]))
     ends = [own.steps[-1] for own in run.evaluations] + ([int(training[0][-1])] if training is not None else [])
-    for published, style in zip(
-        reference(run.env_id, [run.agent], run.config.get("env.protocol")), _REFERENCE_STYLES, strict=False
-    ):
+    for published, style in zip(reference(run.env_id, [run.agent], run.protocol), _REFERENCE_STYLES, strict=False):
         _draw_reference(axes, published, style)
     _dress(axes, run.env_id, max(ends))
     axes.set_xlabel(unit)

@@ -60,6 +60,15 @@ class Run:
         return int(self.config["seed"])
 
     @property
+    def protocol(self) -> str | None:
+        """How an Atari game was played, with the single numbers that were changed in it: scores of ``dopamine`` without
+        its sticky actions are not comparable with those of ``dopamine``."""
+        word = self.config.get("env.protocol")
+        prefix = "env.kwargs."
+        changed = [f"{key.removeprefix(prefix)}={x}" for key, x in self.config.items() if key.startswith(prefix)]
+        return f"{word} ({', '.join(sorted(changed))})" if word and changed else word
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The settings that make two runs the same experiment: all of agent, buffer and environment, precision and
         overlap, and not the seed, the length or the machine."""
@@ -143,7 +152,7 @@ def _seed_group(name: str, group: Sequence[Run]) -> SeedGroup:
     merged = merge(name, group[0].env_id, [(e.steps, e.means) for _, e in kept], group[0].agent)
     spread = np.array([mean_interval(episodes)[1:] for episodes in kept[0][1].returns]) if len(kept) == 1 else None
     runs = list({id(run): run for run, _ in kept}.values())
-    return SeedGroup(runs, replace(merged, protocol=group[0].config.get("env.protocol"), spread=spread))
+    return SeedGroup(runs, replace(merged, protocol=group[0].protocol, spread=spread))
 
 
 def _one_per_seed(group: Sequence[Run]) -> list[tuple[Run, EvaluationCurve]]:

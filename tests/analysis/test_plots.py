@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from rlopt.analysis.plots import draw_run, draw_runs, format_steps
+from rlopt.analysis.reference import reference
+from rlopt.analysis.run_results import load_run
 from rlopt.types import RloptError
 
 MakeRun = Callable[..., Path]
@@ -163,6 +165,30 @@ def test_games_are_pooled_on_the_human_scale(tmp_path: Path, make_run: MakeRun, 
     other = make_run("other", {1000: [5.0]})
     with pytest.raises(RloptError, match="--frames counts an emulator's, which HalfCheetah-v4 does not have"):
         draw_runs([other], tmp_path / "out.png", frames=True)
+
+
+def test_frames_of_dopamines_curves_and_of_a_game_without_human_score(
+    tmp_path: Path, make_run: MakeRun, drawn: list[Figure]
+) -> None:
+    for name in ("Breakout", "AirRaid"):
+        path = make_run(name, {1000: [5.0], 2000: [9.0]}, agent={"name": "dqn"}, env=f"ALE/{name}-v5") / "config.yaml"
+        path.write_text(path.read_text().replace("  kwargs: {}", "  kwargs: {}\n  protocol: dopamine"))
+    draw_runs([tmp_path / "Breakout", tmp_path / "AirRaid"], tmp_path / "out.png", frames=True)
+    for axes in drawn[0].axes:
+        published = next(line for line in axes.lines if str(line.get_label()).startswith("Dopamine dqn"))
+        assert max(published.get_xdata()) == 200_000_000  # type: ignore[type-var]
+
+
+def test_a_changed_protocol_is_another_one(tmp_path: Path, make_run: MakeRun) -> None:
+    """Dopamine's curves are of sticky actions: nothing is shown beside a run without."""
+    folder = make_run("a", {1000: [5.0]}, agent={"name": "dqn"}, env="ALE/Breakout-v5")
+    path, found = folder / "config.yaml", []
+    text = path.read_text()
+    for kwargs in ("{}", "{repeat_action_probability: 0.0}"):
+        path.write_text(text.replace("  kwargs: {}", f"  kwargs: {kwargs}\n  protocol: dopamine"))
+        run = load_run(folder)
+        found.append((run.protocol, len(reference(run.env_id, [run.agent], run.protocol))))
+    assert found == [("dopamine", 1), ("dopamine (repeat_action_probability=0.0)", 0)]
 
 
 def test_pyplot_is_not_used() -> None:

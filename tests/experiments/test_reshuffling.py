@@ -42,6 +42,38 @@ def test_arms_are_compared_game_by_game_and_over_games(
     assert totals["RR-C"]["games"] == "2" and totals["RR-C"]["P(better than the baseline)"].startswith("0.50")
 
 
+@pytest.mark.parametrize("kind", ["ALE", "MinAtar"])
+def test_a_game_of_both_names_is_told_apart_and_what_has_only_begun_waits(
+    kind: str, tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path]
+) -> None:
+    """Breakout's human scale is 1.7 to 30.5 on Atari; on MinAtar 1 is these runs' own mean."""
+    for arm, seed, reached in (("uniform", 0, 900), ("uniform", 1, 900), ("reshuffled", 0, 800), ("reshuffled", 1, 0)):
+        own = {"agent.name": "dqn", "agent.update_ratio": [1, 4], "buffer.name": arm}
+        returns = {step: [16.1] for step in range(0, reached + 1, 100)}
+        make_run(f"study/{arm}/seed{seed}", returns, env=f"{kind}/Breakout-v1", seed=seed, **own)
+    out = tmp_path / "out"
+    assert reshuffling.main(["--root", str(tmp_path / "study"), "--out", str(out), "--window", "200"]) == 0
+    with (out / "table.csv").open(encoding="utf-8") as file:
+        rows = {r["sampler"]: r for r in csv.DictReader(file)}
+    one = "0.50" if kind == "ALE" else "1.00"
+    assert {name: (r["at"], r["seeds"], r["normalised"]) for name, r in rows.items()} == {
+        "uniform": ("800", "2", one), "RR-C": ("800", "1", one),
+    }  # fmt: skip
+    text = (out / "table.md").read_text(encoding="utf-8")
+    assert "Left out of dqn, 1 in 4, Breakout, as only begun: RR-C seed 1." in text
+    assert ("1 a human" in text) == (kind == "ALE")
+
+
+def test_atari_and_minatar_are_not_mixed(
+    tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("ALE", "MinAtar"):
+        own = {"agent.name": "dqn", "agent.update_ratio": [1, 4]}
+        make_run(f"{kind}/seed0", {1000: [1.0]}, env=f"{kind}/Breakout-v1", **own)
+    assert reshuffling.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "has runs on MinAtar and on Atari" in capsys.readouterr().err
+
+
 def test_uses_are_those_that_theory_expects(reshuffling: ModuleType) -> None:
     """Two draws in a life: with replacement Poisson, of variance 2; reshuffled 1/3 (arXiv 2503.02269)."""
     kinds = (UniformSampler, ReshuffledSampler, DistinctSampler)
