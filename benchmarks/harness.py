@@ -57,9 +57,9 @@ class Entrant:
     def environment(self) -> dict[str, str]:
         """What must be said before the library is imported."""
         if self.library == "rlopt":
-            from rlopt.cli.environment import WAIT_POLICY
+            from rlopt.cli.environment import PROCESS_SETTINGS
 
-            return {**WAIT_POLICY, **os.environ}
+            return {**PROCESS_SETTINGS, **os.environ}
         flags = {"OMP_NUM_THREADS": str(self.threads)}
         if self.library == "sbx":
             one = "false intra_op_parallelism_threads=1"

@@ -14,7 +14,7 @@ import yaml
 
 from rlopt.buffers.storage import Storage
 from rlopt.cli import main
-from rlopt.cli.environment import WAIT_POLICY, prepare_environment
+from rlopt.cli.environment import PROCESS_SETTINGS, prepare_environment
 from rlopt.cli.train import _ended
 from rlopt.training import train_config
 from rlopt.training.result import Result
@@ -308,13 +308,13 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, *rest = WAIT_POLICY
-    for name in WAIT_POLICY:
+    first, *rest = PROCESS_SETTINGS
+    for name in PROCESS_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(first, "ACTIVE")
     prepare_environment()
     assert os.environ[first] == "ACTIVE"
-    assert {name: os.environ[name] for name in rest} == {name: WAIT_POLICY[name] for name in rest}
+    assert {name: os.environ[name] for name in rest} == {name: PROCESS_SETTINGS[name] for name in rest}
 
 
 def test_what_is_compiled_is_told_while_it_trains(
