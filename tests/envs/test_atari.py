@@ -103,6 +103,8 @@ def test_the_word_decides_what_is_made_of_rewards(
         ({"protocol": "classic", "wrappers": ["AtariPreprocessing"]}, "leave env.wrappers out"),
         ({"protocol": "classic", "backend": "sync"}, "backend=sync has no protocols; use backend=atari"),
         ({"protocol": "classic", "kwargs": {"difficulty": 1}}, "env.kwargs.difficulty is none of the backend atari"),
+        ({"kwargs": {"difficulty": 1}}, "env.backend=sync plays the game as Gymnasium does, in raw frames"),
+        ({"kwargs": {"stack_nums": 3}}, "did you mean stack_num?"),
         ({"backend": "atari", "id": "CartPole-v1"}, "is no Atari game"),
         ({"backend": "atari", "facts": ["lives"]}, "env.facts are read from info"),
         (
