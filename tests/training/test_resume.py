@@ -64,6 +64,10 @@ FEATURES = {
         },
         "buffer": {"name": "reshuffled", "capacity": 90},
     },
+    "atari-overlap-bf16": {
+        "agent": {"name": "ddqn_lap"}, "num_envs": 2, "overlap": True, "precision": "bf16",
+        "env": {"id": "ALE/Pong-v5", **GYM, "kwargs": {"max_episode_steps": 34, "img_height": 44, "img_width": 44}},
+    },
     "async-workers": {"env": {**GYM, "backend": "async"}, "num_envs": 2},
 }  # fmt: skip
 """Runs (of SAC, where nothing else is said) that differ in what must be saved."""
