@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -117,9 +118,10 @@ class FrameRing:
         tensors: allocated as ``plan_frames`` says.
         stack: k.
         placement: where the side store grows.
+        stays: whether stacks are used where the frames lie.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], stack: int, placement: Placement) -> None:
+    def __init__(self, tensors: dict[str, Tensor], stack: int, placement: Placement, stays: bool = True) -> None:
         self.frames, self.links = tensors["frames"], tensors["links"]
         self.side = SideStore(tensors["side"], placement)
         self.capacity_rows, self.num_envs = self.links.shape[:2]
@@ -132,6 +134,8 @@ class FrameRing:
         self._start = np.full(n, REPEAT)
         self._steps = n * torch.arange(stack - 1, -2, -1, device=self.frames.device)
         self._away = not self.frames.is_cpu
+        # Convolutions on a CPU want the channels of a pixel side by side: cheap while a frame is moved anyway.
+        self._weaves = stays and not self._away and stack == 4 and self.frame[0] == 1 and sys.byteorder == "little"
         self._plain = True  # whether all first stacks so far repeat their newest frame
 
     @property
@@ -200,9 +204,27 @@ class FrameRing:
         """Let row ``t`` hold no transitions."""
         self.links[t % self.capacity_rows].copy_(torch.tensor([0, REPEAT, NONE]))
 
-    def read(self, index: Tensor, written: int, first: int, stop: int) -> Tensor:
-        """Return frames ``first … stop - 1`` (B, stop - first, …) of what the slots ``index`` (B,) hold: 0 … k - 1 are
-        the observation, 1 … k the next one. ``written`` is the number of rows written so far."""
+    def read(self, index: Tensor, written: int, *offsets: int) -> list[Tensor]:
+        """Return stacks (B, k·C, …) of the slots ``index`` (B,) for each of ``offsets``, in order: 0 is of the
+        observation, 1 of the next one. ``written`` is the number of rows written so far."""
+        if self._weaves:
+            return [self._woven(index, written, offset) for offset in offsets]
+        found = self._found(index, written, offsets[0], offsets[-1] + self.stack)
+        return [found[:, i - offsets[0] :][:, : self.stack].flatten(1, 2) for i in offsets]
+
+    def _woven(self, index: Tensor, written: int, offset: int) -> Tensor:
+        """Return the stacks of one offset, the channels of a pixel side by side in memory."""
+        from rlopt.buffers.frame_loops import weave  # numba takes a second to load
+
+        out = torch.empty((index.shape[0], *self.frame[1:], self.stack), dtype=torch.uint8)
+        flat = [x.view(-1, math.prod(self.frame)).numpy() for x in (self.frames, self.side.tensor)]
+        pixels = out.view(torch.int32).view(index.shape[0], -1).numpy()
+        weave(*flat, self.links.view(-1, 3).numpy(), self.num_envs, index.numpy(), written, offset, pixels)
+        return out.movedim(-1, 1)
+
+    def _found(self, index: Tensor, written: int, first: int, stop: int) -> Tensor:
+        """Return frames ``first … stop - 1`` (B, stop - first, *frame) of what the slots ``index`` hold: 0 … k - 1 are
+        the observation, 1 … k the next one."""
         slots, size = self.capacity_rows * self.num_envs, self.frames.shape[0] * self.num_envs
         links = self.links.view(-1, 3)
         age, start, _ = links.index_select(0, index).unbind(1)

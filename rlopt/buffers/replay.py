@@ -131,10 +131,10 @@ class ReplayBuffer:
         placement = Placement(device, folder)
         self._plan = _describe(layout, placement, planned)
         _log.info("%s", self._plan)
-        self.storage = Storage(layout, placement, planned)
         self.device = placement.device
         self.batch_device = self.device if batch_device is None else torch.device(batch_device)
         self._stays = self.batch_device == self.device
+        self.storage = Storage(layout, placement, planned, self._stays)
         self.layout, self.block, self.slices = layout, self.storage.block, layout.slices
         side_by_side = slice(layout.slices["reward"].start, layout.slices["valid"].stop)
         self._rewards_and_flags = self.block.view(-1, layout.width)[:, side_by_side]

@@ -24,12 +24,13 @@ class Storage:
         layout: what is stored.
         placement: where.
         planned: transitions that are going to be stored, where they are known to be fewer than there are slots.
+        stays: whether minibatches are used where the data lies.
 
     Raises:
         RloptError: the planned size does not fit there.
     """
 
-    def __init__(self, layout: Layout, placement: Placement, planned: int | None = None) -> None:
+    def __init__(self, layout: Layout, placement: Placement, planned: int | None = None, stays: bool = True) -> None:
         placement.check(placement.taken(layout.nbytes, layout.slots, planned), layout.slots)
         self.layout, self.placement, self.device = layout, placement, placement.device
         self.rows, self.num_envs = layout.rows, layout.num_envs
@@ -39,7 +40,7 @@ class Storage:
         self.frames: dict[str, FrameRing] = {}
         for key, plan in layout.frames.items():
             tensors = {name: placement.empty(*spec) for name, spec in plan.items()}
-            self.frames[key] = FrameRing(tensors, layout.frame_stack or 1, placement)
+            self.frames[key] = FrameRing(tensors, layout.frame_stack or 1, placement, stays)
         self.derived = {key: gather.to(self.device) for key, gather in layout.derived.items()}
         self._flat = self.block.view(-1, layout.width)
         self._write = []
@@ -171,15 +172,13 @@ class Storage:
         written."""
         if not self.frames:
             return self._tree("obs", index, packed, {}), self._tree("next_obs", index, packed, {})
-        k = self.layout.frame_stack or 1
-        both = {key: ring.read(index, written, 0, k + 1) for key, ring in self.frames.items()}
-        obs, next_obs = ({key: t[:, i : i + k].flatten(1, 2) for key, t in both.items()} for i in (0, 1))
+        both = {key: ring.read(index, written, 0, 1) for key, ring in self.frames.items()}
+        obs, next_obs = ({key: stacks[i] for key, stacks in both.items()} for i in (0, 1))
         return self._tree("obs", index, packed, obs), self._tree("next_obs", index, packed, next_obs)
 
     def obs(self, prefix: str, index: Tensor, packed: Tensor, written: int) -> Obs:
         """Return ``obs`` or ``next_obs`` (B, …) alone."""
-        k, i = self.layout.frame_stack or 1, int(prefix == "next_obs")
-        stacks = {key: ring.read(index, written, i, i + k).flatten(1, 2) for key, ring in self.frames.items()}
+        stacks = {key: ring.read(index, written, int(prefix == "next_obs"))[0] for key, ring in self.frames.items()}
         return self._tree(prefix, index, packed, stacks)
 
     def _tree(self, prefix: str, index: Tensor, packed: Tensor, stacks: dict[str, Tensor]) -> Obs:

@@ -73,25 +73,27 @@ class CompiledActor:
         shape, convolutions, sizes = first.pixels.size, [], []
         for layer in _convolutions(cnns[0]):
             rows, columns = ((side - layer.kernel_size[0]) // layer.stride[0] + 1 for side in shape[1:])
-            convolutions.append(
-                [layer.kernel_size[0], layer.stride[0], *shape, layer.out_channels, rows, columns, _place(layer.bias)]
-            )
+            convolutions.append([
+                layer.kernel_size[0], layer.stride[0], shape[0], shape[2], layer.out_channels, rows, columns,
+                _place(layer.weight), _place(layer.bias),
+            ])  # fmt: skip
             sizes.append((layer.out_channels, layer.weight[0].numel(), rows * columns))
             shape = (layer.out_channels, rows, columns)
         self.convolutions = np.array(convolutions)
-        planes = torch.zeros(max(math.prod(first.pixels.size), *(o * p for o, _, p in sizes)))
+        pixels = torch.zeros(max(math.prod(first.pixels.size), *(o * p for o, _, p in sizes)))
         patches = torch.zeros(max(k * p for _, k, p in sizes))
+        # The weights as they were when they were last put in order, (R, W), and in order.
+        self.kept = np.full((len(modules), sum(o * k for o, k, _ in sizes)), np.nan, np.float32)
+        ordered = torch.zeros(self.kept.shape)
         self.products = Products()
-        self.operands = np.array([
-            [
-                [self.products.add(x) for x in (planes[: o * p].view(o, p), layer.weight.detach().view(o, k), right)]
-                for layer, (o, k, p) in zip(_convolutions(cnn), sizes, strict=True)
-                for right in [patches[: k * p].view(k, p)]
-            ]
-            for cnn in cnns
-            if cnn is not None
-        ])  # fmt: skip
-        self.planes, self.patches = array(planes), array(patches)
+        operands = [
+            (pixels[: o * p].view(p, o), patches[: k * p].view(p, k), weights.view(o, k).t())
+            for row in ordered
+            for weights, (o, k, p) in zip(row.split([o * k for o, k, _ in sizes]), sizes, strict=True)
+        ]
+        numbers = [[self.products.add(x) for x in three] for three in operands]
+        self.operands = np.array(numbers).reshape(len(modules), len(sizes), 3)
+        self.ordered, self.floats, self.patches = array(ordered), array(pixels), array(patches)
         head = [] if cnns[0].head is None else [cnns[0].head]
         linear: list[Any] = [*head, *module.body.layers]
         self.dense = np.array([[*x.weight.shape[::-1], _place(x.weight), _place(x.bias)] for x in linear])
@@ -106,12 +108,13 @@ class CompiledActor:
         with one_thread():  # to wake another costs what it would save
             image_rows(
                 array(images if images.dtype == torch.uint8 else images.float()), self.scale, self.flat,
-                self.convolutions, self.operands, self.products.state, self.planes, self.patches, self.dense,
-                array(out),
+                self.convolutions, self.kept, self.ordered, self.operands, self.products.state, self.floats,
+                self.patches, self.dense, array(out),
             )  # fmt: skip
         self.products.check()
         outputs = self.module.head(out.view(len(out), -1, self.module.form.size), obs)
-        return self.module.choose(outputs, noise)
+        explores = noise is not None and bool((noise.numpy()[..., 0] < 0).any())
+        return self.module.choose(outputs, noise if explores else None)
 
 
 def _convolutions(cnn: CNN) -> list[Conv]:
@@ -125,49 +128,82 @@ def _place(parameter: Tensor | None) -> int:
 
 
 @compiled
+def put_in_order(parameters: Array, convolutions: Array, kept: Array, ordered: Array) -> None:
+    """Put weights (out, channels, k, k) of one network into ``ordered`` as (out, k, k, channels) where they are not
+    those that were ``kept`` (W,) when this was last done."""
+    begin = 0
+    for layer in range(convolutions.shape[0]):
+        area, channels = convolutions[layer, 0] * convolutions[layer, 0], convolutions[layer, 2]
+        size, outputs = area * channels, convolutions[layer, 4]
+        stop = begin + outputs * size
+        weights = parameters[convolutions[layer, 7] : convolutions[layer, 7] + outputs * size]
+        before, after = kept[begin:stop], ordered[begin:stop]
+        changed = 0
+        for i in range(weights.shape[0]):
+            changed += before[i] != weights[i]
+        if changed:
+            for i in range(weights.shape[0]):
+                before[i] = weights[i]
+            for k in range(outputs):
+                for c in range(channels):
+                    place = k * size + c
+                    for i in range(area):
+                        after[place + i * channels] = weights[k * size + c * area + i]
+        begin = stop
+
+
+@compiled
 def image_rows(
-    images: Array, scale: Any, flat: Array, convolutions: Array, operands: Array, state: Array, planes: Array,
-    patches: Array, dense: Array, out: Array,
+    images: Array, scale: Any, flat: Array, convolutions: Array, kept: Array, ordered: Array, operands: Array,
+    state: Array, pixels: Array, patches: Array, dense: Array, out: Array,
 ) -> None:  # fmt: skip
     """Compute outputs (R·N, K·Z) at images (R·N, C, H, W) of R networks with parameters (R, P): convolutions without
     padding and linear layers, a ReLU behind each but the last.
 
-    ``convolutions`` (L, 9): kernel and stride, channels, height and width of what comes in and of what goes out, place
-    of the biases. ``operands`` (R, L, 3): numbers of the products, weights (out, k) times ``patches`` (k, p) into
-    ``planes``. ``dense`` (D, 4): inputs, outputs, places of weights and biases.
+    Inside, the channels of a pixel lie side by side, so that a patch is a few long pieces of an image.
+    ``convolutions`` (L, 9): kernel, stride, channels, width of what comes in; channels, height and width of what goes
+    out; places of weights and biases. ``kept``, ``ordered`` (R, W): of ``put_in_order``. ``operands`` (R, L, 3):
+    numbers of the products, ``patches`` (p, k) times weights (k, out) into ``pixels``. ``dense`` (D, 4): inputs,
+    outputs, places of weights and biases.
     """
     each, zero = images.shape[0] // flat.shape[0], np.float32(0)
     wide = dense[:, :2].max()
     x, y = np.empty(wide, np.float32), np.empty(wide, np.float32)
     for row in range(images.shape[0]):
         run = row // each
-        parameters, place = flat[run], 0
-        for c in range(images.shape[1]):
-            for i in range(images.shape[2]):
-                for j in range(images.shape[3]):
-                    planes[place] = np.float32(images[row, c, i, j]) * scale
-                    place += 1
+        parameters, channels = flat[run], images.shape[1]
+        if row % each == 0:
+            put_in_order(parameters, convolutions, kept[run], ordered[run])
+        for i in range(images.shape[2]):
+            for c in range(channels):
+                line, place = images[row, c, i], i * images.shape[3] * channels + c
+                for j in range(line.shape[0]):
+                    pixels[place + j * channels] = np.float32(line[j]) * scale
+        outputs, size = channels, images.shape[2] * images.shape[3]
         for layer in range(convolutions.shape[0]):
             kernel, stride, channels = convolutions[layer, 0], convolutions[layer, 1], convolutions[layer, 2]
-            height, width, outputs = convolutions[layer, 3], convolutions[layer, 4], convolutions[layer, 5]
-            rows, columns = convolutions[layer, 6], convolutions[layer, 7]
-            biases, place = parameters[convolutions[layer, 8] :], 0
-            for c in range(channels):
-                for di in range(kernel):
-                    for dj in range(kernel):
-                        for i in range(rows):
-                            first = (c * height + i * stride + di) * width + dj
-                            for j in range(columns):
-                                patches[place + j] = planes[first + j * stride]
-                            place += columns
+            width, outputs = convolutions[layer, 3], convolutions[layer, 4]
+            rows, columns = convolutions[layer, 5], convolutions[layer, 6]
+            piece, place = kernel * channels, 0
+            for i in range(rows):
+                for j in range(columns):
+                    for di in range(kernel):
+                        first = ((i * stride + di) * width + j * stride) * channels
+                        # Views of what is short: so the compiler copies many numbers at a time.
+                        patch, seen = patches[place : place + piece], pixels[first : first + piece]
+                        for k in range(patch.shape[0]):
+                            patch[k] = seen[k]
+                        place += piece
             product(state, operands[run, layer, 0], operands[run, layer, 1], operands[run, layer, 2])
-            size = rows * columns
-            for k in range(outputs):
-                for p in range(k * size, (k + 1) * size):
-                    value = planes[p] + biases[k]
-                    planes[p] = zero if value <= zero else value
-        for j in range(dense[0, 0]):
-            x[j] = planes[j]
+            size, biases = rows * columns, parameters[convolutions[layer, 8] : convolutions[layer, 8] + outputs]
+            for p in range(size):
+                values = pixels[p * outputs : (p + 1) * outputs]
+                for k in range(outputs):
+                    value = values[k] + biases[k]
+                    values[k] = zero if value <= zero else value
+        for k in range(outputs):
+            for p in range(size):
+                x[k * size + p] = pixels[p * outputs + k]
         last = dense.shape[0] - 1
         for layer in range(last + 1):
             inputs, biases = dense[layer, 0], parameters[dense[layer, 3] :]

@@ -67,6 +67,9 @@ def test_its_values_are_those_of_the_network(encoder: str) -> None:
     torch.testing.assert_close(outputs(agent, obs), agent.actor_module(obs)[0], rtol=1e-4, atol=1e-5)
     agent.load_state_dict({**agent.state_dict(), "critic": DQN(agent.spec, agent.config, seed=1).critic.state_dict()})
     torch.testing.assert_close(outputs(agent, obs), agent.actor_module(obs)[0], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():  # what was put in another order is renewed whichever way it changes
+        next(p for p in agent.actor_module.parameters() if p.dim() == 4).data[0, 0, 0, 0] += 1.0
+    torch.testing.assert_close(outputs(agent, obs), agent.actor_module(obs)[0], rtol=1e-4, atol=1e-5)
 
 
 OTHERS: list[tuple[Any, dict[str, Any]]] = [
