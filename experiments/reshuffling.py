@@ -9,18 +9,20 @@ Reads what ``rlopt queue`` made of ``jobs/rr_minatar.yaml`` or ``jobs/rr_atari.y
 the arms of one agent are compared at the last step at which all of their seeds were evaluated, by each seed's mean over
 its evaluations in the window before; seeds are paired. A seed that is less than half as far as the furthest one has
 only begun: it is left out until then, and told. Over games: interquartile means of normalised scores with
-intervals of a bootstrap stratified by game, and the probability that a run beats one of the baseline on the same game.
+intervals of a bootstrap stratified by game, the probability that a run beats one of the baseline on the same game, and
+how often the sampler draws a transition in its life.
 
 Scores are normalised so that random play is 0 and, on Atari, a human is 1; on MinAtar, which has no human scores, 1 is
 the mean of DQN with uniform replay at one update per four steps, in these very runs.
 
-``--counts`` writes ``counts.csv`` instead: how often each sampler really draws a transition in its life, beside what is
-expected of it (a few seconds).
+``--counts`` needs no runs: it writes ``counts.csv``, how often each sampler really draws a transition in its life,
+beside what is expected of it (a few seconds).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -176,7 +178,8 @@ def summarise(root: Path, out: Path, window: int) -> str:
             rows.append(row)
             pooled.setdefault((agent, ratio), {}).setdefault(name, []).append((scaled, values, against))
     lines = [_line(head), "|---" * len(head) + "|", *map(_line, rows), ""]
-    over = ["agent", "updates", "games", "sampler", "IQM of normalised scores", "P(better than the baseline)"]
+    over = ["agent", "updates", "games", "sampler", "IQM of normalised scores", "P(better than the baseline)",
+            "draws in a life", "their variance", "variance of drawn - expected"]  # fmt: skip
     lines += [_line(over), "|---" * len(over) + "|"]
     totals: list[list[object]] = []
     for (agent, ratio), arms in pooled.items():
@@ -187,7 +190,8 @@ def summarise(root: Path, out: Path, window: int) -> str:
             if name not in BASELINES:
                 mine, theirs = [values for _, values, _ in games], [against for _, _, against in games]
                 better = str(probability_of_improvement(mine, theirs, resamples=RESAMPLES))
-            totals.append([agent, ratio, len(games), name, middle, better])
+            mean, variance, _, _, missed = uses(name, ratio)
+            totals.append([agent, ratio, len(games), name, middle, better, mean, variance, missed])
     lines += [*map(_line, totals), "", _note(window, minatar)]
     for (agent, ratio, game), arms in runs.items():
         if out_of := begun(arms):
@@ -224,7 +228,8 @@ def _note(window: int, minatar: bool) -> str:
     return (
         f"Score: each seed's mean over its evaluations in the {format_steps(window)} steps before, mean ± sd over"
         f" seeds. Normalised: 0 is random play, 1 {one}. Paired difference: to uniform, or LAP, with the same seed."
-        " Intervals: 95 %, of a bootstrap stratified by game."
+        " Intervals: 95 %, of a bootstrap stratified by game. Draws in a life: how often a transition is drawn between"
+        " being written and overwritten, by the sampler alone, on a full ring of 2,000 with minibatches of 32."
     )
 
 
@@ -280,15 +285,19 @@ SAMPLERS = {
 }
 
 
+@functools.cache
+def uses(name: str, ratio: str) -> list[str]:
+    """Return what ``count_uses`` says of a sampler, by its name in the paper's tables, at "1 in 4"."""
+    updates, _, steps = ratio.split()
+    make = SAMPLERS.get(name)
+    return [""] * 5 if make is None else [f"{x:.2f}" for x in count_uses(make(), int(updates) / int(steps))]
+
+
 def counts(out: Path) -> str:
     """Write ``counts.csv`` and return it as a table."""
     out.mkdir(parents=True, exist_ok=True)
     head = ["sampler", "draws per life", "mean", "variance", "least", "most", "variance of drawn - expected"]
-    rows = [
-        [name, ratio, *(f"{x:.2f}" for x in count_uses(make(), ratio / 32))]
-        for ratio in (8, 2)
-        for name, make in SAMPLERS.items()
-    ]
+    rows = [[name, 32 // every, *uses(name, f"1 in {every}")] for every in (4, 16) for name in SAMPLERS]
     write_csv(out / "counts.csv", head, rows)
     return "\n".join([_line(head), "|---" * len(head) + "|", *map(_line, rows)])
 

@@ -40,6 +40,7 @@ def test_arms_are_compared_game_by_game_and_over_games(
     with (out / "games.csv").open(encoding="utf-8") as file:
         totals = {r["sampler"]: r for r in csv.DictReader(file)}
     assert totals["RR-C"]["games"] == "2" and totals["RR-C"]["P(better than the baseline)"].startswith("0.50")
+    assert float(totals["uniform"]["their variance"]) > 2.0 * float(totals["RR-C"]["their variance"])
 
 
 @pytest.mark.parametrize("kind", ["ALE", "MinAtar"])
