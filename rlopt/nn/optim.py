@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from rlopt.config import hint
 from rlopt.types import Clock, RloptError, State, option
 
+LARGE = 2**18
+"""Numbers in a leaf from which on its gradient is not worth a copy."""
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -59,9 +62,17 @@ def _advice(name: str) -> str:
 # --- rules
 
 
-Step = Callable[[Tensor, Tensor, dict[str, Tensor], Tensor, float | Tensor, Tensor], None]
-"""``rule(flat, grad, state, count, lr, ok)`` takes one step in place where ``ok``, () or (R,): ``flat``, ``grad`` and
-each of ``state`` are (P,) or (R, P), ``count`` the steps applied, this one included, ``lr`` a number or () float."""
+class Part(NamedTuple):
+    """Parameters (P,) or (R, P), all of an optimiser's or some, with what belongs to them."""
+
+    flat: Tensor
+    grad: Tensor
+    state: dict[str, Tensor]
+
+
+Step = Callable[[Sequence[Part], Tensor, float | Tensor, Tensor], None]
+"""``rule(parts, count, lr, ok)`` takes one step in place where ``ok``, () or (R,): ``count`` are the steps applied,
+this one included, ``lr`` is a number or () float."""
 
 
 class Rule(NamedTuple):
@@ -77,59 +88,54 @@ class Rule(NamedTuple):
 def adam(c: OptimiserConfig) -> Step:
     """Return Adam (Kingma and Ba 2015), or with decoupled weight decay AdamW (Loshchilov and Hutter 2019)."""
 
-    def fused(
-        flat: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, lr: float | Tensor, skipped: Tensor
-    ) -> None:
+    def fused(parts: Sequence[Part], count: Tensor, lr: float | Tensor, skipped: Tensor) -> None:
         """One run: one pass over memory."""
         kernel = torch._fused_adam_ if c.name == "adam" else torch._fused_adamw_
         kernel(
-            [flat], [grad], [state["first"]], [state["second"]], [], [count], lr=lr, beta1=c.beta1, beta2=c.beta2,
+            [x.flat for x in parts], [x.grad for x in parts], [x.state["first"] for x in parts],
+            [x.state["second"] for x in parts], [], [count] * len(parts), lr=lr, beta1=c.beta1, beta2=c.beta2,
             weight_decay=c.weight_decay, eps=c.epsilon, amsgrad=False, maximize=False, grad_scale=None,
             found_inf=skipped,
         )  # fmt: skip
 
-    def step(
-        flat: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, lr: float | Tensor, ok: Tensor
-    ) -> None:
-        if count.dim() > 0 and flat.device.type != "cpu":
-            stacked_adam(c, flat, grad, state, count, lr, ok)
+    def step(parts: Sequence[Part], count: Tensor, lr: float | Tensor, ok: Tensor) -> None:
+        whole = parts[0]
+        if count.dim() > 0 and whole.flat.device.type != "cpu":
+            stacked_adam(c, whole, count, lr, ok)
             return
         if isinstance(lr, Tensor) and lr.is_cuda:
             lr = lr.float()  # all that the kernel reads there
-        skipped = ok.logical_not().to(flat.dtype)
+        skipped = ok.logical_not().to(whole.flat.dtype)
         if count.dim() == 0:
-            fused(flat, grad, state, count, lr, skipped)
+            fused(parts, count, lr, skipped)
             return
         for r in range(len(count)):
-            fused(flat[r], grad[r], {name: x[r] for name, x in state.items()}, count[r], lr, skipped[r])
+            one = Part(whole.flat[r], whole.grad[r], {name: x[r] for name, x in whole.state.items()})
+            fused([one], count[r], lr, skipped[r])
 
     return step
 
 
-def stacked_adam(
-    c: OptimiserConfig, flat: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, lr: float | Tensor,
-    ok: Tensor,
-) -> None:  # fmt: skip
+def stacked_adam(c: OptimiserConfig, x: Part, count: Tensor, lr: float | Tensor, ok: Tensor) -> None:
     """Step all runs at once, on a device where every call costs a launch; the fused kernel knows one skip flag only."""
-    grad = grad if c.name == "adamw" else grad + c.weight_decay * flat
-    first = torch.lerp(state["first"], grad, 1.0 - c.beta1)
-    second = torch.lerp(state["second"], grad * grad, 1.0 - c.beta2)
+    grad = x.grad if c.name == "adamw" else x.grad + c.weight_decay * x.flat
+    first = torch.lerp(x.state["first"], grad, 1.0 - c.beta1)
+    second = torch.lerp(x.state["second"], grad * grad, 1.0 - c.beta2)
     count = count.unsqueeze(-1).clamp(min=1.0)
     size = (second / (1.0 - c.beta2**count)).sqrt_().add_(c.epsilon)
-    moved = flat * (1.0 - lr * c.weight_decay) if c.name == "adamw" else flat
+    moved = x.flat * (1.0 - lr * c.weight_decay) if c.name == "adamw" else x.flat
     moved = moved - lr / (1.0 - c.beta1**count) * first / size
-    _put(ok, {"first": first, "second": second}, state)
-    torch.where(ok.unsqueeze(-1), moved, flat, out=flat)
+    _put(ok, {"first": first, "second": second}, x.state)
+    torch.where(ok.unsqueeze(-1), moved, x.flat, out=x.flat)
 
 
 def sgd(c: OptimiserConfig) -> Step:
     """Return gradient descent with momentum, as torch has it."""
 
-    def step(
-        flat: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, lr: float | Tensor, ok: Tensor
-    ) -> None:
-        _put(ok, {"first": c.beta1 * state["first"] + (grad + c.weight_decay * flat)}, state)
-        torch.where(ok.unsqueeze(-1), flat - lr * state["first"], flat, out=flat)
+    def step(parts: Sequence[Part], count: Tensor, lr: float | Tensor, ok: Tensor) -> None:
+        for flat, grad, state in parts:
+            _put(ok, {"first": c.beta1 * state["first"] + (grad + c.weight_decay * flat)}, state)
+            torch.where(ok.unsqueeze(-1), flat - lr * state["first"], flat, out=flat)
 
     return step
 
@@ -142,15 +148,14 @@ def rmsprop(c: OptimiserConfig) -> Step:
     DQN do.
     """
 
-    def step(
-        flat: Tensor, grad: Tensor, state: dict[str, Tensor], count: Tensor, lr: float | Tensor, ok: Tensor
-    ) -> None:
-        mean = torch.lerp(state["first"], grad, 1.0 - c.beta2)
-        square = torch.lerp(state["second"], grad * grad, 1.0 - c.beta2)
-        variance = (square - mean * mean).clamp_(min=0.0)  # rounding may have left less than nothing
-        size = (variance + c.epsilon).sqrt_() if c.name == "rmsprop_tf" else variance.sqrt_().add_(c.epsilon)
-        _put(ok, {"first": mean, "second": square}, state)
-        torch.where(ok.unsqueeze(-1), flat - lr * grad / size, flat, out=flat)
+    def step(parts: Sequence[Part], count: Tensor, lr: float | Tensor, ok: Tensor) -> None:
+        for flat, grad, state in parts:
+            mean = torch.lerp(state["first"], grad, 1.0 - c.beta2)
+            square = torch.lerp(state["second"], grad * grad, 1.0 - c.beta2)
+            variance = (square - mean * mean).clamp_(min=0.0)  # rounding may have left less than nothing
+            size = (variance + c.epsilon).sqrt_() if c.name == "rmsprop_tf" else variance.sqrt_().add_(c.epsilon)
+            _put(ok, {"first": mean, "second": square}, state)
+            torch.where(ok.unsqueeze(-1), flat - lr * grad / size, flat, out=flat)
 
     return step
 
@@ -204,6 +209,8 @@ class Optimiser:
 
     recordable: ClassVar[bool] = True
     """Whether a step can be part of a graph."""
+    splits: ClassVar[bool] = True
+    """Whether the rule may be applied to a part of the parameters at a time."""
 
     def __init__(self, flat: Tensor, learning_rate: float, config: OptimiserConfig, max_grad_norm: float | None = None):
         self.flat = flat
@@ -215,6 +222,9 @@ class Optimiser:
         """Steps applied (skipped ones excluded), () or (R,)."""
         self.state: dict[str, Tensor] = {}
         self.begin()
+        self.parts = self._whole = [Part(flat, self.grad, self.state)]
+        self._cuts: list[Part] = []
+        self._small: list[Tensor] = []
 
     def begin(self) -> None:
         """Make the state of a fresh optimiser."""
@@ -225,25 +235,51 @@ class Optimiser:
         self.state = {name: torch.zeros_like(self.flat) for name in rule.slots}
 
     def gather(self, grads: Sequence[Tensor]) -> None:
-        """Flatten the gradients of the leaves into ``self.grad``."""
-        torch.cat([g.reshape(*self.count.shape, -1) for g in grads], -1, out=self.grad)
+        """Take the gradients of the leaves, flat in ``self.grad``; of one run on a CPU large ones stay where they are
+        until the step."""
+        large = [g for g in grads if g.numel() >= LARGE]
+        if not large or not self.splits or self.count.dim() or not self.flat.is_cpu:
+            torch.cat([g.reshape(*self.count.shape, -1) for g in grads], -1, out=self.grad)
+            return
+        if not self._cuts:
+            self._cut(grads)
+        if self._small:
+            torch._foreach_copy_(self._small, [g for g in grads if g.numel() < LARGE])
+        stay = iter(large)
+        self.parts = [x._replace(grad=next(stay).reshape(-1)) if len(x.grad) == 0 else x for x in self._cuts]
+
+    def _cut(self, leaves: Sequence[Tensor]) -> None:
+        """Cut the parameters at their large leaves, and find where the gradients of the others go."""
+        place = 0
+        for is_large, some in groupby(leaves, lambda leaf: leaf.numel() >= LARGE):
+            for together in [[leaf] for leaf in some] if is_large else [list(some)]:
+                sizes = [leaf.numel() for leaf in together]
+                where = slice(place, place := place + sum(sizes))
+                grad = self.grad[:0] if is_large else self.grad[where]
+                self._cuts.append(Part(self.flat[where], grad, {name: x[where] for name, x in self.state.items()}))
+                if not is_large:
+                    pieces = zip(torch.split(grad, sizes), together, strict=True)
+                    self._small += [piece.view(leaf.shape) for piece, leaf in pieces]
 
     def norm(self) -> Tensor:
         """Return the Euclidean norm of the gradient, () or (R,)."""
-        norm: Tensor = torch.linalg.vector_norm(self.grad, dim=-1)
-        return norm
+        norms: list[Tensor] = [torch.linalg.vector_norm(grad, dim=-1) for _, grad, _ in self.parts]
+        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
     def step(self, norm: Tensor, ok: Tensor, factor: float | Tensor = 1.0) -> None:
         """Apply the gathered gradient, clipped to ``max_grad_norm``, where ``ok``; ``factor`` scales the learning
         rate. ``norm`` and ``ok`` are () or (R,)."""
         if self.max_grad_norm is not None:
-            self.grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0).unsqueeze(-1))
+            scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0).unsqueeze(-1)
+            for _, grad, _ in self.parts:
+                grad.mul_(scale)
         self.count.add_(ok)
         self.apply(self.learning_rate * factor, ok)
+        self.parts = self._whole
 
     def apply(self, lr: float | Tensor, ok: Tensor) -> None:
         """Take the step with the learning rate ``lr`` where ``ok``."""
-        self.rule(self.flat, self.grad, self.state, self.count, lr, ok)
+        self.rule(self.parts, self.count, lr, ok)
 
     def state_dict(self) -> State:
         return {"count": self.count.clone(), **{name: x.clone() for name, x in self.state.items()}}

@@ -70,6 +70,7 @@ class TorchOptimiser(Optimiser):
     """
 
     recordable: ClassVar[bool] = False
+    splits: ClassVar[bool] = False
 
     def __init__(
         self, what: Net | Tensor, learning_rate: float, config: OptimiserConfig, max_grad_norm: float | None = None

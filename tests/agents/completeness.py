@@ -14,7 +14,10 @@ from rlopt.fast.fused_sac import FusedUpdate
 from rlopt.nn import Net, Optimiser
 from rlopt.nn.guard import Guard
 
-SCRATCH = {(Optimiser, "grad"), (Guard, "_poison"), (Guard, "_ok"), (Guard, "_latest")}
+SCRATCH = {
+    *((Optimiser, name) for name in ("grad", "parts", "_whole", "_cuts", "_small")),
+    *((Guard, name) for name in ("_poison", "_ok", "_latest")),
+}
 """Attributes that every update overwrites before it reads them."""
 
 

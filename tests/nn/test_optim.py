@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -158,6 +159,32 @@ def test_stacked_runs_are_single_ones_and_skip_alone(name: str) -> None:
             one.step(one.norm(), ok[r])
     for r, one in enumerate(alone):
         assert torch.equal(together.flat[r], one.flat) and together.count[r] == one.count
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+@pytest.mark.parametrize("name", list(RULES))
+def test_large_leaves_that_stay_where_they_are_take_the_same_steps(
+    name: str, max_grad_norm: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = [(3, 2), (4, 5), (5, 4), (2,), (1, 3), (30,)]
+    g = torch.Generator().manual_seed(0)
+    start = torch.randn(sum(math.prod(shape) for shape in shapes), generator=g)
+    copied, left = (Optimiser(start.clone(), 0.1, OptimiserConfig(name=name), max_grad_norm) for _ in range(2))
+    for i in range(4):
+        grads = [torch.randn(shape[::-1], generator=g) for shape in shapes]
+        grads = [x.mT if x.dim() == 2 else x for x in grads]  # in another order than the leaves
+        ok = torch.tensor(i != 2)
+        copied.gather(grads)
+        monkeypatch.setattr("rlopt.nn.optim.LARGE", 20)
+        left.gather([grad.clone() for grad in grads])
+        monkeypatch.undo()
+        assert [len(grad) for _, grad, _ in left.parts] == [6, 20, 20, 5, 30]
+        torch.testing.assert_close(left.norm(), copied.norm())
+        for optimiser in (copied, left):
+            optimiser.step(optimiser.norm(), ok)
+        torch.testing.assert_close(left.flat, copied.flat)
+        torch.testing.assert_close(left.state, copied.state)
+        assert left.count == copied.count
 
 
 @pytest.mark.parametrize("name", list(RULES))
