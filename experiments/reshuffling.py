@@ -5,12 +5,12 @@
     python experiments/reshuffling.py --counts results/rr_minatar
 
 Reads what ``rlopt queue`` made of ``jobs/rr_minatar.yaml`` or ``jobs/rr_atari.yaml``, finished or not, and writes
-``table.csv`` and ``table.md``, ``evaluations.csv`` and a figure for each update ratio. Of each game and update ratio
-the arms of one agent are compared at the last step at which all of their seeds were evaluated, by each seed's mean over
-its evaluations in the window before; seeds are paired. A seed that is less than half as far as the furthest one has
-only begun: it is left out until then, and told. Over games: interquartile means of normalised scores with
-intervals of a bootstrap stratified by game, the probability that a run beats one of the baseline on the same game, and
-how often the sampler draws a transition in its life.
+``table.csv``, ``games.csv``, ``table.md``, ``evaluations.csv`` and a figure for each update ratio. Of each game and
+update ratio the arms of one agent are compared at the last step at which all of their seeds were evaluated, by each
+seed's mean over its evaluations in the window before; seeds are paired. A seed that is less than half as far as the
+furthest one has only begun: it is left out until then, and told. Over games: interquartile means of normalised scores
+with intervals of a bootstrap stratified by game, the probability that a run beats one of the baseline on the same game,
+and how often the sampler draws a transition in its life.
 
 Scores are normalised so that random play is 0 and, on Atari, a human is 1; on MinAtar, which has no human scores, 1 is
 the mean of DQN with uniform replay at one update per four steps, in these very runs.
@@ -229,7 +229,8 @@ def _note(window: int, minatar: bool) -> str:
         f"Score: each seed's mean over its evaluations in the {format_steps(window)} steps before, mean ± sd over"
         f" seeds. Normalised: 0 is random play, 1 {one}. Paired difference: to uniform, or LAP, with the same seed."
         " Intervals: 95 %, of a bootstrap stratified by game. Draws in a life: how often a transition is drawn between"
-        " being written and overwritten, by the sampler alone, on a full ring of 2,000 with minibatches of 32."
+        " being written and overwritten, by the sampler alone, on a full ring of 2,000 with minibatches of 32 (of"
+        " priorities: α 0.6, floor 0.01, errors drawn from a log-normal distribution)."
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rlopt.buffers.samplers.machine_code import compiled
+from rlopt.jit import jit
 
+compiled = partial(jit, nogil=True)
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]
 STACK, ZERO, REPEAT = 4, -2, -3

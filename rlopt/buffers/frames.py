@@ -218,7 +218,7 @@ class FrameRing:
 
         out = torch.empty((index.shape[0], *self.frame[1:], self.stack), dtype=torch.uint8)
         flat = [x.view(-1, math.prod(self.frame)).numpy() for x in (self.frames, self.side.tensor)]
-        pixels = out.view(torch.int32).view(index.shape[0], -1).numpy()
+        pixels = out.view(torch.int32).flatten(1).numpy()
         weave(*flat, self.links.view(-1, 3).numpy(), self.num_envs, index.numpy(), written, offset, pixels)
         return out.movedim(-1, 1)
 

@@ -223,7 +223,7 @@ class Optimiser:
         self.state: dict[str, Tensor] = {}
         self.begin()
         self.parts = self._whole = [Part(flat, self.grad, self.state)]
-        self._cuts: list[Part] = []
+        self._cuts: list[tuple[bool, Part]] = []
         self._small: list[Tensor] = []
 
     def begin(self) -> None:
@@ -235,8 +235,8 @@ class Optimiser:
         self.state = {name: torch.zeros_like(self.flat) for name in rule.slots}
 
     def gather(self, grads: Sequence[Tensor]) -> None:
-        """Take the gradients of the leaves, flat in ``self.grad``; of one run on a CPU large ones stay where they are
-        until the step."""
+        """Take the gradients of the leaves, flat in ``self.grad``; of one run on a CPU those of large leaves stay where
+        they are until the step, and ``self.grad`` does not have them."""
         large = [g for g in grads if g.numel() >= LARGE]
         if not large or not self.splits or self.count.dim() or not self.flat.is_cpu:
             torch.cat([g.reshape(*self.count.shape, -1) for g in grads], -1, out=self.grad)
@@ -246,7 +246,9 @@ class Optimiser:
         if self._small:
             torch._foreach_copy_(self._small, [g for g in grads if g.numel() < LARGE])
         stay = iter(large)
-        self.parts = [x._replace(grad=next(stay).reshape(-1)) if len(x.grad) == 0 else x for x in self._cuts]
+        self.parts = [
+            x._replace(grad=next(stay).reshape(-1).contiguous()) if is_large else x for is_large, x in self._cuts
+        ]
 
     def _cut(self, leaves: Sequence[Tensor]) -> None:
         """Cut the parameters at their large leaves, and find where the gradients of the others go."""
@@ -255,10 +257,10 @@ class Optimiser:
             for together in [[leaf] for leaf in some] if is_large else [list(some)]:
                 sizes = [leaf.numel() for leaf in together]
                 where = slice(place, place := place + sum(sizes))
-                grad = self.grad[:0] if is_large else self.grad[where]
-                self._cuts.append(Part(self.flat[where], grad, {name: x[where] for name, x in self.state.items()}))
+                part = Part(self.flat[where], self.grad[where], {name: x[where] for name, x in self.state.items()})
+                self._cuts.append((is_large, part))
                 if not is_large:
-                    pieces = zip(torch.split(grad, sizes), together, strict=True)
+                    pieces = zip(torch.split(part.grad, sizes), together, strict=True)
                     self._small += [piece.view(leaf.shape) for piece, leaf in pieces]
 
     def norm(self) -> Tensor:
@@ -271,8 +273,10 @@ class Optimiser:
         rate. ``norm`` and ``ok`` are () or (R,)."""
         if self.max_grad_norm is not None:
             scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0).unsqueeze(-1)
-            for _, grad, _ in self.parts:
-                grad.mul_(scale)
+            if self.parts is self._whole:
+                self.grad.mul_(scale)
+            else:  # what autograd gave may be another leaf's gradient, too
+                self.parts = [x._replace(grad=x.grad * scale) for x in self.parts]
         self.count.add_(ok)
         self.apply(self.learning_rate * factor, ok)
         self.parts = self._whole

@@ -18,7 +18,7 @@ SCRATCH = {
     *((Optimiser, name) for name in ("grad", "parts", "_whole", "_cuts", "_small")),
     *((Guard, name) for name in ("_poison", "_ok", "_latest")),
 }
-"""Attributes that every update overwrites before it reads them."""
+"""Attributes that every update overwrites before it reads them, and views of them and of what is registered."""
 
 
 def walk(thing: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:

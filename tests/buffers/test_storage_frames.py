@@ -309,3 +309,4 @@ def test_stacks_of_four_come_with_the_channels_of_a_pixel_side_by_side() -> None
     obs = buffer.sample(2).obs
     assert isinstance(obs, Tensor)
     assert obs.movedim(1, -1).is_contiguous() == (K == 4)  # what convolutions on a CPU are faster with
+    assert buffer.batch(torch.zeros(0, dtype=torch.int64)).reward.shape == (0,)

@@ -176,7 +176,7 @@ def test_large_leaves_that_stay_where_they_are_take_the_same_steps(
         ok = torch.tensor(i != 2)
         copied.gather(grads)
         monkeypatch.setattr("rlopt.nn.optim.LARGE", 20)
-        left.gather([grad.clone() for grad in grads])
+        left.gather(grads)
         monkeypatch.undo()
         assert [len(grad) for _, grad, _ in left.parts] == [6, 20, 20, 5, 30]
         torch.testing.assert_close(left.norm(), copied.norm())
@@ -185,6 +185,22 @@ def test_large_leaves_that_stay_where_they_are_take_the_same_steps(
         torch.testing.assert_close(left.flat, copied.flat)
         torch.testing.assert_close(left.state, copied.state)
         assert left.count == copied.count
+
+
+def test_gradients_that_autograd_shares_or_strides_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two leaves whose gradient is one tensor, and two whose gradients lie between each other."""
+    copied, left = (Optimiser(torch.zeros(80), 0.1, OptimiserConfig(), 0.5) for _ in range(2))
+    shared = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    woven = torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
+    grads = [shared, shared, woven[:, 0], woven[:, 1]]
+    copied.gather(grads)
+    monkeypatch.setattr("rlopt.nn.optim.LARGE", 20)
+    left.gather(grads)
+    before = shared.clone()
+    for optimiser in (copied, left):
+        optimiser.step(optimiser.norm(), YES)
+    torch.testing.assert_close(left.flat, copied.flat)
+    assert torch.equal(shared, before)
 
 
 @pytest.mark.parametrize("name", list(RULES))
