@@ -187,19 +187,22 @@ def test_large_leaves_that_stay_where_they_are_take_the_same_steps(
         assert left.count == copied.count
 
 
-def test_gradients_that_autograd_shares_or_strides_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_gradients_that_autograd_shares_or_strides_are_taken_as_they_are(
+    max_grad_norm: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two leaves whose gradient is one tensor, and two whose gradients lie between each other."""
-    copied, left = (Optimiser(torch.zeros(80), 0.1, OptimiserConfig(), 0.5) for _ in range(2))
+    copied, left = (Optimiser(torch.zeros(80), 0.1, OptimiserConfig(), max_grad_norm) for _ in range(2))
     shared = torch.randn(20, generator=torch.Generator().manual_seed(0))
     woven = torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
     grads = [shared, shared, woven[:, 0], woven[:, 1]]
-    copied.gather(grads)
-    monkeypatch.setattr("rlopt.nn.optim.LARGE", 20)
-    left.gather(grads)
     before = shared.clone()
-    for optimiser in (copied, left):
+    for optimiser, large in ((copied, 100), (left, 20)):
+        monkeypatch.setattr("rlopt.nn.optim.LARGE", large)
+        optimiser.gather(grads)
         optimiser.step(optimiser.norm(), YES)
     torch.testing.assert_close(left.flat, copied.flat)
+    torch.testing.assert_close(left.state, copied.state)
     assert torch.equal(shared, before)
 
 
