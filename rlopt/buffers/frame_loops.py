@@ -13,7 +13,7 @@ from rlopt.jit import jit
 compiled = partial(jit, nogil=True)
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]
-STACK, ZERO, REPEAT = 4, -2, -3
+STACK, ZERO, REPEAT = 4, -2, -3  # as in rlopt.buffers.frames, which loads this module when it is used
 
 
 @compiled
