@@ -157,7 +157,7 @@ def summarise(root: Path, out: Path, window: int) -> str:
     head = ["agent", "updates", "game", "at", "sampler", "seeds", "score", "normalised", "paired difference",
             "P(better than the baseline)"]  # fmt: skip
     rows: list[list[object]] = []
-    pooled: dict[tuple[str, str], dict[str, list[tuple[Array, Array, Array]]]] = {}
+    pooled: dict[tuple[str, str], dict[str, list[tuple[Array, Array, Array | None]]]] = {}
     for (agent, ratio, game), (step, scores) in found.items():
         base = next((name for name in scores if name in BASELINES), None)
         for name, own in scores.items():
@@ -166,12 +166,11 @@ def summarise(root: Path, out: Path, window: int) -> str:
             row = [agent, ratio, game, format_steps(step), name, len(values), f"{values.mean():.1f} ± {spread:.1f}"]
             scaled = normalise(values, *scale[game]) if game in scale else np.full(len(values), math.nan)
             row.append(f"{scaled.mean():.2f}" if game in scale else "")
-            if base is None or name == base:
+            against = None if base is None or name == base else np.array([*scores[base].values()])
+            if base is None or against is None:
                 row += ["", ""]
-                against = scaled
             else:
                 gap = np.array([own[seed] - scores[base][seed] for seed in own if seed in scores[base]])
-                against = np.array([*scores[base].values()])
                 told = f"{gap.mean():+.1f}" if len(gap) else ""
                 row.append(f"{told} ± {gap.std(ddof=1):.1f}" if len(gap) > 1 else told)
                 row.append(str(probability_of_improvement(values, against, resamples=RESAMPLES)))
@@ -184,12 +183,16 @@ def summarise(root: Path, out: Path, window: int) -> str:
     totals: list[list[object]] = []
     for (agent, ratio), arms in pooled.items():
         for name, games in arms.items():
-            complete = [scaled for scaled, _, _ in games if not np.isnan(scaled).any()]
-            middle = str(bootstrap_interval(complete, iqm, resamples=RESAMPLES)) if complete else ""
+            scaled = [own for own, _, _ in games]  # of all of these games, or of none
+            middle = (
+                ""
+                if np.isnan(np.concatenate(scaled)).any()
+                else str(bootstrap_interval(scaled, iqm, resamples=RESAMPLES))
+            )
+            pairs = [(values, against) for _, values, against in games if against is not None]
             better = ""
-            if name not in BASELINES:
-                mine, theirs = [values for _, values, _ in games], [against for _, _, against in games]
-                better = str(probability_of_improvement(mine, theirs, resamples=RESAMPLES))
+            if len(pairs) == len(games):
+                better = str(probability_of_improvement(*map(list, zip(*pairs, strict=True)), resamples=RESAMPLES))
             mean, variance, _, _, missed = uses(name, ratio)
             totals.append([agent, ratio, len(games), name, middle, better, mean, variance, missed])
     lines += [*map(_line, totals), "", _note(window, minatar)]

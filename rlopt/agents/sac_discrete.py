@@ -38,6 +38,7 @@ class DiscreteSACConfig(TemperatureConfig, ActorCriticConfig):
     )
     average_critics: bool = option(False, "the mean of the two critics in place of their minimum (SD-SAC)")
     critic_entropy: bool = option(True, "whether the critics' target counts the entropy of later steps")
+    target_every: int = option(1, "after how many updates the target follows (with tau=1: is copied)", low=1)
 
 
 def critic_loss(
@@ -132,6 +133,10 @@ class DiscreteSAC(ActorCritic):
         values: Tensor = self.critic.module(obs)
         index = (action - self.actor_module.start).expand(values.shape[:-1])
         return values.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+    def stages(self) -> tuple[str, ...]:
+        due = (self.clock.updates + 1) % self.config.target_every == 0
+        return ("critic", "actor", "target") if due else ("critic", "actor")
 
     def prepare(self, batch: Batch) -> Work:
         return Work(rows(self.by_run(batch._replace(action=batch.action - self.actor_module.start))))

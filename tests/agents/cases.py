@@ -103,7 +103,7 @@ AGENTS: dict[str, Case] = {
         CARTPOLE, SMALL, actions=CHOICE, probe=Probe({"temperature": 0.05}),
         variants=(
             {}, {"average_critics": True, "critic_entropy": False}, {"temperature": 0.2, "optimiser": ADAMW},
-            {"network": GRU},
+            {"network": GRU, "target_every": 3, "tau": 1.0},
         ),
     ),
     "td3": Case(
@@ -156,18 +156,23 @@ AGENTS: dict[str, Case] = {
     ),
     "c51": Case(
         CARTPOLE, Q, actions=CHOICE, nets=("critic",), always={**FOLLOWS, "values": "categorical"},
-        variants=({}, {"double": True, "noisy": 0.5}, {"network": GRU}),
+        variants=({}, {"double": True, "noisy": 0.5}, {"network": GRU, "dueling": True}),
         probe=Probe({
             "target_counts": "updates", "target_every": 1, "values": "categorical", "v_min": -3.0, "v_max": 3.0,
             "atoms": 21,
         }),
     ),
     "ddqn_lap": Case(
-        CARTPOLE, Q, actions=CHOICE, nets=("critic",), always={**FOLLOWS, "double": True, "optimiser": CENTRED}
+        CARTPOLE, Q, actions=CHOICE, nets=("critic",), always={**FOLLOWS, "double": True, "optimiser": CENTRED},
+        # A gradient is at most a hundredth here, and RMSprop forgets quickly how large gradients were.
+        probe=Probe({
+            "target_counts": "updates", "target_every": 1, "double": True, "td_loss": "huber", "td_threshold": 0.01,
+            "optimiser": CENTRED,
+        }, patience=2.5),
     ),
     "qr_dqn": Case(
         CARTPOLE, Q, actions=CHOICE, nets=("critic",), always={**FOLLOWS, "values": "quantile"},
-        variants=({}, {"double": True, "dueling": True}),
+        variants=({}, {"double": True, "dueling": True}, {"network": GRU}),
         probe=Probe({"target_counts": "updates", "target_every": 1, "values": "quantile", "atoms": 8}),
     ),
     "rainbow": Case(

@@ -333,6 +333,17 @@ def test_discrete_actor_loss_and_its_gradient(average: bool, q: tuple[float, flo
     assert params["k"].grad.item() == pytest.approx(3 / 16 * (0.5 * LOG3 - 1.0))
 
 
+def test_discrete_target_is_copied_now_and_then(make_agent, make_batch) -> None:
+    agent, copies = make_agent("sac_discrete", target_every=3, tau=1.0), []
+    for update in range(1, 8):
+        before = agent.target.flat.clone()
+        agent.update(make_batch(agent, update))
+        if not torch.equal(agent.target.flat, before):
+            copies.append(update)
+            assert torch.equal(agent.target.flat, agent.critic.flat)
+    assert copies == [3, 6]
+
+
 def test_discrete_target_entropy_is_a_fraction_of_log_of_the_actions(make_agent) -> None:
     assert make_agent("sac_discrete").temperature.target_entropy == pytest.approx(0.98 * math.log(3))
     assert make_agent("sac_discrete", target_entropy_ratio=0.5).temperature.target_entropy == pytest.approx(

@@ -65,6 +65,33 @@ def test_a_game_of_both_names_is_told_apart_and_what_has_only_begun_waits(
     assert ("1 a human" in text) == (kind == "ALE")
 
 
+def test_what_lacks_its_baseline_or_its_scale_says_nothing(
+    tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path]
+) -> None:
+    """Asterix has reshuffled draws alone, and nothing at one update in four steps, which its scale would be."""
+    for game, ratio, arm in (
+        ("Breakout", 4, "uniform"), ("Breakout", 4, "reshuffled"), ("Breakout", 16, "uniform"),
+        ("Breakout", 16, "reshuffled"), ("Asterix", 16, "reshuffled"),
+    ):  # fmt: skip
+        own = {"agent.name": "dqn", "agent.update_ratio": [1, ratio], "buffer.name": arm}
+        make_run(f"study/{game}_{ratio}_{arm}/seed0", {1000: [9.0]}, env=f"MinAtar/{game}-v1", **own)
+    out = tmp_path / "out"
+    assert reshuffling.main(["--root", str(tmp_path / "study"), "--out", str(out)]) == 0
+    with (out / "table.csv").open(encoding="utf-8") as file:
+        rows = {(r["updates"], r["game"], r["sampler"]): r for r in csv.DictReader(file)}
+    alone = rows["1 in 16", "Asterix", "RR-C"]
+    assert alone["P(better than the baseline)"] == alone["normalised"] == alone["paired difference"] == ""
+    with (out / "games.csv").open(encoding="utf-8") as file:
+        totals = {(r["updates"], r["sampler"]): r for r in csv.DictReader(file)}
+    assert (
+        totals["1 in 4", "RR-C"]["IQM of normalised scores"] and totals["1 in 4", "RR-C"]["P(better than the baseline)"]
+    )
+    assert totals["1 in 16", "RR-C"]["games"] == "2"
+    assert totals["1 in 16", "RR-C"]["IQM of normalised scores"] == ""
+    assert totals["1 in 16", "RR-C"]["P(better than the baseline)"] == ""
+    assert totals["1 in 16", "uniform"]["IQM of normalised scores"] != ""
+
+
 def test_atari_and_minatar_are_not_mixed(
     tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
