@@ -146,7 +146,7 @@ def resolve_backend(
     A saved environment continues only with the backend that saved it, so a run writes down this name, not ``auto``.
 
     Raises:
-        RloptError: an unknown backend; with ``auto`` an unknown id, or a game with arguments that no protocol has.
+        RloptError: an unknown backend; with ``auto`` an unknown id, or a game with what no protocol has.
     """
     if backend == "auto":
         from rlopt.envs.native import refusal
@@ -157,10 +157,8 @@ def resolve_backend(
         why = atari.refusal(spec, kwargs or {}, bool(wrappers), bool(facts))
         if why is None:
             return "atari"
-        if atari.is_atari(spec) and not wrappers and not facts and not {"obs_type", "render_mode"} & set(kwargs or ()):
-            raise RloptError(
-                f"{why}; env.backend=sync plays the game as Gymnasium does, in raw frames without a protocol"
-            )
+        if atari.is_atari(spec) and not wrappers and not {"obs_type", "render_mode"} & set(kwargs or ()):
+            raise RloptError(f"{why}; {atari.RAW}")
         if spec.entry_point == VMAS:
             return "vmas"
         if twin(spec.id) is not None and not wrappers and not facts and (kwargs or {}).get("render_mode") is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from rlopt.agents.base import Agent
 from rlopt.config import changed, default_of
 from rlopt.envs import Normalizer, VectorEnv
-from rlopt.envs.atari import Protocol, protocol_of
+from rlopt.envs.atari import RAW, Protocol, protocol_of, refusal
 from rlopt.envs.factory import find_spec
 from rlopt.envs.make import find_backend, resolve_backend
 from rlopt.loops.configuration import TrainConfig, schedule_end
@@ -95,13 +95,19 @@ class Loop(ABC):
     @classmethod
     def resolve(cls, config: TrainConfig) -> TrainConfig:
         """Return ``config`` with what it leaves open decided: the environment's backend and protocol, what is made of
-        rewards, the length of a schedule."""
-        e = config.env
-        found = {
-            resolve_backend(each.id, e.backend, kwargs=each.kwargs, wrappers=each.wrappers, facts=each.facts)
-            for each in (e, e.for_evaluation())
-        }
-        config = replace(config, env=replace(e, backend=found.pop() if len(found) == 1 else "sync"))
+        rewards, the length of a schedule.
+
+        Raises:
+            RloptError: evaluations alone ask for what no protocol of the training's game has.
+        """
+        e, other = config.env, config.env.for_evaluation()
+        backend = resolve_backend(e.id, e.backend, kwargs=e.kwargs, wrappers=e.wrappers, facts=e.facts)
+        if e.backend == "auto" and find_backend(backend).protocols:
+            why = refusal(find_spec(e.id), other.kwargs, bool(other.wrappers), bool(other.facts))
+            if why is not None:
+                raise RloptError(f"env.evaluation: {why}; {RAW}")
+        asked = resolve_backend(other.id, e.backend, kwargs=other.kwargs, wrappers=other.wrappers, facts=other.facts)
+        config = replace(config, env=replace(e, backend=backend if asked == backend else "sync"))
         protocol = None
         if find_backend(config.env.backend).protocols:
             protocol = protocol_of(find_spec(e.id), e.protocol)

@@ -21,7 +21,8 @@ from rlopt.envs.atari.scores import ATARI_10, RANDOM_HUMAN, game_of, human_norma
 from rlopt.envs.make import resolve_backend
 from rlopt.loops.configuration import build_config
 from rlopt.loops.episodes import EpisodeCounter
-from rlopt.training.setup import resolve_config
+from rlopt.training import train_config
+from rlopt.training.setup import make_loop, resolve_config
 from rlopt.types import RloptError
 
 pytest.importorskip("ale_py.vector_env")
@@ -105,6 +106,7 @@ def test_the_word_decides_what_is_made_of_rewards(
         ({"protocol": "classic", "kwargs": {"difficulty": 1}}, "env.kwargs.difficulty is none of the backend atari"),
         ({"kwargs": {"difficulty": 1}}, "env.backend=sync plays the game as Gymnasium does, in raw frames"),
         ({"kwargs": {"stack_nums": 3}}, "did you mean stack_num?"),
+        ({"facts": ["lives"]}, "env.facts are read from info, which backend=atari leaves out; env.backend=sync plays"),
         ({"backend": "atari", "id": "CartPole-v1"}, "is no Atari game"),
         ({"backend": "atari", "facts": ["lives"]}, "env.facts are read from info"),
         (
@@ -130,6 +132,28 @@ def test_hostile_words_of_a_configuration() -> None:
             build_config({"env": {"id": "ALE/Pong-v5", "protocol": word}})
     with pytest.raises(RloptError, match=r"env\.protocol: expected"):
         build_config({"env": {"id": "ALE/Pong-v5", "protocol": ["classic"]}})
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ({"facts": ["lives"]}, "env.evaluation: env.facts are read from info"),
+        ({"wrappers": ["AtariPreprocessing"]}, "env.evaluation: a protocol brings its own preprocessing"),
+        ({"kwargs": {"obs_type": "ram"}}, "env.evaluation: env.kwargs.obs_type is none of the backend atari"),
+    ],
+)
+def test_evaluations_do_not_take_the_protocol_from_training(evaluation: dict[str, Any], words: str) -> None:
+    def resolved(**env: Any) -> Any:
+        env = {"id": "ALE/Pong-v5", "evaluation": evaluation, **env}
+        return resolve_config(build_config({"agent": {"name": "dqn"}, "env": env})).env
+
+    with pytest.raises(RloptError) as caught:
+        resolved()
+    assert words in str(caught.value) and "; env.backend=sync plays" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert resolved(backend="sync").backend == "sync"
+    assert resolved(wrappers=["AtariPreprocessing"]).backend == "sync"
+    assert resolved(id="CartPole-v1", evaluation={"facts": ["x"]}, backend="auto").backend == "sync"
 
 
 # The traps
@@ -255,6 +279,23 @@ def test_an_action_that_a_game_does_not_have_is_refused_and_not_waited_for() -> 
     env.close()
 
 
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({}, 27_000),
+        ({"max_num_frames_per_episode": 400, "max_episode_steps": 5000}, 100),
+        ({"max_num_frames_per_episode": 400, "max_episode_steps": 30}, 30),
+        ({"max_num_frames_per_episode": 400, "frameskip": 2}, 200),
+        ({"max_episode_steps": 40_000}, 40_000),
+        ({"max_num_frames_per_episode": 3}, 1),
+    ],
+)
+def test_the_smaller_of_the_given_limits_holds(given: dict[str, int], steps: int) -> None:
+    env = _env("Pong", kwargs=given)
+    assert env.spec.episode_limit == env._limit == steps
+    env.close()
+
+
 def test_without_autoreset_a_game_that_is_over_waits() -> None:
     env = _env(n=2, protocol="classic", autoreset=False, kwargs={"max_episode_steps": 50, "noop_max": 0})
     env.reset(seeds=[1, 2])
@@ -273,6 +314,45 @@ def test_without_autoreset_a_game_that_is_over_waits() -> None:
     valid = [env.step(next(acts)).valid.tolist() for _ in range(3)]
     assert valid == [[False, False], [False, False], [True, False]]
     env.close()
+
+
+def test_ppo_neither_learns_from_hidden_rows_nor_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop: Any = make_loop(
+        train_config({
+            "agent": "ppo", "env": "ALE/Breakout-v5", "env.protocol": "classic", "num_envs": 2, "total_steps": 201,
+            "device": "cpu", "threads": 1, "agent.rollout_steps": 32, "agent.batch_size": 32, "agent.epochs": 1,
+            "agent.network.encoder": "flatten", "agent.network.hidden": [8],
+        })
+    )  # fmt: skip
+    env, made, learnt = loop.env, list[Any](), list[Any]()
+    step, samples = env.step, loop.agent.samples
+
+    def stepped(action: Tensor) -> Any:
+        obs, found = loop.obs, step(action)
+        told = torch.tensor([played[-1] % 128 for played in env._played])
+        made.append((obs, action, told, found.reward, found.terminated & ~found.ended, found.valid))
+        return found
+
+    def sampled(*args: Any) -> Any:
+        learnt.append(samples(*args))
+        return learnt[-1]
+
+    monkeypatch.setattr(env, "step", stepped)
+    monkeypatch.setattr(loop.agent, "samples", sampled)
+    episodes: list[Any] = []
+    while loop.step < loop.total_steps:
+        episodes += loop.advance().episodes
+    obs, action, told, reward, lost, valid = (torch.cat(rows) for rows in zip(*made, strict=True))
+    assert (~valid & (told == 1)).sum() >= 4 and not torch.equal(told[~valid], action[~valid])  # FIRE was pressed
+    assert lost[valid].sum() >= 2 and not lost[~valid].any()
+    assert loop.step == loop.agent.clock.env_steps == sum(len(rows.value) for rows in learnt) == 201
+    assert sum(e.length for e in episodes) + int(loop.counter.lengths.sum()) == 201
+    obs, action, told, reward, lost = (x[valid][:201] for x in (obs, action, told, reward, lost))
+    assert torch.equal(torch.cat([rows.obs for rows in learnt]), obs)
+    assert torch.equal(torch.cat([rows.sample for rows in learnt]), action) and torch.equal(action, told)
+    target = torch.cat([rows.target for rows in learnt])
+    torch.testing.assert_close(target[lost], reward[lost].sign(), rtol=0.0, atol=1e-5)  # there the bootstrap is cut
+    loop.close()
 
 
 # Continuation

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlopt.envs.atari.protocols import PROTOCOLS, Protocol, is_atari, protocol_of, refusal
+from rlopt.envs.atari.protocols import PROTOCOLS, RAW, Protocol, is_atari, protocol_of, refusal
 from rlopt.types import RloptError
 
 if TYPE_CHECKING:
     from rlopt.envs.atari.env import AtariGames
     from rlopt.envs.factory import EnvRequest
 
-__all__ = ["PROTOCOLS", "Protocol", "build", "is_atari", "protocol_of", "refusal"]
+__all__ = ["PROTOCOLS", "RAW", "Protocol", "build", "is_atari", "protocol_of", "refusal"]
 
 
 def build(request: EnvRequest) -> AtariGames:

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 NOOP, FIRE, AFTER_FIRE, RESET = 0, 1, 2, 128
 FACT = "human_normalised"
+MOST_FRAMES = 108_000
+"""Of a game where no limit is given; of two that are given the smaller one holds."""
 
 
 class AtariGames(BaseVectorEnv):
@@ -79,7 +81,7 @@ class AtariGames(BaseVectorEnv):
         full_action_space: bool = False,
         repeat_action_probability: float | None = None,
         noop_max: int | None = None,
-        max_num_frames_per_episode: int = 108_000,
+        max_num_frames_per_episode: int | None = None,
         max_episode_steps: int | None = None,
         frameskip: int = 4,
         stack_num: int = 4,
@@ -94,14 +96,15 @@ class AtariGames(BaseVectorEnv):
             full_action_space=full_action_space,
             repeat_action_probability=sticky,
             noop_max=noops,
-            max_num_frames_per_episode=max_num_frames_per_episode,
+            max_num_frames_per_episode=1 if max_num_frames_per_episode is None else max_num_frames_per_episode,
             max_episode_steps=1 if max_episode_steps is None else max_episode_steps,
             frameskip=frameskip,
             stack_num=stack_num,
             img_height=img_height,
             img_width=img_width,
         )
-        frames = max_num_frames_per_episode if max_episode_steps is None else max_episode_steps * frameskip
+        frames = None if max_num_frames_per_episode is None else max_num_frames_per_episode // frameskip
+        limits = [steps for steps in (frames, max_episode_steps) if steps is not None]
         self.game, self.protocol, self._evaluation = game, protocol, evaluation
         # The emulator's options for lives, FIRE, clipping, stacks and limits are other ones than the protocols': its
         # ``episodic_life`` begins a whole new game, ``life_loss_info`` never presses FIRE, ``reward_clipping`` hides
@@ -129,7 +132,7 @@ class AtariGames(BaseVectorEnv):
         self._follower: Follower | None = None
         opening = protocol.lives and len(names) > AFTER_FIRE and names[FIRE] == "FIRE"
         self._opening = [FIRE, AFTER_FIRE] if opening else []
-        self._count, self._limit = len(names), max(1, frames // frameskip)
+        self._count, self._limit = len(names), max(1, min(limits, default=MOST_FRAMES // frameskip))
         self._actions = ActionCodec(spaces.Discrete(self._count))
         self.spec = EnvSpec(
             self._env_id or game,

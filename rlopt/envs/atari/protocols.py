@@ -55,6 +55,8 @@ OPTIONS = {
     "img_width": int,
 }
 """Entries of ``env.kwargs`` that change a protocol's single numbers, and their types."""
+RAW = "env.backend=sync plays the game as Gymnasium does, in raw frames without a protocol"
+"""What there is for whom ``refusal`` refuses."""
 _DECIDED = ("episodic_life", "life_loss_info", "reward_clipping", "use_fire_reset")
 
 
