@@ -81,8 +81,8 @@ def _alike(ours: Any, theirs: Any) -> bool:
     return int((off > 0).sum()) <= 25 and int(off.max()) <= 2
 
 
-GAMES = [("Breakout", 260, 27_000), ("SpaceInvaders", 260, 27_000), ("Seaquest", 220, 27_000), ("Pong", 150, 60),
-         ("Asterix", 160, 27_000)]  # fmt: skip
+GAMES = [("Breakout", 260, 27_000), ("SpaceInvaders", 260, 27_000), ("Seaquest", 220, 27_000), ("Qbert", 260, 27_000),
+         ("Pong", 150, 60), ("Asterix", 160, 27_000)]  # fmt: skip
 """Games with lives and FIRE, with FIRE alone, and with lives alone; steps, and steps after which a game is cut off."""
 
 
