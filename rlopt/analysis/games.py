@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -15,10 +16,11 @@ from rlopt.analysis.statistics import Array, bootstrap_interval, iqm
 from rlopt.envs.atari.scores import ATARI_10, RANDOM_HUMAN, game_of
 from rlopt.errors import RloptError
 
-AnyCurve = TypeVar("AnyCurve", bound=Curve)
+AnyCurve = TypeVar("AnyCurve", bound="Curve | PooledCurve")
 
-FRAMES = 4
-"""Emulator frames of a step."""
+_FRAMES = 4
+"""Emulator frames of a step, unless the protocol's text tells another number."""
+_CHANGED = re.compile(r"\bframeskip=(\d+)")
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,16 @@ def pooled_rows(pooled: Iterable[PooledCurve], steps: Sequence[int] | None = Non
 
 
 def in_frames(curve: AnyCurve) -> AnyCurve:
-    """Return a curve of a game over emulator frames instead of steps.
+    """Return a curve of a game, or of several, over emulator frames instead of steps.
 
     Raises:
-        RloptError: it is of no Atari game.
+        RloptError: it is of no Atari game, or of one without a protocol, which alone says how many frames a step has.
     """
-    # Not every game has a human score, nor does an id without version say its game.
-    if curve.protocol is None and game_of(curve.env_id) is None:
-        raise RloptError(f"--frames counts an emulator's, which {curve.env_id} does not have; leave it out")
-    return replace(curve, steps=curve.steps * FRAMES)
+    if curve.protocol is None:
+        name = curve.env_id if isinstance(curve, Curve) else curve.label
+        raise RloptError(
+            f"--frames counts an emulator's: {name} has none, or was played without env.protocol, which says how many "
+            "a step has; leave it out"
+        )
+    changed = _CHANGED.search(curve.protocol)
+    return replace(curve, steps=curve.steps * (int(changed[1]) if changed else _FRAMES))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rlopt.analysis.curves import Curve
 from rlopt.analysis.figures import COLOURS, save_figure
-from rlopt.analysis.games import FRAMES, PooledCurve, in_frames, pool_games, pooled_rows
+from rlopt.analysis.games import PooledCurve, in_frames, pool_games, pooled_rows
 from rlopt.analysis.reference import PublishedCurve, beside, reference
 from rlopt.analysis.robust_plots import certified, draw_bounds
 from rlopt.analysis.run_results import Run, curves, load_run
@@ -131,7 +131,7 @@ def panels_figure(
     count = len(panels) + len(labels_of_pools)
     columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
-    unit, scale = ("emulator frames", FRAMES) if frames else ("environment steps", 1)
+    unit = "emulator frames" if frames else "environment steps"
     size = (6.4, 4.4) if count == 1 else (3.3 * columns + 0.3, 2.7 * rows + 0.9)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     everything = [curve for own in panels.values() for curve in own]
@@ -155,10 +155,10 @@ def panels_figure(
         drawn.append(axes)
     for i, label in enumerate(labels_of_pools, len(panels)):
         axes = figure.add_subplot(rows, columns, i + 1)
-        mine = [pool for pool in pooled if pool.label == label]
+        mine = [in_frames(pool) if frames else pool for pool in pooled if pool.label == label]
         for pool in mine:
-            _line(axes, pool.steps * scale, pool.band(), colours[pool.name], labels[pool.name], styles[pool.name])
-        _dress(axes, label, max(int(pool.steps[-1]) for pool in mine) * scale)
+            _line(axes, pool.steps, pool.band(), colours[pool.name], labels[pool.name], styles[pool.name])
+        _dress(axes, label, max(int(pool.steps[-1]) for pool in mine))
         axes.set_xlabel(unit)
         drawn.append(axes)
     if title:

@@ -272,7 +272,7 @@ def plot_parser() -> Parser:
     parser.add_argument(
         "--at", type=_steps, action="append", metavar="STEP", help="a step to tabulate; may be repeated"
     )
-    parser.add_argument("--frames", action="store_true", help="the axis is an Atari game's frames, four a step")
+    parser.add_argument("--frames", action="store_true", help="the axis is an Atari game's frames, not steps")
     return parser
 
 

@@ -163,8 +163,34 @@ def test_games_are_pooled_on_the_human_scale(tmp_path: Path, make_run: MakeRun, 
     assert (pooled["env"], pooled["step"], pooled["seeds"], pooled["iqm"]) == (titles[2], 2000, 4, 1.0)
     assert pooled["mean"] == pytest.approx(1.25) and pooled["low"] <= 1.0 <= pooled["high"]
     other = make_run("other", {1000: [5.0]})
-    with pytest.raises(RloptError, match="--frames counts an emulator's, which HalfCheetah-v4 does not have"):
+    with pytest.raises(RloptError, match="--frames counts an emulator's: HalfCheetah-v4 has none, or was"):
         draw_runs([other], tmp_path / "out.png", frames=True)
+
+
+def test_frames_are_those_of_the_frame_skip_that_was_played_with(
+    tmp_path: Path, make_run: MakeRun, drawn: list[Figure]
+) -> None:
+    for name in ("Breakout", "Pong"):
+        for skip in (1, 8):
+            folder = make_run(f"{name}{skip}", {1000: [1.7], 2000: [3.0]}, env=f"ALE/{name}-v5")
+            path = folder / "config.yaml"
+            text = path.read_text().replace("  kwargs: {}", f"  kwargs: {{frameskip: {skip}}}\n  protocol: dopamine")
+            path.write_text(text)
+    draw_runs(sorted(path.parent for path in tmp_path.glob("*/config.yaml")), tmp_path / "out.png", frames=True)
+    ends: dict[str, set[int]] = {}
+    for axes in drawn[0].axes:
+        for line in axes.lines:
+            ends.setdefault(str(line.get_label()), set()).add(int(max(line.get_xdata())))  # type: ignore[type-var]
+    assert {label: found for label, found in ends.items() if "frameskip" in label} == {
+        "sac, env.kwargs.frameskip=1 (1 seed)": {2000},
+        "sac, env.kwargs.frameskip=8 (1 seed)": {16_000},
+    }
+
+
+def test_frames_of_a_game_without_a_protocol_are_not_known(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run("raw", {1000: [5.0]}, env="ALE/Breakout-v5")
+    with pytest.raises(RloptError, match=r"--frames .* was played without env\.protocol, which says how many"):
+        draw_runs([folder], tmp_path / "out.png", frames=True)
 
 
 def test_frames_of_dopamines_curves_and_of_a_game_without_human_score(
