@@ -109,10 +109,17 @@ class ReplayLoop(SteppingLoop):
                 f"buffer={config.buffer.name} belongs with a loss of residuals, and agent={options.name} has another; "
                 "use buffer=prioritized"
             )
+        floor = getattr(config.buffer, "floor", 1.0)
         if options.td_loss == "auto" and own is not None:
             decided["td_loss"] = sampler or own
             if sampler == "huber":
-                decided["td_threshold"] = getattr(config.buffer, "floor", 1.0)
+                decided["td_threshold"] = floor
+        elif sampler == options.td_loss == "huber" and floor != options.td_threshold:
+            log.warning(
+                "buffer.floor=%g with agent.td_threshold=%g: for buffer=%s they are one number; give buffer.floor=%g "
+                "agent.td_threshold=%g, unless they are to differ",
+                floor, options.td_threshold, config.buffer.name, floor, floor,
+            )  # fmt: skip
         return decided
 
     def advance(self) -> Progress:

@@ -181,6 +181,27 @@ def test_names_are_presets() -> None:
     assert config("dqn", **{"buffer": "lap", "buffer.floor": 0.1}).agent.td_threshold == 0.1
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"buffer.floor": 0.1}, True),
+        ({"agent.td_threshold": 0.1}, True),
+        ({"buffer.floor": 0.1, "agent.td_threshold": 0.1}, False),
+        ({"buffer.floor": 0.1, "agent.td_loss": "auto", "agent.td_threshold": 1.0}, False),
+        ({}, False),
+    ],
+)
+def test_laps_floor_and_threshold_are_told_where_they_part(
+    options: dict[str, Any], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = train_config({"agent": "ddqn_lap", "env": "CartPole-v1", "device": "cpu", **options})
+    found: Any = resolve_config(config)
+    floor = found.buffer.floor
+    words = f"they are one number; give buffer.floor={floor:g} agent.td_threshold={floor:g}"
+    assert (words in caplog.text) == told
+    assert (floor == found.agent.td_threshold) != told
+
+
 TESTED = list(itertools.product(("scalar", "categorical", "quantile"), (False, True), (False, True), (None, 0.5)))
 """Form of values, double, dueling, noisy: every one of them together."""
 
