@@ -24,7 +24,7 @@ from gymnasium.envs.registration import load_env_creator
 from rlopt.config import call_options, nearest
 from rlopt.env_names import ELSEWHERE, EXTRAS, installs, unknown
 from rlopt.envs.minigrid import Symbols, has_mission
-from rlopt.envs.teams.names import pettingzoo_spec, team_spec
+from rlopt.envs.teams.names import VMAS, pettingzoo_spec, team_spec
 from rlopt.envs.torch_env import class_spec, own_class
 from rlopt.registry import register_games
 from rlopt.types import RloptError
@@ -241,13 +241,15 @@ class EnvFactory:
         Raises:
             RloptError: a missing package, a wrong keyword, or an environment that fails while it is built.
         """
+        name = f"env={self.spec.id}"
+        if self.spec.entry_point == VMAS:
+            raise RloptError(f"{name} takes no wrappers, facts or pictures (only env.backend=vmas runs it)")
         _refuse_words(self.spec, self.kwargs)
         if self.kwargs.get("render_mode") is not None:
             _refuse_render_mode(self.spec, self.kwargs["render_mode"])
             prepare_graphics(str(self.kwargs["render_mode"]))
         bare = deepcopy(self.spec)
         bare.order_enforce, bare.disable_env_checker = False, True
-        name = f"env={self.spec.id}"
         try:
             env = gymnasium.make(bare, **self.kwargs)
         except gymnasium.error.DependencyNotInstalled as e:

@@ -17,7 +17,7 @@ from rlopt.envs import atari
 from rlopt.envs.adapter import VectorAdapter
 from rlopt.envs.factory import EnvFactory, EnvRequest, Wrapper, find_spec, with_facts
 from rlopt.envs.sync import SyncVectorEnv
-from rlopt.envs.teams.names import VMAS, twin
+from rlopt.envs.teams.names import VMAS, one_name, twin
 from rlopt.envs.torch_env import own_class
 from rlopt.envs.vector import VectorEnv
 from rlopt.envs.workers import AsyncVectorEnv
@@ -222,10 +222,11 @@ def make_env(
     if not 1 <= num_envs <= MOST_ENVS:
         limit = "at least 1" if num_envs < 1 else f"at most {MOST_ENVS:,}"
         raise RloptError(f"num_envs={num_envs} must be {limit}")
+    id, kwargs = one_name(id, kwargs or {})
     chosen = resolve_backend(id, backend, kwargs=kwargs, wrappers=wrappers, facts=facts)
     if num_envs >= MANY and not find_backend(chosen).batched:
         log.info("%s: building %s environments, one by one", id, f"{num_envs:,}")
-    factory = EnvFactory(find_spec(id), dict(kwargs or {}), tuple(wrappers), tuple(facts))
+    factory = EnvFactory(find_spec(id), kwargs, tuple(wrappers), tuple(facts))
     home, found = resolve_device(device), find_backend(chosen)
     if protocol is not None and not found.protocols:
         why = atari.refusal(factory.spec, factory.kwargs, bool(wrappers), bool(facts))

@@ -15,6 +15,8 @@ from rlopt.envs.factory import EnvFactory, find_spec
 from rlopt.envs.native import make_native
 from rlopt.envs.teams.mamujoco import NativeTeamEnv
 from rlopt.joint import join_actions
+from rlopt.loops.configuration import EnvConfig
+from rlopt.training.video import _frame, drawn_environment
 from rlopt.types import RloptError
 
 pytest.importorskip("mujoco.batch")
@@ -146,6 +148,19 @@ def test_what_agents_see_is_stored_once_where_it_is_a_gather_of_the_state() -> N
     padded = torch.cat((obs["state"], torch.zeros(3, 1)), 1)
     assert torch.equal(padded[:, index], obs["obs"])
     assert "obs" not in make_env("mamujoco/Walker2d-2x3").spec.derived, "its agents see velocities that are not clipped"
+
+
+def test_a_team_can_be_drawn() -> None:
+    env: Any = drawn_environment(EnvConfig(id="mamujoco/HalfCheetah-2x3"), 0, torch.device("cpu"))
+    env.reset()
+    try:
+        frame = _frame(env)
+    except RloptError as e:
+        pytest.skip(str(e))
+    assert frame.dtype == np.uint8 and frame.ndim == 3 and frame.std() > 0
+    env.step(torch.ones(1, *env.spec.action_space.shape))
+    assert not np.array_equal(_frame(env), frame)
+    env.close()
 
 
 def test_the_full_view_is_harls() -> None:

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from rlopt.envs import make_env
-from rlopt.envs.teams.pettingzoo import PettingZooEnv
+from rlopt.envs.teams.pettingzoo import PettingZooEnv, _tell_of_truncation
 from rlopt.types import RloptError
 
 NO, YES = False, True
@@ -20,13 +20,16 @@ NO, YES = False, True
 
 class Climb:
     """A ``lead`` that sees two numbers and has three actions, and a ``second`` with four and two: both see the height,
-    times 1, 2 …, and are paid it and their action. ``second`` falls at height 2; at 4 it is over, by ``end``."""
+    times 1, 2 …, and are paid it and their action. ``second`` falls at height 2, or its time is up there (``alone``),
+    and it may come back at 3 (``joins``); at 4 it is over, by ``end``."""
 
     metadata: dict[str, Any] = {"name": "climb"}
 
-    def __init__(self, end: str = "truncate", masks: bool = False, kind: str = "discrete") -> None:
+    def __init__(
+        self, end: str = "truncate", masks: bool = False, kind: str = "discrete", alone: bool = NO, joins: bool = NO
+    ) -> None:
         self.possible_agents, self.agents = ["lead", "second"], list[str]()
-        self.end, self.masks, self.kind = end, masks, kind
+        self.end, self.masks, self.kind, self.alone, self.joins = end, masks, kind, alone, joins
         self.sizes = {"lead": 2, "second": 4}
         self.state_space = spaces.Box(0.0, 9.0, (1, 2), np.float64)
 
@@ -66,14 +69,15 @@ class Climb:
         assert self.kind == "box" or all(type(action) is int for action in actions.values())
         self.height += 1
         over = self.height == 4
-        falls = {
-            name: (name == "second" and self.height == 2) or (over and self.end == "terminate") for name in self.agents
-        }
-        late = {name: over and self.end == "truncate" for name in self.agents}
+        out = {name: name == "second" and self.height == 2 for name in self.agents}
+        falls = {name: (out[name] and not self.alone) or (over and self.end == "terminate") for name in self.agents}
+        late = {name: (out[name] and self.alone) or (over and self.end == "truncate") for name in self.agents}
         paid = {name: self.height + float(np.sum(action)) for name, action in actions.items()}
         infos = {name: {"height": self.height} for name in self.agents}
         seen = self._seen()
         self.agents = [name for name in self.agents if not (falls[name] or late[name])]
+        if self.joins and self.height == 3:
+            self.agents.append("second")
         return seen, paid, falls, late, infos
 
     def render(self) -> Any:
@@ -126,6 +130,29 @@ def test_agents_that_differ_are_padded_and_one_dies(end: str) -> None:
     assert step.next_obs["obs"][0, 0].tolist() == [4, 8, 0, 0]
     assert step.info["height/lead"].tolist() == [4, 4]
     assert step.obs["alive"].all()
+
+
+def test_one_whose_time_is_up_alone_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    _tell_of_truncation.cache_clear()
+    for _ in range(2):
+        env = make_env("pettingzoo:climbing", 2, kwargs={"alone": True})
+        env.reset()
+        for _ in range(2):
+            step = env.step(torch.zeros(2, 2, dtype=torch.int64))
+        assert isinstance(step.next_obs, dict)
+        assert step.next_obs["alive"].tolist() == [[YES, NO]] * 2, "a row has one time limit"
+        assert not (step.truncated.any() or step.ended.any())
+    assert caplog.text.count("climbing: an agent is truncated while others go on; its bootstrap is cut") == 1
+
+
+def test_one_that_joins_after_the_reset_is_refused() -> None:
+    env = make_env("pettingzoo:climbing", 1, kwargs={"joins": True})
+    env.reset()
+    action = torch.zeros(1, 2, dtype=torch.int64)
+    for _ in range(2):
+        env.step(action)
+    with pytest.raises(RloptError, match=r"^climbing: second joined after the reset; agents may only leave"):
+        env.step(action)
 
 
 def test_actions_in_boxes_and_a_common_reward() -> None:

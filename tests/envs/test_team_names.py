@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium
 import pytest
 
+from rlopt.envs import make_env
 from rlopt.envs.factory import find_spec
 from rlopt.envs.teams.names import team_spec
 from rlopt.envs.teams.partitions import SCENARIOS, SEGMENTED, partitions
@@ -35,6 +36,17 @@ def test_the_two_views_of_mamujoco_are_two_ids_however_they_are_asked_for() -> N
     assert EnvConfig(id=name, kwargs={"view": "obsk"}) == EnvConfig(id=name)
     with pytest.raises(RloptError, match=f"env.view=obsk: {name}-full is the view of HARL; write env={name}$"):
         EnvConfig(id=f"{name}-full", kwargs={"view": "obsk"})
+
+
+def test_make_env_gives_the_two_views_two_ids_too() -> None:
+    name = "mamujoco/HalfCheetah-2x3"
+    for backend in ("auto", "sync"):
+        env = make_env(name, backend=backend, kwargs={"view": "full", "agent_obsk": 0})
+        assert env.spec.id == f"{name}-full"
+        assert env.spec.of_agent(0).observation_space.shape == (17 + 2,)
+        env.close()
+    with pytest.raises(RloptError, match=r"env\.view=obsk: .* is the view of HARL"):
+        make_env(f"{name}-full", kwargs={"view": "obsk"})
 
 
 def test_names_that_are_not_listed_are_found_by_their_pattern() -> None:

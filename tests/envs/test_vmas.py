@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from rlopt.envs import make_env
+from rlopt.loops.configuration import EnvConfig
+from rlopt.training.video import drawn_environment
 from rlopt.types import RloptError
 
 
@@ -15,6 +17,16 @@ from rlopt.types import RloptError
 def test_without_vmas_a_line_says_what_is_missing() -> None:
     with pytest.raises(RloptError, match=r'env=vmas/balance needs the package vmas.*pip install .*\[vmas\]"'):
         make_env("vmas/balance", 2)
+
+
+@pytest.mark.parametrize("how", ["film", "sync"])
+def test_what_needs_a_single_environment_is_refused_in_its_words(how: str) -> None:
+    with pytest.raises(RloptError, match=r"^env=vmas/balance takes no wrappers, facts or pictures") as caught:
+        if how == "film":
+            drawn_environment(EnvConfig(id="vmas/balance"), 0, torch.device("cpu"))
+        else:
+            make_env("vmas/balance", backend="sync")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("actions", ["", "-discrete"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import gymnasium
@@ -14,6 +16,8 @@ from rlopt.envs.arrays import Array
 from rlopt.joint import join_index, join_rows, join_spaces
 from rlopt.types import RloptError, Space, binary, shape_of
 
+log = logging.getLogger(__name__)
+
 
 class PettingZooEnv(gymnasium.Env[Any, Any]):
     """A parallel environment of PettingZoo, by the module that has its ``parallel_env``.
@@ -21,8 +25,10 @@ class PettingZooEnv(gymnasium.Env[Any, Any]):
     Agents keep their names; ``possible_agents`` are the team, padded with zeros where they differ. Observations that
     are a Dict of ``observation`` and ``action_mask``, PettingZoo's way of saying what can be done, become the leaves
     ``obs`` and ``action_mask``. An agent that has terminated is dead: it sees zeros, is paid nothing and its actions
-    go nowhere. The episode ends when no agent is left, by truncation if any of the last ones was truncated. Facts are
-    ``NAME/AGENT``, from each agent's last info.
+    go nowhere. The episode ends when no agent is left, by truncation if any of the last ones was truncated. An agent
+    that is truncated while others go on counts as terminated, for a row has one time limit: its bootstrap is cut, of
+    which a warning tells once. Agents leave an episode, but do not join it. Facts are ``NAME/AGENT``, from each agent's
+    last info.
 
     Args:
         module: ``mpe2.simple_spread_v3`` …
@@ -33,7 +39,8 @@ class PettingZooEnv(gymnasium.Env[Any, Any]):
         kwargs: of the environment.
 
     Raises:
-        RloptError: there is no such module, it has no ``parallel_env``, or its agents have no common kind of space.
+        RloptError: there is no such module, it has no ``parallel_env``, its agents have no common kind of space, or one
+            joins after the reset.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
@@ -48,7 +55,7 @@ class PettingZooEnv(gymnasium.Env[Any, Any]):
         team: str = "",
         **kwargs: Any,
     ) -> None:
-        self.inner = _build(module, kwargs)
+        self.inner, self._module = _build(module, kwargs), module
         self.render_mode = kwargs.get("render_mode")
         inner: Any = self.inner
         every = list(map(str, inner.possible_agents))
@@ -84,6 +91,10 @@ class PettingZooEnv(gymnasium.Env[Any, Any]):
         self._seen, rewards, terminated, truncated, infos = self.inner.step({**others, **given} if others else given)
         over = not self.inner.agents
         late = [i for i in acting if truncated.get(self.agents[i]) and not terminated.get(self.agents[i])]
+        if joined := [name for name in self.agents if name in self.inner.agents and name not in given]:
+            raise RloptError(f"{self._module}: {joined[0]} joined after the reset; agents may only leave an episode")
+        if not over and any(self.agents[i] not in self.inner.agents for i in late):
+            _tell_of_truncation(self._module)
         for i in acting:
             name = self.agents[i]
             out = bool(terminated.get(name)) if over else name not in self.inner.agents
@@ -124,6 +135,11 @@ class PettingZooEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         self.inner.close()
+
+
+@cache
+def _tell_of_truncation(module: str) -> None:
+    log.warning("%s: an agent is truncated while others go on; its bootstrap is cut as if it had terminated", module)
 
 
 def _build(module: str, kwargs: Mapping[str, Any]) -> Any:
