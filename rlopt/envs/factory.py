@@ -267,6 +267,8 @@ class EnvFactory:
             raise RloptError(f"{name} does not fit in memory with env.kwargs={dict(self.kwargs)}") from e
         except (Exception, SystemExit) as e:
             if own_class(self.spec) is not None:
+                if "render_mode" in self.kwargs:
+                    raise RloptError(f"{name} is written in torch and draws nothing; leave videos out") from e
                 raise RloptError(
                     f"{name} is written in torch, where all rows step at once; use env.backend=torch, without wrappers"
                 ) from e

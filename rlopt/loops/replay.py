@@ -103,10 +103,11 @@ class ReplayLoop(SteppingLoop):
         assert isinstance(options, ReplayAgentConfig)
         if getattr(options, "epsilon_steps", 0) is None:
             decided["epsilon_steps"] = max(1, config.total_steps // 10)
-        own, sampler = options.auto_td_loss, getattr(get_sampler(config.buffer.name), "td_loss", None)
+        chooses = getattr(config.buffer, "over", config.buffer.name)  # of hindsight the sampler below it
+        own, sampler = options.auto_td_loss, getattr(get_sampler(chooses), "td_loss", None)
         if own is None and sampler is not None:
             raise RloptError(
-                f"buffer={config.buffer.name} belongs with a loss of residuals, and agent={options.name} has another; "
+                f"buffer={chooses} belongs with a loss of residuals, and agent={options.name} has another; "
                 "use buffer=prioritized"
             )
         floor = getattr(config.buffer, "floor", 1.0)
@@ -118,7 +119,7 @@ class ReplayLoop(SteppingLoop):
             log.warning(
                 "buffer.floor=%g with agent.td_threshold=%g: for buffer=%s they are one number; give buffer.floor=%g "
                 "agent.td_threshold=%g, unless they are to differ",
-                floor, options.td_threshold, config.buffer.name, floor, floor,
+                floor, options.td_threshold, chooses, floor, floor,
             )  # fmt: skip
         return decided
 

@@ -211,6 +211,12 @@ class Asks:
         return info["contact"]
 
 
+def test_the_sampler_below_decides_the_loss() -> None:
+    agent = resolve_config(train_config(config(over="lap", floor=0.5))).agent
+    assert (agent.td_loss, agent.td_threshold) == ("huber", 0.5)
+    assert resolve_config(train_config(config())).agent.td_loss == "squared"
+
+
 def test_mistakes_are_told() -> None:
     with pytest.raises(RloptError, match=r"has no compute_reward\(achieved_goal, desired_goal, info\)"):
         make(env=object())

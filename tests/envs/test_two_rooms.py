@@ -10,6 +10,8 @@ import torch
 
 from rlopt.envs import TorchEnv, make_env
 from rlopt.envs.teams.two_rooms import APART, BEST, PAYOFFS, SAFE, TOGETHER, switching_values
+from rlopt.loops.configuration import EnvConfig
+from rlopt.training.video import drawn_environment
 from rlopt.types import RloptError
 
 
@@ -72,3 +74,8 @@ def test_values_of_switching_are_a_fixed_point(cost: float, where: list[bool]) -
 def test_what_two_rooms_cannot_be_is_told_in_one_line(options: dict[str, Any], told: str) -> None:
     with pytest.raises(RloptError, match=told):
         make_env("two_rooms", 2, **options)
+
+
+def test_a_film_of_what_is_not_drawn_is_refused() -> None:
+    with pytest.raises(RloptError, match=r"^env=two_rooms is written in torch and draws nothing; leave videos out$"):
+        drawn_environment(EnvConfig(id="two_rooms"), 0, torch.device("cpu"))
