@@ -113,7 +113,7 @@ class ActorCritic(ReplayAgent):
 
     def critic_stage(self, work: Work) -> Update:
         loss, metrics = self.critic_objective(work)
-        self.descend("critic", self.critic_optimiser, loss, self.critic)
+        self.descend("critic", self.critic_optimiser, loss, self.critic, self.learning(work))
         # Priorities are the plain errors: a weight corrects the loss for how often a transition is drawn, and in its
         # priority it would undo what the priority is for.
         priority = metrics.pop("td").flatten()

@@ -403,11 +403,14 @@ class Agent:
         """Return the present factor on every learning rate."""
         return 1.0
 
-    def descend(self, name: str, optimiser: Optimiser, loss: Tensor, net: Net | None) -> None:
+    def descend(
+        self, name: str, optimiser: Optimiser, loss: Tensor, net: Net | None, learns: Tensor | None = None
+    ) -> None:
         """Take one optimiser step of ``net`` down the loss called ``name``, () or (R,); it is skipped on the device
         where this update met anything non-finite, and what is frozen (``requires_grad`` is off) stays where it is.
 
-        Without a ``net`` the gradient already lies in the optimiser.
+        Without a ``net`` the gradient already lies in the optimiser. ``learns``, () or (R,) bool, or of each parameter
+        (P,) or (R, P), is false where there was nothing to learn from: there the optimiser's state stays, too.
         """
         self.guard.passes(f"{name} loss", loss)
         frozen: list[Tensor] = []
@@ -419,7 +422,12 @@ class Agent:
                 frozen = net.frozen_parts(net.flat)
         before = [x.clone() for x in frozen]  # momentum and weight decay would move them without a gradient
         norm = optimiser.norm()
-        optimiser.step(norm, self.guard.passes(f"{name} gradient", norm), self.rate())
+        ok, each = self.guard.passes(f"{name} gradient", norm), None
+        if learns is not None:
+            if learns.dim() > ok.dim():
+                each, learns = learns, learns.any(-1)
+            ok = ok & learns
+        optimiser.step(norm, ok, self.rate(), each)
         for x, old in zip(frozen, before, strict=True):
             x.copy_(old)
 

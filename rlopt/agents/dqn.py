@@ -186,7 +186,7 @@ class DQN(ValueBased):
 
     def critic_stage(self, work: Work) -> Update:
         found, metrics = self.per_run(self.loss)(self.critic.params, self.target.params, work.batch, work.noise)
-        self.descend("critic", self.critic_optimiser, found, self.critic)
+        self.descend("critic", self.critic_optimiser, found, self.critic, self.learning(work))
         priority = metrics.pop("td").flatten()
         return Update(metrics | {"critic_loss": found.detach()}, priority)
 

@@ -115,6 +115,10 @@ class ReplayAgent(Agent):
         """
         raise NotImplementedError
 
+    def learning(self, work: Any) -> Tensor | None:
+        """Return whether the critic has anything to learn from, as ``descend`` takes it; None: always."""
+        return None
+
     def stage(self, name: str, work: Any) -> Update:
         """Do one stage of an update; its metrics are (), of several runs (R,)."""
         kind, _, rest = name.partition("/")

@@ -31,13 +31,17 @@ def pal(residual: Tensor, weight: Tensor | None, threshold: float, alpha: float)
     code):
 
     m^α ½ δ² below the threshold m, m |δ|^(1+α) / (1+α) beyond, divided by the mean of max(|δ|, m)^α over the minibatch,
-    where |δ| is that of the worst critic.
+    where |δ| is that of the worst critic. Rows of weight 0 are not of the minibatch.
     """
     size = residual.abs()
     large = threshold * size.clamp(min=threshold).pow(1.0 + alpha) / (1.0 + alpha)
     terms = torch.where(size < threshold, threshold**alpha * 0.5 * residual.square(), large)
-    scale = size.detach().amax(0).clamp(min=threshold).pow(alpha).mean()
-    return _total(terms, weight) / scale
+    if weight is None:
+        return _total(terms, weight) / size.detach().amax(0).clamp(min=threshold).pow(alpha).mean()
+    counts = (weight > 0.0).to(size.dtype).expand_as(size)
+    each, counts = (size.detach() * counts).amax(0).clamp(min=threshold).pow(alpha), counts.amax(0)
+    scale = (each * counts).sum() / counts.sum().clamp(min=1.0)
+    return _total(terms, weight) / scale.clamp(min=threshold**alpha)
 
 
 def averaged(error: Tensor, weight: Tensor | None) -> Tensor:

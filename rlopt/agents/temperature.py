@@ -62,8 +62,9 @@ class Temperature:
         """Return α, () or (R,), outside the graph."""
         return self.log.exp().squeeze(-1)
 
-    def descend(self, log_prob: Tensor) -> None:
-        """Take one step down ``temperature_loss`` at log π (B,) or (R, B), where the temperature is learned.
+    def descend(self, log_prob: Tensor, learns: Tensor | None = None) -> None:
+        """Take one step down ``temperature_loss`` at log π (B,) or (R, B), where the temperature is learned, and where
+        ``learns``, () or (R,) bool.
 
         The gradient needs no autograd: the loss is linear in α = exp(log α), so dJ/d log α = J.
         """
@@ -71,4 +72,4 @@ class Temperature:
             pure = partial(temperature_loss, target_entropy=self.target_entropy)
             loss = self.agent.per_run(pure)(self.log, log_prob)
             self.optimiser.grad.copy_(loss.unsqueeze(-1))
-            self.agent.descend(self.name, self.optimiser, loss, None)
+            self.agent.descend(self.name, self.optimiser, loss, None, learns)

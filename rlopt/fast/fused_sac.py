@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 METHODS = (
     "prepare", "watch", "stages", "stage", "critic_stage", "actor_stage", "target_stage", "critic_objective",
-    "actor_objective", "per_run", "descend", "rate", "td", "act", "exploration",
+    "actor_objective", "per_run", "descend", "learning", "rate", "td", "act", "exploration",
 )  # fmt: skip
 """What of an agent's class the compiled functions stand for."""
 

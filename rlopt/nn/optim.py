@@ -268,9 +268,10 @@ class Optimiser:
         norms: list[Tensor] = [torch.linalg.vector_norm(grad, dim=-1) for _, grad, _ in self.parts]
         return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
-    def step(self, norm: Tensor, ok: Tensor, factor: float | Tensor = 1.0) -> None:
+    def step(self, norm: Tensor, ok: Tensor, factor: float | Tensor = 1.0, learns: Tensor | None = None) -> None:
         """Apply the gathered gradient, clipped to ``max_grad_norm``, where ``ok``; ``factor`` scales the learning
-        rate. ``norm`` and ``ok`` are () or (R,)."""
+        rate. ``norm`` and ``ok`` are () or (R,); parameters where ``learns``, bool like them, is false stay, and so
+        does their state."""
         if self.max_grad_norm is not None:
             scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0).unsqueeze(-1)
             if self.parts is self._whole:
@@ -278,12 +279,16 @@ class Optimiser:
             else:  # what autograd gave may be another leaf's gradient, too
                 self.parts = [x._replace(grad=x.grad * scale) for x in self.parts]
         self.count.add_(ok)
-        self.apply(self.learning_rate * factor, ok)
+        self.apply(self.learning_rate * factor, ok, learns)
         self.parts = self._whole
 
-    def apply(self, lr: float | Tensor, ok: Tensor) -> None:
-        """Take the step with the learning rate ``lr`` where ``ok``."""
+    def apply(self, lr: float | Tensor, ok: Tensor, learns: Tensor | None = None) -> None:
+        """Take the step with the learning rate ``lr`` where ``ok`` and ``learns``."""
+        whole = () if learns is None else (self.flat, *self.state.values())
+        before = [x.clone() for x in whole]
         self.rule(self.parts, self.count, lr, ok)
+        for x, old in zip(whole, before, strict=True):
+            torch.where(learns, x, old, out=x)  # type: ignore[arg-type]
 
     def state_dict(self) -> State:
         return {"count": self.count.clone(), **{name: x.clone() for name, x in self.state.items()}}

@@ -90,8 +90,9 @@ class TorchOptimiser(Optimiser):
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.stepping]
 
     @torch.no_grad()
-    def apply(self, lr: float | Tensor, ok: Tensor) -> None:
+    def apply(self, lr: float | Tensor, ok: Tensor, learns: Tensor | None = None) -> None:
         scale = float(lr) / self.initial_rate
+        idle = None if learns is None else learns.logical_not().flatten().cpu()
         for leaves, optimizer, rates, takes in zip(
             self.leaves, self.stepping, self.rates, ok.reshape(-1).tolist(), strict=True
         ):
@@ -102,6 +103,8 @@ class TorchOptimiser(Optimiser):
             for leaf in leaves:
                 leaf.parameter.copy_(leaf.value)
                 leaf.parameter.grad = leaf.gradient.clone(memory_format=torch.contiguous_format)
+                if idle is not None and idle[leaf.value.storage_offset()]:
+                    leaf.parameter.grad = None  # a leaf without a gradient is left as it is, with its state
             optimizer.step()
             for leaf in leaves:
                 leaf.value.copy_(leaf.parameter)

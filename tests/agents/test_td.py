@@ -37,6 +37,15 @@ def test_pal_by_hand() -> None:
     assert pal(RESIDUAL, None, 1.0, alpha).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_rows_of_weight_0_count_in_no_scale_of_pal() -> None:
+    more = torch.cat([RESIDUAL, torch.tensor([[50.0], [-9.0]], dtype=torch.float64)], 1)
+    weight = torch.cat([WEIGHT, torch.zeros(1, dtype=torch.float64)])
+    assert pal(more, weight, 1.0, 0.5).item() * 3 == pytest.approx(pal(RESIDUAL, WEIGHT, 1.0, 0.5).item() * 2)
+    assert pal(more, torch.zeros_like(weight), 1.0, 0.5).item() == 0.0
+    ones = torch.ones_like(WEIGHT)
+    assert pal(RESIDUAL, ones, 1.0, 0.5).item() == pytest.approx(pal(RESIDUAL, None, 1.0, 0.5).item(), rel=1e-12)
+
+
 def test_pal_has_the_gradient_that_lap_has_in_expectation() -> None:
     """Uniform PAL = prioritised Huber: Σ_i P(i) clip(δ_i) with P(i) ∝ max(|δ_i|, 1)^α (theorem 2 of the paper)."""
     alpha, rows = 0.4, 50

@@ -127,10 +127,7 @@ def actor_loss(
 
     def value(obs: Obs, action: Tensor, others: Tensor) -> Tensor:
         q = raw(nets.critic(critic, obs, nets.tile(nets.put(others, i, action))).amin(0), moments)
-        if nets.rows == 1 or alive is None:
-            return of_transitions(q, nets.rows)
-        each = q.view(-1, *alive.shape)
-        return ((each * alive).sum(-1) / alive.sum(-1).clamp(min=1.0)).flatten()
+        return of_transitions(q, nets.rows, alive)
 
     if exact and own.choices is not None:
         count, size = len(own.choices), len(noise)
@@ -245,7 +242,8 @@ class HASAC(JointCriticAgent):
             return {self.members.metric("entropy", i): -log_prob.mean(-1)}
         scale = alive / alive.mean(-1, keepdim=True).clamp(min=1.0 / alive.shape[-1])
         goal = temperature.target_entropy
-        temperature.descend(scale * (log_prob + goal) - goal)  # so that its mean is that over the living
+        # So that its mean is that over the living.
+        temperature.descend(scale * (log_prob + goal) - goal, self.lives(work, i))
         return {self.members.metric("entropy", i): -(scale * log_prob).mean(-1)}
 
     def stages(self) -> tuple[str, ...]:
@@ -259,7 +257,7 @@ class HASAC(JointCriticAgent):
         for i, each in enumerate(self.temperatures):
             beyond = work.log_prob[..., i] + each.target_entropy
             total += beyond if work.alive is None else beyond * work.alive[..., i]
-        self.critic_temperature.descend(total - self.critic_temperature.target_entropy)
+        self.critic_temperature.descend(total - self.critic_temperature.target_entropy, self.lives(work))
         return Update({})
 
 

@@ -74,9 +74,10 @@ def actor_loss(
     alive: Tensor | None,
 ) -> tuple[Tensor, Metrics]:
     """Agent i's deterministic policy gradient: J = -mean Q₁(s, a) with aⁱ = μⁱ(oⁱ) and the others' actions as in
-    ``actions`` (B, F), over the rows in which it lives."""
+    ``actions`` (B, F), over the rows in which it lives. Where agents have states of their own the value is the mean
+    over those of the living."""
     whole = nets.put(actions, i, nets.actors[i](params, seen))
-    q = of_transitions(nets.critic(critic, obs, nets.tile(whole))[0], nets.rows)
+    q = of_transitions(nets.critic(critic, obs, nets.tile(whole))[0], nets.rows, alive)
     return -living_mean(q, None if alive is None else alive[:, i]), {}
 
 

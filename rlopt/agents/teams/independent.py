@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from rlopt import joint
@@ -57,7 +58,12 @@ class ISAC(ActingTeam):
         self.teams = [TeamActor(spec, own) for own in actors]
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
-        return {f"learner_{i}": child.prepare(self.own(batch, i)) for i, child in enumerate(self.learners)}
+        work: dict[str, Any] = {
+            f"learner_{i}": child.prepare(self.own(batch, i)) for i, child in enumerate(self.learners)
+        }
+        if joint.alive(self.spec, batch.obs) is not None:
+            work["priority"] = torch.zeros(len(batch.terminated), device=self.device)
+        return work
 
     def own(self, batch: Batch, i: int) -> Batch:
         """Return the minibatch of agent i as a team of one."""
@@ -74,14 +80,17 @@ class ISAC(ActingTeam):
 
     def watch(self, work: dict[str, Any]) -> None:
         self.open_update()
-        for name, child in zip(work, self.learners, strict=True):
-            child.look_at(work[name])
+        for i, child in enumerate(self.learners):
+            child.look_at(work[f"learner_{i}"])
 
     def stages(self) -> tuple[str, ...]:
         return tuple(f"learner_{i}/{stage}" for i, child in enumerate(self.learners) for stage in child.stages())
 
     def stage(self, name: str, work: Any) -> Update:
-        """Do one stage of an agent's update; the minibatch's priorities are those of the last agent."""
-        done = super().stage(name, work)
-        agent = self.spec.agents[int(name.partition("/")[0].removeprefix("learner_"))]
-        return Update({f"{word}/{agent}": value for word, value in done.metrics.items()}, done.priority)
+        """Do one stage of an agent's update; a transition's priority is that of the last agent that lives in it."""
+        done, (learner, _, _) = super().stage(name, work), name.partition("/")
+        agent, priority = self.spec.agents[int(learner.removeprefix("learner_"))], done.priority
+        if isinstance(priority, Tensor) and "priority" in work:
+            lives = work[learner].alive.flatten() > 0.0
+            priority = torch.where(lives, priority, work["priority"], out=work["priority"])
+        return Update({f"{word}/{agent}": value for word, value in done.metrics.items()}, priority)

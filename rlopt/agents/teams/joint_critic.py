@@ -111,20 +111,27 @@ class TeamNets:
         return actions[..., :first], actions[..., first : first + width], actions[..., first + width :]
 
 
-def critic_loss(nets: TeamNets, params: Params, batch: JointBatch, y: Tensor, td: TDLoss) -> tuple[Tensor, Metrics]:
+def critic_loss(
+    nets: TeamNets, params: Params, batch: JointBatch, y: Tensor, alive: Tensor | None, td: TDLoss
+) -> tuple[Tensor, Metrics]:
     """Return the Bellman residual of both critics: J = Σ ½ mean (Q(s, a) - y)², or what ``td`` makes of the residuals.
 
-    ``y`` (M,) are the targets. Metrics include ``td`` (B,), the mean absolute residual of the two critics.
+    ``y`` (M,) are the targets, ``alive`` is (B, n). Metrics include ``td`` (B,), the mean absolute residual of the two
+    critics, of the living's states where each agent has one; 0 where nobody lives.
     """
     q = nets.critic(params, batch.obs, nets.tile(batch.action))
     residual = q - y
     size = residual.detach().abs().mean(0)
-    return td(residual, batch.weight), {"q": q.detach().mean(), "td": of_transitions(size, nets.rows)}
+    return td(residual, batch.weight), {"q": q.detach().mean(), "td": of_transitions(size, nets.rows, alive)}
 
 
-def of_transitions(x: Tensor, rows: int) -> Tensor:
-    """Return the means (B,) of each transition's ``rows`` among (M,)."""
-    return x if rows == 1 else x.view(-1, rows).mean(-1)
+def of_transitions(x: Tensor, rows: int, alive: Tensor | None) -> Tensor:
+    """Return the means of each transition's ``rows`` among (M,), or among those of K such minibatches (K·M,), over the
+    rows of the living, ``alive`` (B, n); 0 where nobody lives."""
+    if alive is None:
+        return x if rows == 1 else x.view(-1, rows).mean(-1)
+    counts = alive.amax(-1, True) if rows == 1 else alive
+    return ((x.view(-1, *counts.shape) * counts).sum(-1) / counts.sum(-1).clamp(min=1.0)).flatten()
 
 
 def living_mean(x: Tensor, alive: Tensor | None) -> Tensor:
@@ -272,13 +279,24 @@ class JointCriticAgent(ActingTeam, ActorCritic):
 
     def critic_objective(self, work: Any) -> tuple[Tensor, Metrics]:
         y, told = self.target_values(work)
-        loss, metrics = self.per_run(partial(critic_loss, self.nets, td=self.td))(self.critic.params, work.batch, y)
+        pure = partial(critic_loss, self.nets, td=self.td)
+        loss, metrics = self.per_run(pure)(self.critic.params, work.batch, y, work.alive)
         return loss, metrics | told
+
+    def learning(self, work: Any) -> Tensor | None:
+        return self.lives(work)
+
+    def lives(self, work: TeamWork, i: int | None = None) -> Tensor | None:
+        """Return whether agent i, or anybody, acts in any row, () or (R,) bool; None where all always do."""
+        if work.alive is None:
+            return None
+        return (work.alive if i is None else work.alive[..., i : i + 1]).amax((-2, -1)) > 0.0
 
     def actor_stage(self, work: Any, i: int = 0) -> Update:
         """Take agent i's step down its own loss."""
         loss, aux = self.agent_objective(work, i)
-        self.descend(self.members.metric("actor", i), self.actor_optimisers[i], loss, self.actors[i])
+        learns = self.lives(work, i)
+        self.descend(self.members.metric("actor", i), self.actor_optimisers[i], loss, self.actors[i], learns)
         return Update({self.members.metric("actor_loss", i): loss.detach()} | self.learnt(work, i, aux))
 
     def learnt(self, work: TeamWork, i: int, aux: Metrics) -> Metrics:

@@ -203,8 +203,8 @@ def loss(
     y = r + γᵏ (1 - terminated) Q̄_tot(s', Q̄₁(o₁', a₁') …), aᵢ' = argmax_a Qᵢ(oᵢ', a) (of the target unless ``double``);
     without a mixer of each agent's Qᵢ by itself, and their sum over the agents. The dead count 0.
 
-    Metrics include ``td`` (…, B), the size of each error (of independent agents the mean). Everything may have a
-    leading run axis, where ``td`` has it too.
+    Metrics include ``td`` (…, B), the size of each error (of independent agents the mean over the living), 0 where
+    nobody lives. Everything may have a leading run axis, where ``td`` has it too.
     """
     apart = nets.mixer == "none"
     with torch.no_grad():
@@ -218,9 +218,14 @@ def loss(
     chosen = living(taken(nets.q(params, batch.seen), batch.action), batch.alive)
     error = mix(nets.q, params, nets.mixer, chosen, batch.state) - y
     size, own = error.detach().abs(), chosen.detach().mean(-1)
+    if batch.alive is not None:
+        counts = batch.alive if apart else batch.alive.amax(-1)
+        size = (size * counts).sum(-1) / counts.sum(-1).clamp(min=1.0) if apart else size * counts
+    elif apart:
+        size = size.mean(-1)
     metrics = {
         "q": chosen.detach().flatten(-2).mean(-1) if batch.mask is None else mean_of_rows(own, batch.mask),
-        "td": priorities(size.mean(-1) if apart else size, batch.mask),
+        "td": priorities(size, batch.mask),
     }
     if not apart:
         return td(error, batch.weight), metrics
@@ -348,6 +353,22 @@ class QMIX(ActingTeam, DQN):
             raise RloptError(f"agent={self.name} remembers: its values depend on more than these observations")
         values = self.critic.module(self.members.rows(obs))
         return taken(values, torch.stack(self.members.acts(action), -1) - self.starts).T
+
+    def learning(self, work: Any) -> Tensor | None:
+        batch: TeamRows = work.batch
+        if batch.alive is None or batch.weight is None:
+            return None
+        counts = batch.weight if self.config.mixer == "none" else batch.alive * batch.weight.unsqueeze(-1)
+        lives = counts.amax(-2) > 0.0  # (…, n)
+        anybody = lives.any(-1, True)
+        if self.members.shared:
+            return anybody.squeeze(-1)
+        module: Any = self.critic.module
+        sizes = [sum(p.numel() for p in actor.parameters()) for actor in module.actors]
+        parts = zip(
+            [*torch.split(lives, 1, -1), anybody], [*sizes, self.critic.flat.shape[-1] - sum(sizes)], strict=True
+        )
+        return torch.cat([one.expand(*one.shape[:-1], size) for one, size in parts], -1)  # the mixer's are the last
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Any:

@@ -59,10 +59,10 @@ def team_batch(spec: EnvSpec, seed: int = 0, size: int = 8) -> Batch:
     return Batch(observed(), action, reward, observed(), terminated, torch.full((size,), 0.9), None, torch.arange(size))
 
 
-def shared_spec(n: int = 3) -> EnvSpec:
+def shared_spec(n: int = 3, alive: bool = False) -> EnvSpec:
     """Agents that are alike, so that they may share a network."""
     own = [(spaces.Box(-9.0, 9.0, (3,), np.float32), spaces.Discrete(4))] * n
-    observation, action = join_spaces(own, spaces.Box(-9.0, 9.0, (4,), np.float32))
+    observation, action = join_spaces(own, spaces.Box(-9.0, 9.0, (4,), np.float32), alive)
     names = tuple("abcdef"[:n])
     return EnvSpec("Alike-v0", observation, action, agents=names, agent_spaces=tuple(own))  # type: ignore[arg-type]
 

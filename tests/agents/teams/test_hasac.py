@@ -73,12 +73,15 @@ def test_with_a_state_of_each_agent_a_transition_is_a_row_for_each() -> None:
     expected = [1.0 + 0.9 * (2.0 + first), 1.0, *(2.0 + 0.81 * (s + second - 0.1 * 2.4) for s in (4.0, 5.0))]
     assert y.tolist() == pytest.approx(expected)
     q = [1.0 + 2.0 - 3.0, 2.0 + 2.0 - 3.0, 3.0 + 1.0, 4.0 + 1.0]
-    loss, told = critic_loss(stub(2), 1.0, batch, torch.zeros(4), squared)  # type: ignore[arg-type]
+    loss, told = critic_loss(stub(2), 1.0, batch, torch.zeros(4), None, squared)  # type: ignore[arg-type]
     assert float(loss) == pytest.approx(
         sum(0.5 * w * (v**2 + (v + 1) ** 2) for w, v in zip((1, 0, 1, 1), q, strict=True)) / 4
     )
     size = [v + 0.5 for v in q]
     assert told["td"].tolist() == pytest.approx([(size[0] + size[1]) / 2, (size[2] + size[3]) / 2])
+    alive = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    _, told = critic_loss(stub(2), 1.0, batch, torch.zeros(4), alive, squared)  # type: ignore[arg-type]
+    assert told["td"].tolist() == pytest.approx([size[0], 0.0]), "of the living"
 
 
 def test_an_actors_loss_by_hand_sees_what_the_others_do() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,6 +54,10 @@ def test_an_actor_climbs_the_first_critic_where_it_lives() -> None:
     assert float(loss) == pytest.approx(-((1.0 + 1.0 + 12.0) + (2.0 + 1.0 + 15.0)) / 2)
     loss, _ = actor_loss(stub(), 0, params, 1.0, s, seen, actions, torch.tensor([[0.0, 1.0], [1.0, 1.0]]))  # type: ignore[arg-type]
     assert float(loss) == pytest.approx(-18.0)
+    nets = replace(stub(), rows=2)
+    states, alive = torch.tensor([[1.0], [7.0], [2.0], [4.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    loss, _ = actor_loss(nets, 0, params, 1.0, states, seen, actions, alive)  # type: ignore[arg-type]
+    assert float(loss) == pytest.approx(-(14.0 + (18.0 + 20.0) / 2) / 2), "the value of the living's states"
 
 
 @pytest.mark.parametrize("runs", [1, 2])

@@ -80,6 +80,13 @@ def test_the_dead_count_nothing_and_end() -> None:
     assert whole.weight[:3].tolist() == [1, 1, 0] and whole.terminated[1] == batch.terminated[1]
 
 
+def test_the_priority_is_of_the_living() -> None:
+    stub: Any = Stub()
+    dead = {"alive": torch.tensor([[0.0, 1.0]]), "alive_next": torch.tensor([[1.0, 1.0]])}
+    _, metrics = loss(Nets(stub, stub, "none"), 1.0, 2.0, rows("none", **dead), (), False, squared)  # type: ignore[arg-type]
+    assert metrics["td"].tolist() == [1.0]  # 20 - (1 + 0.5 · 40)
+
+
 def test_a_dead_agent_moves_no_weight_of_its_own() -> None:
     spec = team_spec("discrete", alive=True)
     batch = team_batch(spec)
