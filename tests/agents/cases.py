@@ -117,14 +117,14 @@ AGENTS: dict[str, Case] = {
         {**TEAM, "kwargs": {"actions": "box", "length": 4}}, SMALL, actions=TORQUE,
         always={"critic_temperature": "agents"},
         variants=(
-            {"order": "fixed"}, {"order": "fixed", "critic_temperature": "own", "value_normalisation": True},
-            {"order": "fixed", "temperature": 0.2, "max_grad_norm": 0.3, "optimiser": ADAMW},
+            {}, {"critic_temperature": "own", "value_normalisation": True},
+            {"temperature": 0.2, "max_grad_norm": 0.3, "optimiser": ADAMW},
         ),
     ),
     "masac": Case(
         {**TEAM, "kwargs": {"actions": "heads", "length": 4}}, SMALL, actions=CHOICE,
         always={"critic_temperature": "agents"},
-        variants=({"order": "fixed"}, {"order": "fixed", "expectation": "exact"}),
+        variants=({}, {"expectation": "exact"}),
     ),
     "iql": Case(
         {**TEAM, "kwargs": {"actions": "discrete", "length": 4}}, Q, actions=CHOICE, nets=("critic",),
@@ -137,11 +137,11 @@ AGENTS: dict[str, Case] = {
     "isac": Case({**TEAM, "kwargs": {"length": 4}}, SMALL, team=True),
     "hatd3": Case(
         {**TEAM, "kwargs": {"actions": "box", "length": 4}}, SMALL, actions=TORQUE, always={"policy_delay": 1},
-        variants=({"order": "fixed", "max_grad_norm": 0.3},),
+        variants=({"max_grad_norm": 0.3},),
     ),
     "matd3": Case(
         {**TEAM, "kwargs": {"actions": "box", "length": 4}}, SMALL, actions=TORQUE, always={"policy_delay": 1},
-        variants=({"order": "fixed", "optimiser": ADAMW},),
+        variants=({"optimiser": ADAMW},),
     ),
     "dqn": Case(
         CARTPOLE, Q, actions=CHOICE, nets=("critic",), always=FOLLOWS,

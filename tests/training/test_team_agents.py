@@ -48,7 +48,7 @@ RUNS = {
     ),
     "ippo-shared": Run({"name": "ippo", **ROLLOUT, "share_parameters": True}, "discrete"),
     "happo": Run({"name": "happo", **ROLLOUT, "target_kl": 1.0}, "heads"),
-    "matd3": Run({"name": "matd3", "order": "fixed"}, more={"num_runs": 2}),
+    "matd3": Run({"name": "matd3"}, more={"num_runs": 2}),
 }
 every_run = pytest.mark.parametrize("case", RUNS)
 

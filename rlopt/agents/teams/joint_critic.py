@@ -159,6 +159,8 @@ class JointCriticAgent(ActingTeam, ActorCritic):
     ) -> None:
         """Make actors, their optimisers, ``critic`` and ``target``, and the order."""
         c, spec, options = self.config, self.spec, network_options(self.config.network)
+        if c.share_parameters and not spec.agents:
+            raise RloptError(f"agent.share_parameters=true has no effect: {spec.id} has one agent; leave it out")
         self.members = members = Members(spec, c.share_parameters)
         rate = c.actor_learning_rate or c.learning_rate
         self.actors: list[Net] = []
@@ -184,6 +186,11 @@ class JointCriticAgent(ActingTeam, ActorCritic):
         self.build_target(self.critic)
         self.nets = TeamNets(tuple(self.actors), self.critic, parts, members.count if self.each_state else 1)
         self.order = Order(self, members.count, c.order)
+        if c.order != "random" and not self.refreshes and not members.shared:
+            raise RloptError(
+                f"agent.order={c.order} has no effect: agent={self.name}'s agents learn at once, unless they share a "
+                "network (agent.share_parameters=true); leave it out"
+            )
 
     # --- what an algorithm says
 

@@ -273,6 +273,8 @@ class QMIX(ActingTeam, DQN):
             raise RloptError(
                 f"agent.mixer={c.mixer}: {spec.id} has one agent, so there is nothing to mix; use agent=dqn"
             )
+        if not c.share_parameters and not spec.agents:
+            raise RloptError(f"agent.share_parameters=false has no effect: {spec.id} has one agent; leave it out")
         if not c.team_reward and not spec.reward_shape:
             raise RloptError(f"agent.team_reward=false: {spec.id} pays its agents one reward together; leave it out")
         self.members = members = Members(spec, c.share_parameters)

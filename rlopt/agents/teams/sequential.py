@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from rlopt.agents.base import Agent
 from rlopt.agents.replay_agent import join_updates
 from rlopt.random import numpy_generator
-from rlopt.types import Update
+from rlopt.types import RloptError, Update
 
 ORDERS = ("random", "fixed")
 
@@ -55,9 +55,14 @@ class Order:
         agent: whose seed and clock are read.
         count: n.
         kind: ``random`` or ``fixed``.
+
+    Raises:
+        RloptError: an order was asked for where there is none.
     """
 
     def __init__(self, agent: Agent, count: int, kind: str) -> None:
+        if kind != "random" and count == 1:
+            raise RloptError(f"agent.order={kind} has no effect: {agent.spec.id} has one agent; leave it out")
         self.agent, self.count, self.random = agent, count, kind == "random" and count > 1
 
     def __call__(self) -> list[int]:

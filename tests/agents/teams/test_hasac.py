@@ -15,14 +15,15 @@ from torch import Tensor
 from rlopt.agents.sac import SAC, SACConfig
 from rlopt.agents.td import squared
 from rlopt.agents.teams.hasac import HASAC, MASAC, actor_loss, soft_target
+from rlopt.agents.teams.hatd3 import HATD3, MATD3
 from rlopt.agents.teams.joint_critic import JointBatch, TeamNets, critic_loss
 from rlopt.agents.teams.members import own_actions, straight_through
 from rlopt.agents.value_normaliser import moments, updated
 from rlopt.joint import join_spaces
-from rlopt.nn import CategoricalActor
+from rlopt.nn import CategoricalActor, NetworkConfig, OptimiserConfig
 from rlopt.types import AgentSpaces, EnvSpec, RloptError
 from tests.agents.cases import OBSERVATION, TORQUE, make_batch
-from tests.agents.teams.games import SMALL, matrix_spec, play, team, team_batch, team_spec
+from tests.agents.teams.games import SMALL, matrix_spec, play, shared_spec, team, team_batch, team_spec
 
 # --- losses by hand
 
@@ -369,9 +370,56 @@ def test_it_reaches_a_quantal_response_equilibrium_of_cooperative_games(name: st
             assert float(first @ payoff @ second) > 0.85, "they agree"
 
 
+def gap(payoff: Tensor, alpha: float, first: Tensor, second: Tensor) -> float:
+    """How far two policies are from being quantal responses to each other."""
+    answers = (payoff @ second / alpha).softmax(-1), (first @ payoff / alpha).softmax(-1)
+    return max(float((answers[0] - first).abs().max()), float((answers[1] - second).abs().max()))
+
+
+@pytest.mark.parametrize("cls", [MASAC, HASAC])
+def test_where_simultaneous_steps_chase_each_other_the_sequence_reaches_the_equilibrium(cls: type[HASAC]) -> None:
+    """Two agents are to choose the same of three actions, of which the third pays less. Its only quantal response
+    equilibrium is the fixed point of a contraction (the payoffs' largest eigenvalue is below 2 α). With steps of a
+    size that is right for one agent alone, agents that step at once overshoot for ever: each answers what the other has
+    just left. One after the other they settle. All settings and seeds are the same."""
+    payoff, alpha = torch.diag(torch.tensor([1.0, 1.0, 0.2])), 0.55
+    equilibrium = torch.ones(3) / 3.0
+    for _ in range(300):
+        equilibrium = (payoff @ equilibrium / alpha).softmax(-1)
+    assert equilibrium.tolist() == pytest.approx([0.396, 0.396, 0.208], abs=1e-3)
+    agent = team(
+        matrix_spec((3, 3)), cls, runs=3, temperature=alpha, expectation="exact", learning_rate=0.2,
+        optimiser=OptimiserConfig(name="sgd", beta1=0.0), network=NetworkConfig(hidden=(32,), norm="layer"),
+    )  # fmt: skip
+    for rate, updates in ((0.0, 60), (0.45, 20)):  # the critic learns the payoffs first
+        for optimiser in agent.actor_optimisers:
+            optimiser.learning_rate = rate
+        play(agent, payoff, updates, size=32 if rate == 0.0 else 1024)
+    lately = [play(agent, payoff, 1, size=1024) for _ in range(10)]
+    for run in range(3):
+        gaps = [gap(payoff, alpha, *policies[run]) for policies in lately]
+        if cls is MASAC:
+            assert min(gaps) > 0.08, "after no update are they near"
+            continue
+        assert max(gaps) < 0.08
+        for i in range(2):
+            mean = torch.stack([policies[run][i] for policies in lately]).mean(0)
+            torch.testing.assert_close(mean, equilibrium, atol=0.04, rtol=0.0)
+
+
 def test_what_cannot_be_is_refused_in_one_line() -> None:
     for spec in (team_spec("box"), matrix_spec((300, 2))):
         with pytest.raises(RloptError, match=r"expectation=exact sums over all actions .* at most 256; use sampled"):
             team(spec, expectation="exact")
     with pytest.raises(RloptError, match="act in different spaces; give each a network of its own"):
         team(team_spec("box"), share_parameters=True)
+    alone = EnvSpec("t", OBSERVATION, TORQUE)
+    for cls in (HASAC, MASAC, HATD3, MATD3):
+        team(alone, cls)  # type: ignore[arg-type]
+        for options in ({"order": "fixed"}, {"share_parameters": True}):
+            with pytest.raises(RloptError, match=r"^agent\.\w+=\w+ has no effect: t has one agent; leave it out$"):
+                team(alone, cls, **options)  # type: ignore[arg-type]
+    for cls in (MASAC, MATD3):
+        with pytest.raises(RloptError, match=rf"^agent\.order=fixed has no effect: agent={cls.name}'s agents .* leave"):
+            team(team_spec("box"), cls, order="fixed")  # type: ignore[arg-type]
+    team(shared_spec(), MASAC, order="fixed", share_parameters=True)

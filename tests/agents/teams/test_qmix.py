@@ -87,6 +87,13 @@ def test_the_priority_is_of_the_living() -> None:
     assert metrics["td"].tolist() == [1.0]  # 20 - (1 + 0.5 · 40)
 
 
+def test_one_agent_shares_with_nobody() -> None:
+    with pytest.raises(
+        RloptError, match=r"^agent\.share_parameters=false has no effect: t has one agent; leave it out$"
+    ):
+        make(EnvSpec("t", OBSERVATION, CHOICE), "none")
+
+
 def test_a_dead_agent_moves_no_weight_of_its_own() -> None:
     spec = team_spec("discrete", alive=True)
     batch = team_batch(spec)
