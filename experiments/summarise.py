@@ -94,15 +94,20 @@ def cells(curves: Iterable[Curve], steps: Sequence[int], training: Iterable[Curv
     ]
 
 
-def training_returns(run: Run) -> tuple[list[int], list[float]]:
-    """Steps and mean returns of the training episodes that ended in the ``BIN`` steps before each."""
+def training_returns(run: Run) -> list[tuple[list[int], list[float]]]:
+    """Of each seed steps and mean returns of the training episodes that ended in the ``BIN`` steps before each."""
     table = read_csv(run.folder / "episodes.csv") if (run.folder / "episodes.csv").is_file() else {"step": []}
-    bins: dict[int, list[float]] = {}
-    for step, total in zip(table["step"], table.get("return", []), strict=True):
-        bins.setdefault(-(-int(step) // BIN) * BIN, []).append(float(total))
-    # The last bin is whole once an evaluation lies behind it.
-    whole = [step for step in sorted(bins) if step <= run.evaluations[0].steps[-1]]
-    return whole, [sum(bins[step]) / len(bins[step]) for step in whole]
+    seeds = table.get("run", ["0"] * len(table["step"]))
+    found = []
+    for i, evaluation in enumerate(run.evaluations):
+        bins: dict[int, list[float]] = {}
+        for step, total, seed in zip(table["step"], table.get("return", []), seeds, strict=True):
+            if int(seed) == i:
+                bins.setdefault(-(-int(step) // BIN) * BIN, []).append(float(total))
+        # The last bin is whole once an evaluation lies behind it.
+        whole = [step for step in sorted(bins) if step <= evaluation.steps[-1]]
+        found.append((whole, [sum(bins[step]) / len(bins[step]) for step in whole]))
+    return found
 
 
 def pooled(made: Sequence[Cell], tasks: Sequence[str]) -> ConfidenceInterval | None:
@@ -144,7 +149,9 @@ def summarise(
     out.mkdir(parents=True, exist_ok=True)
     write_evaluations(out / "evaluations.csv", runs)
     trained = [
-        merge(_name(*key), key[1], [training_returns(run) for run in group]) for key, group in runs.items() if training
+        merge(_name(*key), key[1], [seed for run in group for seed in training_returns(run)])
+        for key, group in runs.items()
+        if training
     ]
     made = cells([*own, *published.values()], steps, trained)
     write_table(out / "table.csv", made)

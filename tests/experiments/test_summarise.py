@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from rlopt.analysis.tables import write_csv
+
 MakeRun = Callable[..., Path]
 
 
@@ -136,3 +138,21 @@ def test_nothing_there_yet(tmp_path: Path, summarise: ModuleType, capsys: pytest
     assert not (tmp_path / "out").exists()
     assert summarise.main(["--redraw", "sac", "--out", str(tmp_path)]) == 2
     assert "evaluations.csv cannot be read" in capsys.readouterr().err
+
+
+def test_returns_of_training_are_told_run_by_run(tmp_path: Path, make_run: MakeRun, summarise: ModuleType) -> None:
+    folder = make_run("root/ppo_hopper_v4/seed0", {}, env="Hopper-v4", agent={"name": "ppo"}, num_runs=2)
+    rows = [(10_000, run, 10.0 * run) for run in (0, 1)]
+    write_csv(
+        folder / "evaluations.csv",
+        ["step", "episode", "return", "length", "run"],
+        [[s, 0, x, 9, r] for s, r, x in rows],
+    )
+    write_csv(folder / "episodes.csv", ["step", "return", "length", "run"], [[s - 1, x, 9, r] for s, r, x in rows])
+    summarise.main(["--root", str(tmp_path / "root"), "--out", str(tmp_path / "out"), "--steps", "10000", "--training"])
+    table = [
+        r
+        for r in _rows(tmp_path / "out" / "table.csv")
+        if r["name"].startswith("rlopt") and r["statistic"] == "training"
+    ]
+    assert [(r["seeds"], float(r["mean"])) for r in table if r["env"] == "Hopper-v4"] == [("2", 5.0)]
