@@ -34,7 +34,14 @@ import torch
 from rlopt.analysis.curves import Curve, merge
 from rlopt.analysis.plots import draw_panels, format_steps
 from rlopt.analysis.run_results import Run, load_run
-from rlopt.analysis.statistics import Array, bootstrap_interval, iqm, normalise, probability_of_improvement
+from rlopt.analysis.statistics import (
+    Array,
+    bootstrap_interval,
+    iqm,
+    mean_interval,
+    normalise,
+    probability_of_improvement,
+)
 from rlopt.analysis.tables import write_csv
 from rlopt.buffers import (
     DistinctSampler,
@@ -171,8 +178,7 @@ def summarise(root: Path, out: Path, window: int) -> str:
                 row += ["", ""]
             else:
                 gap = np.array([own[seed] - scores[base][seed] for seed in own if seed in scores[base]])
-                told = f"{gap.mean():+.1f}" if len(gap) else ""
-                row.append(f"{told} ± {gap.std(ddof=1):.1f}" if len(gap) > 1 else told)
+                row.append(f"{mean_interval(gap):+.2f}" if len(gap) else "")
                 row.append(str(probability_of_improvement(values, against, resamples=RESAMPLES)))
             rows.append(row)
             pooled.setdefault((agent, ratio), {}).setdefault(name, []).append((scaled, values, against))
@@ -230,9 +236,10 @@ def _note(window: int, minatar: bool) -> str:
     one = "the mean of DQN with uniform replay at one update in four steps" if minatar else "a human"
     return (
         f"Score: each seed's mean over its evaluations in the {format_steps(window)} steps before, mean ± sd over"
-        f" seeds. Normalised: 0 is random play, 1 {one}. Paired difference: to uniform, or LAP, with the same seed."
-        " Intervals: 95 %, of a bootstrap stratified by game. Draws in a life: how often a transition is drawn between"
-        " being written and overwritten, by the sampler alone, on a full ring of 2,000 with minibatches of 32 (of"
+        f" seeds. Normalised: 0 is random play, 1 {one}. Paired difference: to uniform, or LAP, with the same seed,"
+        " mean and Student's 95 % interval. Other intervals: 95 %, of a bootstrap stratified by game. Draws in a life:"
+        " how often a transition is drawn between being written and overwritten, by the sampler alone, on a full ring"
+        " of 2,000 with minibatches of 32 (of"
         " priorities: α 0.6, floor 0.01, errors drawn from a log-normal distribution)."
     )
 

@@ -33,8 +33,8 @@ def test_arms_are_compared_game_by_game_and_over_games(
     }  # fmt: skip
     with (out / "table.csv").open(encoding="utf-8") as file:
         rows = {(r["game"], r["sampler"]): r for r in csv.DictReader(file)}
-    assert rows["Breakout", "RR-C"]["paired difference"] == "+2.0 ± 0.0"
-    assert rows["Asterix", "RR-C"]["paired difference"] == "-1.0 ± 0.0"
+    assert rows["Breakout", "RR-C"]["paired difference"] == "+2.00 [+2.00, +2.00]"
+    assert rows["Asterix", "RR-C"]["paired difference"] == "-1.00 [-1.00, -1.00]"
     assert rows["Breakout", "uniform"]["normalised"] == "1.00"  # the mean of DQN with uniform replay
     assert rows["Breakout", "RR-C"]["normalised"] == "1.50"  # (6.38 - 0.38) / (4.38 - 0.38)
     with (out / "games.csv").open(encoding="utf-8") as file:
