@@ -142,14 +142,16 @@ def finals(arms: Arms, game: str, window: int) -> tuple[int, dict[str, dict[int,
 def anchors(
     found: dict[Setting, tuple[int, dict[str, dict[int, float]]]], minatar: bool
 ) -> dict[str, tuple[float, float]]:
-    """Return {game: (score that is 0, score that is 1)}; games without are left out."""
+    """Return {game: (score that is 0, score that is 1)}; games without are left out, and those whose reference is not
+    as far as what is measured by it."""
     known: dict[str, tuple[float, float]] = {}
-    for agent, ratio, game in found:
+    furthest = {game: max(found[key][0] for key in found if key[2] == game) for _, _, game in found}
+    for (agent, ratio, game), (step, scores) in found.items():
         if not minatar:
             if (atari := game_of(f"ALE/{game}-v5")) is not None:
                 known[game] = RANDOM_HUMAN[atari]
         elif game in MINATAR_RANDOM and (agent, ratio) == (REFERENCE[0], REFERENCE[2]):
-            own = found[agent, ratio, game][1].get(REFERENCE[1])
+            own = scores.get(REFERENCE[1]) if step == furthest[game] else None
             if own and np.mean([*own.values()]) > MINATAR_RANDOM[game]:
                 known[game] = MINATAR_RANDOM[game], float(np.mean([*own.values()]))
     return known

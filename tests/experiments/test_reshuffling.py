@@ -90,6 +90,12 @@ def test_what_lacks_its_baseline_or_its_scale_says_nothing(
     assert totals["1 in 16", "RR-C"]["IQM of normalised scores"] == ""
     assert totals["1 in 16", "RR-C"]["P(better than the baseline)"] == ""
     assert totals["1 in 16", "uniform"]["IQM of normalised scores"] != ""
+    make_run("study/later/seed0", {2000: [9.0]}, env="MinAtar/Breakout-v1", **{
+        "agent.name": "ddqn_lap", "agent.update_ratio": [1, 16], "buffer.name": "lap",
+    })  # fmt: skip
+    assert reshuffling.main(["--root", str(tmp_path / "study"), "--out", str(out)]) == 0
+    with (out / "table.csv").open(encoding="utf-8") as file:  # 1 is what DQN has at 1000 steps: no scale of 2000
+        assert {r["normalised"] for r in csv.DictReader(file)} == {""}
 
 
 def test_atari_and_minatar_are_not_mixed(
