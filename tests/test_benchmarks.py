@@ -211,6 +211,14 @@ def test_dqn_is_judged_beside_the_faster_peer_with_as_many_environments(load):
     ]
 
 
+def test_optimiser_steps_can_be_tried_out(load, tmp_path: Path):
+    optimisers = load("optimisers")
+    optimisers.main(["--out", str(tmp_path), "--rounds", "2", "--seconds", "0.01"])
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert text.count(": rlopt / torch: ") == 6 and "| torch, rmsprop | Nature network |" in text
+    assert (tmp_path / "chart.png").is_file() and (tmp_path / "table.csv").is_file()
+
+
 def test_training_of_teams_is_judged_by_the_best_thread_settings(load):
     training = load("teams_training")
     speed = {("rlopt", 1): 300.0, ("rlopt", 2): 200.0, ("HARL", 1): 100.0, ("HARL", 2): 150.0}

@@ -133,6 +133,8 @@ def sgd(c: OptimiserConfig) -> Step:
     """Return gradient descent with momentum, as torch has it."""
 
     def step(parts: Sequence[Part], count: Tensor, lr: float | Tensor, ok: Tensor) -> None:
+        if _one_pass("sgd", parts, ok, lr, c.beta1, c.weight_decay):
+            return
         for flat, grad, state in parts:
             _put(ok, {"first": c.beta1 * state["first"] + (grad + c.weight_decay * flat)}, state)
             torch.where(ok.unsqueeze(-1), flat - lr * state["first"], flat, out=flat)
@@ -149,6 +151,8 @@ def rmsprop(c: OptimiserConfig) -> Step:
     """
 
     def step(parts: Sequence[Part], count: Tensor, lr: float | Tensor, ok: Tensor) -> None:
+        if _one_pass(c.name, parts, ok, lr, c.beta2, c.epsilon):
+            return
         for flat, grad, state in parts:
             mean = torch.lerp(state["first"], grad, 1.0 - c.beta2)
             square = torch.lerp(state["second"], grad * grad, 1.0 - c.beta2)
@@ -158,6 +162,19 @@ def rmsprop(c: OptimiserConfig) -> Step:
             torch.where(ok.unsqueeze(-1), flat - lr * grad / size, flat, out=flat)
 
     return step
+
+
+def _one_pass(kernel: str, parts: Sequence[Part], ok: Tensor, *constants: float | Tensor) -> bool:
+    """Step float32 parameters on a CPU by compiled code; return whether they are such."""
+    if not ok.is_cpu or parts[0].flat.dtype != torch.float32:
+        return False
+    from rlopt.fast import rules  # numba takes a second to load
+
+    going, numbers = ok.view(-1).numpy(), [float(x) for x in constants]
+    for flat, grad, state in parts:
+        arrays = [x.detach().view(len(going), -1).numpy() for x in (flat, grad, *state.values())]
+        getattr(rules, kernel)(*arrays, going, *numbers)
+    return True
 
 
 def _put(ok: Tensor, new: dict[str, Tensor], state: dict[str, Tensor]) -> None:

@@ -161,6 +161,26 @@ def test_stacked_runs_are_single_ones_and_skip_alone(name: str) -> None:
         assert torch.equal(together.flat[r], one.flat) and together.count[r] == one.count
 
 
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "rmsprop_tf"])
+def test_compiled_steps_are_those_of_the_lines_for_devices(name: str) -> None:
+    """The compiled loops are for float32 on a CPU: float64 takes the lines that a GPU runs."""
+    g = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 1001, generator=g)
+    config = configured(name, beta1=0.8, beta2=0.9, epsilon=1e-4, weight_decay=0.05)
+    compiled, plain = Optimiser(start.clone(), 0.01, config), Optimiser(start.double(), 0.01, config)
+    for i in range(6):
+        grads, ok = torch.randn(3, 1001, generator=g), torch.tensor([True, i != 2, i > 1])
+        if i == 2:
+            grads[1, 500] = torch.nan  # of the run that is skipped
+        for optimiser in (compiled, plain):
+            optimiser.gather([grads.to(optimiser.flat.dtype)])
+            optimiser.step(optimiser.norm(), ok, torch.tensor(0.5))
+    torch.testing.assert_close(compiled.flat, plain.flat.float(), rtol=1e-5, atol=1e-6)
+    for slot in compiled.state:
+        torch.testing.assert_close(compiled.state[slot], plain.state[slot].float(), rtol=1e-5, atol=1e-6)
+    assert compiled.count.tolist() == plain.count.tolist() == [6, 5, 4]
+
+
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
 @pytest.mark.parametrize("name", list(RULES))
 def test_large_leaves_that_stay_where_they_are_take_the_same_steps(

@@ -1,0 +1,57 @@
+"""The rules of ``rlopt.nn.optim`` that torch has no fused kernel for, compiled: one pass over memory.
+
+All take arrays (R, P) of R runs; a run where ``ok`` (R,) is false keeps its parameters and its state.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlopt.fast.products import Array, compiled
+
+
+@compiled
+def sgd(flat: Array, grad: Array, first: Array, ok: Array, lr: float, beta1: float, decay: float) -> None:
+    """Do one step of ``rlopt.nn.optim.sgd``."""
+    rate, kept, pull = np.float32(lr), np.float32(beta1), np.float32(decay)
+    for r in range(flat.shape[0]):
+        x, g, m = flat[r], grad[r], first[r]
+        if ok[r]:
+            for i in range(x.shape[0]):
+                v = kept * m[i] + (g[i] + pull * x[i])
+                m[i] = v
+                x[i] -= rate * v
+
+
+@compiled
+def rmsprop(
+    flat: Array, grad: Array, first: Array, second: Array, ok: Array, lr: float, beta2: float, epsilon: float
+) -> None:
+    """Do one step of ``rlopt.nn.optim.rmsprop``, ε added to the root."""
+    rate, new, small, least = np.float32(lr), np.float32(1.0 - beta2), np.float32(epsilon), np.float32(0)
+    for r in range(flat.shape[0]):
+        x, g, m, s = flat[r], grad[r], first[r], second[r]
+        if ok[r]:
+            for i in range(x.shape[0]):
+                mean = m[i] + new * (g[i] - m[i])
+                square = s[i] + new * (g[i] * g[i] - s[i])
+                m[i], s[i] = mean, square
+                variance = square - mean * mean
+                x[i] -= rate * g[i] / (np.sqrt(least if variance < least else variance) + small)
+
+
+@compiled
+def rmsprop_tf(
+    flat: Array, grad: Array, first: Array, second: Array, ok: Array, lr: float, beta2: float, epsilon: float
+) -> None:
+    """Do one step of ``rlopt.nn.optim.rmsprop``, ε under the root."""
+    rate, new, small, least = np.float32(lr), np.float32(1.0 - beta2), np.float32(epsilon), np.float32(0)
+    for r in range(flat.shape[0]):
+        x, g, m, s = flat[r], grad[r], first[r], second[r]
+        if ok[r]:
+            for i in range(x.shape[0]):
+                mean = m[i] + new * (g[i] - m[i])
+                square = s[i] + new * (g[i] * g[i] - s[i])
+                m[i], s[i] = mean, square
+                variance = square - mean * mean
+                x[i] -= rate * g[i] / np.sqrt((least if variance < least else variance) + small)
