@@ -2,13 +2,16 @@
 
     python experiments/reshuffling.py --root runs/rr_minatar --out results/rr_minatar
     python experiments/reshuffling.py --root runs/rr_atari --out results/rr_atari --window 500000
+    python experiments/reshuffling.py --evaluations results/rr_minatar/evaluations.csv --out again
     python experiments/reshuffling.py --counts results/rr_minatar
 
 Reads what ``rlopt queue`` made of ``jobs/rr_minatar.yaml`` or ``jobs/rr_atari.yaml``, finished or not, and writes
 ``table.csv``, ``games.csv``, ``table.md``, ``evaluations.csv`` and a figure for each update ratio. Of each game and
 update ratio the arms of one agent are compared at the last step at which all of their seeds were evaluated, by each
 seed's mean over its evaluations in the window before; seeds are paired. A seed that is less than half as far as the
-furthest one has only begun: it is left out until then, and told. Over games: interquartile means of normalised scores
+furthest one has only begun: it is left out until then, and told. With ``--evaluations``, arms that the root has no run
+of are taken from an ``evaluations.csv`` written before, so that a table can be made again, or an arm added, without
+training the rest once more. Over games: interquartile means of normalised scores
 with intervals of a bootstrap stratified by game, the probability that a run beats one of the baseline on the same game,
 and how often the sampler draws a transition in its life.
 
@@ -24,6 +27,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +37,7 @@ import torch
 
 from rlopt.analysis.curves import Curve, merge
 from rlopt.analysis.plots import draw_panels, format_steps
-from rlopt.analysis.run_results import Run, load_run
+from rlopt.analysis.run_results import EvaluationCurve, Run, load_run
 from rlopt.analysis.statistics import (
     Array,
     bootstrap_interval,
@@ -42,7 +46,7 @@ from rlopt.analysis.statistics import (
     normalise,
     probability_of_improvement,
 )
-from rlopt.analysis.tables import write_csv
+from rlopt.analysis.tables import read_csv, write_csv
 from rlopt.buffers import (
     DistinctSampler,
     LAPSampler,
@@ -63,9 +67,12 @@ MINATAR_RANDOM = {"Breakout": 0.38, "Asterix": 0.48, "SpaceInvaders": 3.97}
 REFERENCE = ("dqn", "uniform", "1 in 4")
 RESAMPLES = 20_000
 
+COLUMNS = ["agent", "updates", "environment", "sampler", "seed", "step", "return"]
+"""Of ``evaluations.csv``."""
+
 Setting = tuple[str, str, str]
-"""Agent, update ratio, game."""
-Arms = dict[str, list[Run]]
+"""Agent, update ratio, environment."""
+Arms = dict[str, list[EvaluationCurve]]
 
 
 def arm_of(run: Run) -> str:
@@ -78,38 +85,78 @@ def arm_of(run: Run) -> str:
     return words.get(name, name)
 
 
-def find(root: Path) -> tuple[dict[Setting, Arms], bool]:
-    """Return the runs with an evaluation by setting and arm, the baseline first, and whether they are on MinAtar.
+def game_in(environment: str) -> str:
+    """Return ``Breakout`` of ``MinAtar/Breakout-v1``."""
+    return environment.rpartition("/")[2].rpartition("-v")[0]
 
-    Raises:
-        RloptError: there is none, or there are some on MinAtar and some on Atari, where a game has the same name.
-    """
+
+def trained(root: Path) -> dict[Setting, Arms]:
+    """Return the evaluations of a queue's runs by setting and arm."""
     found: dict[Setting, Arms] = {}
-    minatar: set[bool] = set()
     for path in sorted(root.glob("*/seed*/config.yaml")):
         run = load_run(path.parent)
         if run.evaluations:
             updates, steps = run.config["agent.update_ratio"]
-            game = run.env_id.rpartition("/")[2].rpartition("-v")[0]
-            minatar.add(run.env_id.lower().startswith("minatar/"))
-            arms = found.setdefault((run.agent, f"{updates} in {steps}", game), {})
-            arms.setdefault(arm_of(run), []).append(run)
-    if not found:
+            arms = found.setdefault((run.agent, f"{updates} in {steps}", run.env_id), {})
+            arms.setdefault(arm_of(run), []).extend(run.evaluations)
+    return found
+
+
+def written(path: Path) -> dict[Setting, Arms]:
+    """Return what ``summarise`` wrote as ``evaluations.csv``, by setting and arm.
+
+    Raises:
+        RloptError: the file is missing or another table.
+    """
+    table = read_csv(path)
+    if [*table] != COLUMNS:
+        raise RloptError(f"{path} is no evaluations.csv of this program, whose columns are {', '.join(COLUMNS)}")
+    found: dict[Setting, Arms] = {}
+    for agent, updates, environment, sampler, seed, step, mean in zip(*table.values(), strict=True):
+        if not isinstance(seed, int) or not isinstance(step, int) or not isinstance(mean, int | float):
+            raise RloptError(f"{path}: {seed}, {step}, {mean} is no seed, step and return; make the file again")
+        if not re.fullmatch(r"\d+ in \d+", str(updates)):
+            raise RloptError(f"{path}: {updates} is no update ratio such as 1 in 4; make the file again")
+        own = found.setdefault((str(agent), str(updates), str(environment)), {}).setdefault(str(sampler), [])
+        if not own or own[-1].seed != seed:
+            own.append(EvaluationCurve(seed))
+        own[-1].steps.append(step)
+        own[-1].returns.append([float(mean)])
+    return found
+
+
+def find(root: Path | None, evaluations: Path | None) -> tuple[dict[Setting, Arms], bool]:
+    """Return the evaluations by setting and arm, the baseline first, and whether they are on MinAtar. An arm of which
+    the root has a run is the root's alone.
+
+    Raises:
+        RloptError: there is none, or there are some on MinAtar and some on Atari.
+    """
+    found = trained(root) if root is not None else {}
+    if root is not None and not found and evaluations is None:
         raise RloptError(f"{root} has no run with an evaluation yet (looked for {root}/<name>/seed<seed>)")
+    for setting, arms in (written(evaluations) if evaluations is not None else {}).items():
+        found[setting] = arms | found.get(setting, {})
+    if not found:
+        raise RloptError(f"{evaluations} has no row")
+    minatar = {environment.lower().startswith("minatar/") for _, _, environment in found}
     if len(minatar) > 1:
-        raise RloptError(f"{root} has runs on MinAtar and on Atari; give each a --root of its own")
+        where = " and ".join(str(path) for path in (root, evaluations) if path is not None)
+        raise RloptError(f"{where}: some of it is on MinAtar and some on Atari; summarise each by itself")
     order = sorted(found, key=lambda setting: (setting[0], int(setting[1].rpartition(" ")[2]), setting[2]))
-    sorted_arms = {key: dict(sorted(found[key].items(), key=lambda item: item[0] not in BASELINES)) for key in order}
+    sorted_arms = {
+        key: dict(sorted(found[key].items(), key=lambda item: (item[0] not in BASELINES, item[0]))) for key in order
+    }
     return sorted_arms, minatar.pop()
 
 
-def curve(name: str, game: str, runs: Sequence[Run]) -> Curve:
-    return merge(name, game, [(e.steps, e.means) for run in runs for e in run.evaluations])
+def curve(name: str, game: str, seeds: Sequence[EvaluationCurve]) -> Curve:
+    return merge(name, game, [(e.steps, e.means) for e in seeds])
 
 
 def begun(arms: Arms) -> list[tuple[str, int]]:
     """Return arm and seed of what is less than half as far as the furthest."""
-    reached = [(name, e.seed, e.steps[-1]) for name, runs in arms.items() for run in runs for e in run.evaluations]
+    reached = [(name, e.seed, e.steps[-1]) for name, seeds in arms.items() for e in seeds]
     furthest = max(step for _, _, step in reached)
     return [(name, seed) for name, seed, step in reached if 2 * step < furthest]
 
@@ -122,18 +169,14 @@ def finals(arms: Arms, game: str, window: int) -> tuple[int, dict[str, dict[int,
         RloptError: there is no such step.
     """
     out = begun(arms)
-    kept = {
-        name: own
-        for name, runs in arms.items()
-        if (own := [e for run in runs for e in run.evaluations if (name, e.seed) not in out])
-    }
+    kept = {name: own for name, seeds in arms.items() if (own := [e for e in seeds if (name, e.seed) not in out])}
     shared = set.intersection(*({*e.steps} for own in kept.values() for e in own))
     if not shared:
         raise RloptError(f"the runs on {game} share no step of evaluation; let the queue go on")
     step = max(shared)
     scores: dict[str, dict[int, float]] = {}
     for name, own in kept.items():
-        means = merge(name, game, [(e.steps, e.means) for e in own]).window(step, window)
+        means = curve(name, game, own).window(step, window)
         assert means is not None
         scores[name] = dict(zip([e.seed for e in own], map(float, means), strict=True))
     return step, scores
@@ -142,39 +185,40 @@ def finals(arms: Arms, game: str, window: int) -> tuple[int, dict[str, dict[int,
 def anchors(
     found: dict[Setting, tuple[int, dict[str, dict[int, float]]]], minatar: bool
 ) -> dict[str, tuple[float, float]]:
-    """Return {game: (score that is 0, score that is 1)}; games without are left out, and those whose reference is not
-    as far as what is measured by it."""
+    """Return {environment: (score that is 0, score that is 1)}; those without are left out, and those whose reference
+    is not as far as what is measured by it."""
     known: dict[str, tuple[float, float]] = {}
-    furthest = {game: max(found[key][0] for key in found if key[2] == game) for _, _, game in found}
-    for (agent, ratio, game), (step, scores) in found.items():
+    furthest = {env: max(found[key][0] for key in found if key[2] == env) for _, _, env in found}
+    for (agent, ratio, env), (step, scores) in found.items():
+        game = game_in(env)
         if not minatar:
             if (atari := game_of(f"ALE/{game}-v5")) is not None:
-                known[game] = RANDOM_HUMAN[atari]
+                known[env] = RANDOM_HUMAN[atari]
         elif game in MINATAR_RANDOM and (agent, ratio) == (REFERENCE[0], REFERENCE[2]):
-            own = scores.get(REFERENCE[1]) if step == furthest[game] else None
+            own = scores.get(REFERENCE[1]) if step == furthest[env] else None
             if own and np.mean([*own.values()]) > MINATAR_RANDOM[game]:
-                known[game] = MINATAR_RANDOM[game], float(np.mean([*own.values()]))
+                known[env] = MINATAR_RANDOM[game], float(np.mean([*own.values()]))
     return known
 
 
-def summarise(root: Path, out: Path, window: int) -> str:
+def summarise(root: Path | None, evaluations: Path | None, out: Path, window: int) -> str:
     """Write the results folder; return the table."""
-    runs, minatar = find(root)
+    runs, minatar = find(root, evaluations)
     out.mkdir(parents=True, exist_ok=True)
-    found = {setting: finals(arms, setting[2], window) for setting, arms in runs.items()}
+    found = {setting: finals(arms, game_in(setting[2]), window) for setting, arms in runs.items()}
     scale = anchors(found, minatar)
     head = ["agent", "updates", "game", "at", "sampler", "seeds", "score", "normalised", "paired difference",
             "P(better than the baseline)"]  # fmt: skip
     rows: list[list[object]] = []
     pooled: dict[tuple[str, str], dict[str, list[tuple[Array, Array, Array | None]]]] = {}
-    for (agent, ratio, game), (step, scores) in found.items():
-        base = next((name for name in scores if name in BASELINES), None)
+    for (agent, ratio, env), (step, scores) in found.items():
+        game, base = game_in(env), next((name for name in scores if name in BASELINES), None)
         for name, own in scores.items():
             values = np.array([*own.values()])
             spread = values.std(ddof=1) if len(values) > 1 else math.nan
             row = [agent, ratio, game, format_steps(step), name, len(values), f"{values.mean():.1f} ± {spread:.1f}"]
-            scaled = normalise(values, *scale[game]) if game in scale else np.full(len(values), math.nan)
-            row.append(f"{scaled.mean():.2f}" if game in scale else "")
+            scaled = normalise(values, *scale[env]) if env in scale else np.full(len(values), math.nan)
+            row.append(f"{scaled.mean():.2f}" if env in scale else "")
             against = None if base is None or name == base else np.array([*scores[base].values()])
             if base is None or against is None:
                 row += ["", ""]
@@ -204,21 +248,20 @@ def summarise(root: Path, out: Path, window: int) -> str:
             mean, variance, _, _, missed = uses(name, ratio)
             totals.append([agent, ratio, len(games), name, middle, better, mean, variance, missed])
     lines += [*map(_line, totals), "", _note(window, minatar)]
-    for (agent, ratio, game), arms in runs.items():
+    for (agent, ratio, env), arms in runs.items():
         if out_of := begun(arms):
             names = ", ".join(f"{name} seed {seed}" for name, seed in out_of)
-            lines.append(f"\nLeft out of {agent}, {ratio}, {game}, as only begun: {names}.")
+            lines.append(f"\nLeft out of {agent}, {ratio}, {game_in(env)}, as only begun: {names}.")
     write_csv(out / "table.csv", head, rows)
     write_csv(out / "games.csv", over, totals)
     write_csv(
         out / "evaluations.csv",
-        ["agent", "updates", "game", "sampler", "seed", "step", "return"],
+        COLUMNS,
         [
             [*setting, name, e.seed, step, f"{mean:.3f}"]
             for setting, arms in runs.items()
-            for name, some in arms.items()
-            for run in some
-            for e in run.evaluations
+            for name, seeds in arms.items()
+            for e in seeds
             for step, mean in zip(e.steps, e.means, strict=True)
         ],
     )
@@ -226,8 +269,8 @@ def summarise(root: Path, out: Path, window: int) -> str:
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
     for ratio in dict.fromkeys(setting[1] for setting in runs):
         panels = {
-            f"{agent}, {game}": [curve(name, game, some) for name, some in arms.items()]
-            for (agent, own, game), arms in runs.items()
+            f"{agent}, {game_in(env)}": [curve(name, game_in(env), seeds) for name, seeds in arms.items()]
+            for (agent, own, env), arms in runs.items()
             if own == ratio
         }
         draw_panels(panels, out / f"curves_{ratio.replace(' ', '')}.png", f"updates per step: {ratio}")
@@ -323,6 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Summarise the runs of rr_minatar or rr_atari.")
     parser.add_argument("--window", type=int, default=100_000, help="steps over whose evaluations scores are averaged")
     parser.add_argument("--root", type=Path, help="the queue's --root")
+    parser.add_argument("--evaluations", type=Path, help="an earlier evaluations.csv, for arms that the root has not")
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--counts", type=Path, help="write counts.csv into this folder, and nothing else")
     given = parser.parse_args(arguments)
@@ -330,9 +374,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.counts is not None:
             print(counts(given.counts))
             return 0
-        if given.root is None or given.out is None:
-            parser.error("--root and --out, or --counts")
-        print(summarise(given.root, given.out, given.window))
+        if given.out is None or (given.root is None and given.evaluations is None):
+            parser.error("--out with --root, --evaluations or both, or --counts")
+        print(summarise(given.root, given.evaluations, given.out, given.window))
     except RloptError as e:
         print(e, file=sys.stderr)
         return 2

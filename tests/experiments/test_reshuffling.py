@@ -98,6 +98,59 @@ def test_what_lacks_its_baseline_or_its_scale_says_nothing(
         assert {r["normalised"] for r in csv.DictReader(file)} == {""}
 
 
+def test_tables_are_made_again_and_arms_added_without_the_runs(
+    tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path]
+) -> None:
+    """From the evaluations alone come the same files; of an arm that the root has too the root's count."""
+    root, out, again = tmp_path / "study", tmp_path / "out", tmp_path / "again"
+    for seed in range(2):
+        for arm, score in (("uniform", 3.0), ("reshuffled", 4.0)):
+            own = {"agent.name": "dqn", "agent.update_ratio": [1, 4], "buffer.name": arm}
+            make_run(f"study/{arm}/seed{seed}", {1000: [score + seed]}, env="MinAtar/Breakout-v1", seed=seed, **own)
+    assert reshuffling.main(["--root", str(root), "--out", str(out)]) == 0
+    known = out / "evaluations.csv"
+    assert reshuffling.main(["--evaluations", str(known), "--out", str(again)]) == 0
+    for path in out.iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes(), path.name
+
+    later = {"agent.name": "dqn", "agent.update_ratio": [1, 4], "buffer.name": "reshuffled"}
+    for seed in range(2):
+        make_run(f"later/a/seed{seed}", {1000: [9.0 + seed]}, env="MinAtar/Breakout-v1", seed=seed, **later)
+    assert reshuffling.main(
+        ["--root", str(tmp_path / "later"), "--evaluations", str(known), "--out", str(again)]
+    ) == 0  # fmt: skip
+    with (again / "table.csv").open(encoding="utf-8") as file:
+        rows = {r["sampler"]: r for r in csv.DictReader(file)}
+    assert [*rows] == ["uniform", "RR-C"] and {r["seeds"] for r in rows.values()} == {"2"}
+    assert rows["RR-C"]["paired difference"] == "+6.00 [+6.00, +6.00]"
+
+
+HEAD = "agent,updates,environment,sampler,seed,step,return\n"
+ROW = "dqn,1 in 4,MinAtar/Breakout-v1,uniform,0,1,1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "cannot be read"),
+        ("agent,step\n", "is no evaluations.csv of this program"),
+        (HEAD, "has no row"),
+        (HEAD + ROW.replace("0,1,1", "0,x,1"), "0, x, 1 is no seed, step and return"),
+        (HEAD + ROW + ROW.replace("MinAtar", "ALE"), "summarise each by itself"),
+        (HEAD + ROW.replace("1 in 4", "often"), "often is no update ratio"),
+    ],
+)
+def test_evaluations_of_another_kind_are_one_line(
+    text: str | None, told: str, tmp_path: Path, reshuffling: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "evaluations.csv"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    assert reshuffling.main(["--evaluations", str(path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert told in error and "\n" not in error
+
+
 def test_atari_and_minatar_are_not_mixed(
     tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,7 +158,7 @@ def test_atari_and_minatar_are_not_mixed(
         own = {"agent.name": "dqn", "agent.update_ratio": [1, 4]}
         make_run(f"{kind}/seed0", {1000: [1.0]}, env=f"{kind}/Breakout-v1", **own)
     assert reshuffling.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "has runs on MinAtar and on Atari" in capsys.readouterr().err
+    assert "some of it is on MinAtar and some on Atari" in capsys.readouterr().err
 
 
 def test_uses_are_those_that_theory_expects(reshuffling: ModuleType) -> None:
