@@ -155,10 +155,10 @@ def curve(name: str, game: str, seeds: Sequence[EvaluationCurve]) -> Curve:
 
 
 def begun(arms: Arms) -> list[tuple[str, int]]:
-    """Return arm and seed of what is less than half as far as the furthest."""
+    """Return arm and seed of what is less than half as far as the furthest, or not trained at all."""
     reached = [(name, e.seed, e.steps[-1]) for name, seeds in arms.items() for e in seeds]
     furthest = max(step for _, _, step in reached)
-    return [(name, seed) for name, seed, step in reached if 2 * step < furthest]
+    return [(name, seed) for name, seed, step in reached if 2 * step < furthest or not step]
 
 
 def finals(arms: Arms, game: str, window: int) -> tuple[int, dict[str, dict[int, float]]]:
@@ -171,7 +171,7 @@ def finals(arms: Arms, game: str, window: int) -> tuple[int, dict[str, dict[int,
     out = begun(arms)
     kept = {name: own for name, seeds in arms.items() if (own := [e for e in seeds if (name, e.seed) not in out])}
     shared = set.intersection(*({*e.steps} for own in kept.values() for e in own))
-    if not shared:
+    if not shared - {0}:
         raise RloptError(f"the runs on {game} share no step of evaluation; let the queue go on")
     step = max(shared)
     scores: dict[str, dict[int, float]] = {}
@@ -205,7 +205,10 @@ def summarise(root: Path | None, evaluations: Path | None, out: Path, window: in
     """Write the results folder; return the table."""
     runs, minatar = find(root, evaluations)
     out.mkdir(parents=True, exist_ok=True)
-    found = {setting: finals(arms, game_in(setting[2]), window) for setting, arms in runs.items()}
+    trained_on = {key: arms for key, arms in runs.items() if len(begun(arms)) < sum(map(len, arms.values()))}
+    if not trained_on:
+        raise RloptError(f"{root or evaluations} has only evaluations of untrained policies; let the queue go on")
+    found = {setting: finals(arms, game_in(setting[2]), window) for setting, arms in trained_on.items()}
     scale = anchors(found, minatar)
     head = ["agent", "updates", "game", "at", "sampler", "seeds", "score", "normalised", "paired difference",
             "P(better than the baseline)"]  # fmt: skip

@@ -65,6 +65,21 @@ def test_a_game_of_both_names_is_told_apart_and_what_has_only_begun_waits(
     assert ("1 a human" in text) == (kind == "ALE")
 
 
+def test_a_setting_of_untrained_policies_waits(
+    tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"agent.name": "dqn", "agent.update_ratio": [1, 4], "buffer.name": "uniform"}
+    asked = ["--root", str(tmp_path / "study"), "--out", str(tmp_path / "out")]
+    make_run("study/later/seed0", {0: [1.0]}, env="MinAtar/Asterix-v1", **own)
+    assert reshuffling.main(asked) == 2
+    assert "only evaluations of untrained policies" in capsys.readouterr().err
+    make_run("study/now/seed0", {0: [1.0], 1000: [9.0]}, env="MinAtar/Breakout-v1", **own)
+    assert reshuffling.main(asked) == 0
+    text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "Left out of dqn, 1 in 4, Asterix, as only begun: uniform seed 0." in text
+    assert "| dqn | 1 in 4 | Breakout | 1k | uniform | 1 | 9.0" in text and "| Asterix |" not in text
+
+
 def test_what_lacks_its_baseline_or_its_scale_says_nothing(
     tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path]
 ) -> None:
