@@ -9,11 +9,11 @@ Reads what ``rlopt queue`` made of ``jobs/rr_minatar.yaml`` or ``jobs/rr_atari.y
 ``table.csv``, ``games.csv``, ``table.md``, ``evaluations.csv`` and a figure for each update ratio. Of each game and
 update ratio the arms of one agent are compared at the last step at which all of their seeds were evaluated, by each
 seed's mean over its evaluations in the window before; seeds are paired. A seed that is less than half as far as the
-furthest one has only begun: it is left out until then, and told. With ``--evaluations``, arms that the root has no run
-of are taken from an ``evaluations.csv`` written before, so that a table can be made again, or an arm added, without
-training the rest once more. Over games: interquartile means of normalised scores
-with intervals of a bootstrap stratified by game, the probability that a run beats one of the baseline on the same game,
-and how often the sampler draws a transition in its life.
+furthest one has only begun: it is left out until then, and told. With ``--evaluations``, seeds of which the root has no
+run, or one that went less far, are taken from an ``evaluations.csv`` written before, so that a table can be made again,
+or an arm added, without training the rest once more. Over games, those that are at one step: interquartile means of
+normalised scores with intervals of a bootstrap stratified by game, the probability that a run beats one of the baseline
+on the same game, and how often the sampler draws a transition in its life.
 
 Scores are normalised so that random play is 0 and, on Atari, a human is 1; on MinAtar, which has no human scores, 1 is
 the mean of DQN with uniform replay at one update per four steps, in these very runs.
@@ -91,14 +91,24 @@ def game_in(environment: str) -> str:
 
 
 def trained(root: Path) -> dict[Setting, Arms]:
-    """Return the evaluations of a queue's runs by setting and arm."""
+    """Return the evaluations of a queue's runs by setting and arm.
+
+    Raises:
+        RloptError: there is none, or two of one arm and seed.
+    """
     found: dict[Setting, Arms] = {}
     for path in sorted(root.glob("*/seed*/config.yaml")):
         run = load_run(path.parent)
         if run.evaluations:
             updates, steps = run.config["agent.update_ratio"]
             arms = found.setdefault((run.agent, f"{updates} in {steps}", run.env_id), {})
-            arms.setdefault(arm_of(run), []).extend(run.evaluations)
+            own = arms.setdefault(arm_of(run), [])
+            if twice := {e.seed for e in own} & {e.seed for e in run.evaluations}:
+                told = f"{root} has seed {min(twice)} of {run.agent} with {arm_of(run)} on {run.env_id} twice"
+                raise RloptError(f"{told}; give {run.folder} a root of its own")
+            own += run.evaluations
+    if not found:
+        raise RloptError(f"{root} has no run with an evaluation yet (looked for {root}/<name>/seed<seed>)")
     return found
 
 
@@ -120,23 +130,26 @@ def written(path: Path) -> dict[Setting, Arms]:
         own = found.setdefault((str(agent), str(updates), str(environment)), {}).setdefault(str(sampler), [])
         if not own or own[-1].seed != seed:
             own.append(EvaluationCurve(seed))
+        if seed in [e.seed for e in own[:-1]] or own[-1].steps[-1:] >= [step]:
+            raise RloptError(f"{path}: step {step} of {agent} with {sampler}, seed {seed}, is not in order, or twice")
         own[-1].steps.append(step)
         own[-1].returns.append([float(mean)])
     return found
 
 
 def find(root: Path | None, evaluations: Path | None) -> tuple[dict[Setting, Arms], bool]:
-    """Return the evaluations by setting and arm, the baseline first, and whether they are on MinAtar. An arm of which
-    the root has a run is the root's alone.
+    """Return the evaluations by setting and arm, the baseline first, and whether they are on MinAtar. Of a seed that
+    both have, that which went further counts, the root's where they are level.
 
     Raises:
         RloptError: there is none, or there are some on MinAtar and some on Atari.
     """
     found = trained(root) if root is not None else {}
-    if root is not None and not found and evaluations is None:
-        raise RloptError(f"{root} has no run with an evaluation yet (looked for {root}/<name>/seed<seed>)")
     for setting, arms in (written(evaluations) if evaluations is not None else {}).items():
-        found[setting] = arms | found.get(setting, {})
+        for name, known in arms.items():
+            own = found.setdefault(setting, {}).setdefault(name, [])
+            seeds = {e.seed: e for e in sorted((*known, *own), key=lambda e: e.steps[-1])}
+            own[:] = [seeds[seed] for seed in sorted(seeds)]
     if not found:
         raise RloptError(f"{evaluations} has no row")
     minatar = {environment.lower().startswith("minatar/") for _, _, environment in found}
@@ -210,6 +223,9 @@ def summarise(root: Path | None, evaluations: Path | None, out: Path, window: in
         raise RloptError(f"{root or evaluations} has only evaluations of untrained policies; let the queue go on")
     found = {setting: finals(arms, game_in(setting[2]), window) for setting, arms in trained_on.items()}
     scale = anchors(found, minatar)
+    furthest: dict[tuple[str, str], int] = {}
+    for (agent, ratio, _), (step, _) in found.items():
+        furthest[agent, ratio] = max(step, furthest.get((agent, ratio), 0))
     head = ["agent", "updates", "game", "at", "sampler", "seeds", "score", "normalised", "paired difference",
             "P(better than the baseline)"]  # fmt: skip
     rows: list[list[object]] = []
@@ -230,18 +246,20 @@ def summarise(root: Path | None, evaluations: Path | None, out: Path, window: in
                 row.append(f"{mean_interval(gap):+.2f}" if len(gap) else "")
                 row.append(str(probability_of_improvement(values, against, resamples=RESAMPLES)))
             rows.append(row)
-            pooled.setdefault((agent, ratio), {}).setdefault(name, []).append((scaled, values, against))
+            if step == furthest[agent, ratio]:
+                pooled.setdefault((agent, ratio), {}).setdefault(name, []).append((scaled, values, against))
     lines = [_line(head), "|---" * len(head) + "|", *map(_line, rows), ""]
     over = ["agent", "updates", "games", "sampler", "IQM of normalised scores", "P(better than the baseline)",
             "draws in a life", "their variance", "variance of drawn - expected"]  # fmt: skip
     lines += [_line(over), "|---" * len(over) + "|"]
     totals: list[list[object]] = []
     for (agent, ratio), arms in pooled.items():
+        whole = max(map(len, arms.values()))
         for name, games in arms.items():
             scaled = [own for own, _, _ in games]  # of all of these games, or of none
             middle = (
                 ""
-                if np.isnan(np.concatenate(scaled)).any()
+                if len(games) < whole or np.isnan(np.concatenate(scaled)).any()
                 else str(bootstrap_interval(scaled, iqm, resamples=RESAMPLES))
             )
             pairs = [(values, against) for _, values, against in games if against is not None]
@@ -255,13 +273,17 @@ def summarise(root: Path | None, evaluations: Path | None, out: Path, window: in
         if out_of := begun(arms):
             names = ", ".join(f"{name} seed {seed}" for name, seed in out_of)
             lines.append(f"\nLeft out of {agent}, {ratio}, {game_in(env)}, as only begun: {names}.")
+    for (agent, ratio, env), (step, _) in found.items():
+        if step < (last := furthest[agent, ratio]):
+            told = f"{game_in(env)}, at {format_steps(step)} of {format_steps(last)}"
+            lines.append(f"\nNot among the games of {agent}, {ratio}: {told}.")
     write_csv(out / "table.csv", head, rows)
     write_csv(out / "games.csv", over, totals)
     write_csv(
         out / "evaluations.csv",
         COLUMNS,
         [
-            [*setting, name, e.seed, step, f"{mean:.3f}"]
+            [*setting, name, e.seed, step, f"{mean:.10g}"]
             for setting, arms in runs.items()
             for name, seeds in arms.items()
             for e in seeds

@@ -1,6 +1,6 @@
-"""The rules of ``rlopt.nn.optim`` that torch has no fused kernel for, compiled: one pass over memory.
+"""RMSprop, for which torch has no fused kernel, compiled: one pass over memory.
 
-All take arrays (R, P) of R runs; a run where ``ok`` (R,) is false keeps its parameters and its state.
+Both take arrays (R, P) of R runs; a run where ``ok`` (R,) is false keeps its parameters and its state.
 """
 
 from __future__ import annotations
@@ -8,19 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from rlopt.fast.products import Array, compiled
-
-
-@compiled
-def sgd(flat: Array, grad: Array, first: Array, ok: Array, lr: float, beta1: float, decay: float) -> None:
-    """Do one step of ``rlopt.nn.optim.sgd``."""
-    rate, kept, pull = np.float32(lr), np.float32(beta1), np.float32(decay)
-    for r in range(flat.shape[0]):
-        x, g, m = flat[r], grad[r], first[r]
-        if ok[r]:
-            for i in range(x.shape[0]):
-                v = kept * m[i] + (g[i] + pull * x[i])
-                m[i] = v
-                x[i] -= rate * v
 
 
 @compiled

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Any, ClassVar, NamedTuple
@@ -105,13 +105,8 @@ def adam(c: OptimiserConfig) -> Step:
             return
         if isinstance(lr, Tensor) and lr.is_cuda:
             lr = lr.float()  # all that the kernel reads there
-        skipped = ok.logical_not().to(whole.flat.dtype)
-        if count.dim() == 0:
-            fused(parts, count, lr, skipped)
-            return
-        for r in range(len(count)):
-            one = Part(whole.flat[r], whole.grad[r], {name: x[r] for name, x in whole.state.items()})
-            fused([one], count[r], lr, skipped[r])
+        for some, counted, skipped in _by_run(parts, count, ok):
+            fused(some, counted, lr, skipped)
 
     return step
 
@@ -133,13 +128,35 @@ def sgd(c: OptimiserConfig) -> Step:
     """Return gradient descent with momentum, as torch has it."""
 
     def step(parts: Sequence[Part], count: Tensor, lr: float | Tensor, ok: Tensor) -> None:
-        if _one_pass("sgd", parts, ok, lr, c.beta1, c.weight_decay):
+        if not ok.is_cpu:
+            stacked_sgd(c, parts, lr, ok)
             return
-        for flat, grad, state in parts:
-            _put(ok, {"first": c.beta1 * state["first"] + (grad + c.weight_decay * flat)}, state)
-            torch.where(ok.unsqueeze(-1), flat - lr * state["first"], flat, out=flat)
+        for some, _, skipped in _by_run(parts, count, ok):
+            torch._fused_sgd_(
+                [x.flat for x in some], [x.grad for x in some], [x.state["first"] for x in some if c.beta1], lr=lr,
+                momentum=c.beta1, weight_decay=c.weight_decay, dampening=0.0, nesterov=False, maximize=False,
+                is_first_step=False, grad_scale=None, found_inf=skipped,
+            )  # fmt: skip
 
     return step
+
+
+def stacked_sgd(c: OptimiserConfig, parts: Sequence[Part], lr: float | Tensor, ok: Tensor) -> None:
+    """Step all runs at once, as ``stacked_adam``."""
+    for flat, grad, state in parts:
+        _put(ok, {"first": c.beta1 * state["first"] + (grad + c.weight_decay * flat)}, state)
+        torch.where(ok.unsqueeze(-1), flat - lr * state["first"], flat, out=flat)
+
+
+def _by_run(parts: Sequence[Part], count: Tensor, ok: Tensor) -> Iterator[tuple[Sequence[Part], Tensor, Tensor]]:
+    """Yield each run's parts and count, and 1 where it skips the step: what torch's fused kernels take."""
+    skipped = ok.logical_not().to(parts[0].flat.dtype)
+    if count.dim() == 0:
+        yield parts, count, skipped
+        return
+    flat, grad, state = parts[0]
+    for r in range(len(count)):
+        yield [Part(flat[r], grad[r], {name: x[r] for name, x in state.items()})], count[r], skipped[r]
 
 
 def rmsprop(c: OptimiserConfig) -> Step:
@@ -174,6 +191,7 @@ def _one_pass(kernel: str, parts: Sequence[Part], ok: Tensor, *constants: float 
     for flat, grad, state in parts:
         arrays = [x.detach().view(len(going), -1).numpy() for x in (flat, grad, *state.values())]
         getattr(rules, kernel)(*arrays, going, *numbers)
+        torch.autograd.graph.increment_version(flat)  # a loss that is older cannot be differentiated any more
     return True
 
 

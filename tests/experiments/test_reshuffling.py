@@ -104,7 +104,7 @@ def test_what_lacks_its_baseline_or_its_scale_says_nothing(
     assert totals["1 in 16", "RR-C"]["games"] == "2"
     assert totals["1 in 16", "RR-C"]["IQM of normalised scores"] == ""
     assert totals["1 in 16", "RR-C"]["P(better than the baseline)"] == ""
-    assert totals["1 in 16", "uniform"]["IQM of normalised scores"] != ""
+    assert totals["1 in 16", "uniform"]["IQM of normalised scores"] == ""  # of one game beside another's of two
     make_run("study/later/seed0", {2000: [9.0]}, env="MinAtar/Breakout-v1", **{
         "agent.name": "ddqn_lap", "agent.update_ratio": [1, 16], "buffer.name": "lap",
     })  # fmt: skip
@@ -116,7 +116,8 @@ def test_what_lacks_its_baseline_or_its_scale_says_nothing(
 def test_tables_are_made_again_and_arms_added_without_the_runs(
     tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path]
 ) -> None:
-    """From the evaluations alone come the same files; of an arm that the root has too the root's count."""
+    """From the evaluations alone come the same files; of a seed that the root has, too, the root's count, unless it
+    went less far."""
     root, out, again = tmp_path / "study", tmp_path / "out", tmp_path / "again"
     for seed in range(2):
         for arm, score in (("uniform", 3.0), ("reshuffled", 4.0)):
@@ -139,6 +140,42 @@ def test_tables_are_made_again_and_arms_added_without_the_runs(
     assert [*rows] == ["uniform", "RR-C"] and {r["seeds"] for r in rows.values()} == {"2"}
     assert rows["RR-C"]["paired difference"] == "+6.00 [+6.00, +6.00]"
 
+    later["buffer.name"] = "uniform"
+    make_run("later/b/seed0", {0: [0.0]}, env="MinAtar/Breakout-v1", **later)  # begun once more
+    asked = ["--root", str(tmp_path / "later"), "--evaluations", str(again / "evaluations.csv"), "--out", str(again)]
+    before = (again / "evaluations.csv").read_bytes()
+    assert reshuffling.main(asked) == 0
+    assert (again / "evaluations.csv").read_bytes() == before
+
+
+def test_what_went_less_far_is_not_among_the_games(
+    tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path]
+) -> None:
+    """A game at 1000 steps measured by what DQN has at 2000 would look bad, and the arm without it good."""
+    for game, arm, step in (
+        ("Breakout", "uniform", 2000),
+        ("Breakout", "reshuffled", 2000),
+        ("Asterix", "uniform", 1000),
+    ):
+        own = {"agent.name": "dqn", "agent.update_ratio": [1, 4], "buffer.name": arm}
+        make_run(f"study/{game}_{arm}/seed0", {step: [9.0]}, env=f"MinAtar/{game}-v1", **own)
+    out = tmp_path / "out"
+    assert reshuffling.main(["--root", str(tmp_path / "study"), "--out", str(out)]) == 0
+    with (out / "games.csv").open(encoding="utf-8") as file:
+        assert {r["sampler"]: r["games"] for r in csv.DictReader(file)} == {"uniform": "1", "RR-C": "1"}
+    text = (out / "table.md").read_text(encoding="utf-8")
+    assert "Not among the games of dqn, 1 in 4: Asterix, at 1k of 2k." in text
+
+
+def test_two_runs_of_one_arm_and_seed_are_one_line(
+    tmp_path: Path, reshuffling: ModuleType, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"agent.name": "dqn", "agent.update_ratio": [1, 4], "buffer.name": "uniform"}
+    for name in ("a", "b"):
+        make_run(f"study/{name}/seed0", {1000: [9.0]}, env="MinAtar/Breakout-v1", **own)
+    assert reshuffling.main(["--root", str(tmp_path / "study"), "--out", str(tmp_path / "out")]) == 2
+    assert "has seed 0 of dqn with uniform on MinAtar/Breakout-v1 twice" in capsys.readouterr().err
+
 
 HEAD = "agent,updates,environment,sampler,seed,step,return\n"
 ROW = "dqn,1 in 4,MinAtar/Breakout-v1,uniform,0,1,1\n"
@@ -153,6 +190,8 @@ ROW = "dqn,1 in 4,MinAtar/Breakout-v1,uniform,0,1,1\n"
         (HEAD + ROW.replace("0,1,1", "0,x,1"), "0, x, 1 is no seed, step and return"),
         (HEAD + ROW + ROW.replace("MinAtar", "ALE"), "summarise each by itself"),
         (HEAD + ROW.replace("1 in 4", "often"), "often is no update ratio"),
+        (HEAD + ROW + ROW, "is not in order, or twice"),
+        (HEAD + ROW + ROW.replace("0,1,1", "1,1,1") + ROW.replace("0,1,1", "0,2,1"), "is not in order, or twice"),
     ],
 )
 def test_evaluations_of_another_kind_are_one_line(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlopt.nn import RULES, Optimiser, OptimiserConfig
 from rlopt.nn.distributions import categorical
+from rlopt.nn.optim import stacked_sgd
 from rlopt.types import RloptError
 
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -162,23 +163,35 @@ def test_stacked_runs_are_single_ones_and_skip_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "rmsprop_tf"])
-def test_compiled_steps_are_those_of_the_lines_for_devices(name: str) -> None:
-    """The compiled loops are for float32 on a CPU: float64 takes the lines that a GPU runs."""
+def test_steps_on_a_cpu_are_those_of_the_lines_for_devices(name: str) -> None:
+    """The compiled loops are for float32 alone: float64 takes the lines that a GPU runs."""
     g = torch.Generator().manual_seed(0)
     start = torch.randn(3, 1001, generator=g)
     config = configured(name, beta1=0.8, beta2=0.9, epsilon=1e-4, weight_decay=0.05)
-    compiled, plain = Optimiser(start.clone(), 0.01, config), Optimiser(start.double(), 0.01, config)
+    own, plain = Optimiser(start.clone(), 0.01, config), Optimiser(start.double(), 0.01, config)
+    if name == "sgd":
+        plain.rule = lambda parts, _, lr, ok: stacked_sgd(config, parts, lr, ok)
     for i in range(6):
         grads, ok = torch.randn(3, 1001, generator=g), torch.tensor([True, i != 2, i > 1])
         if i == 2:
             grads[1, 500] = torch.nan  # of the run that is skipped
-        for optimiser in (compiled, plain):
+        for optimiser in (own, plain):
             optimiser.gather([grads.to(optimiser.flat.dtype)])
             optimiser.step(optimiser.norm(), ok, torch.tensor(0.5))
-    torch.testing.assert_close(compiled.flat, plain.flat.float(), rtol=1e-5, atol=1e-6)
-    for slot in compiled.state:
-        torch.testing.assert_close(compiled.state[slot], plain.state[slot].float(), rtol=1e-5, atol=1e-6)
-    assert compiled.count.tolist() == plain.count.tolist() == [6, 5, 4]
+    torch.testing.assert_close(own.flat, plain.flat.float(), rtol=1e-5, atol=1e-6)
+    for slot, x in own.state.items():
+        torch.testing.assert_close(x, plain.state[slot].float(), rtol=1e-5, atol=1e-6)
+    assert own.count.tolist() == plain.count.tolist() == [6, 5, 4]
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "rmsprop_tf"])
+def test_a_loss_built_before_a_step_cannot_be_differentiated_after_it(name: str) -> None:
+    optimiser = Optimiser(torch.ones(4), 0.1, OptimiserConfig(name=name))
+    leaf = optimiser.flat.detach().requires_grad_()
+    loss = (leaf**2).sum()
+    stepped(optimiser, torch.ones(4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
