@@ -128,7 +128,7 @@ def sgd(c: OptimiserConfig) -> Step:
     """Return gradient descent with momentum, as torch has it."""
 
     def step(parts: Sequence[Part], count: Tensor, lr: float | Tensor, ok: Tensor) -> None:
-        if not ok.is_cpu:
+        if not _kernels(ok):
             stacked_sgd(c, parts, lr, ok)
             return
         for some, _, skipped in _by_run(parts, count, ok):
@@ -181,16 +181,21 @@ def rmsprop(c: OptimiserConfig) -> Step:
     return step
 
 
+def _kernels(ok: Tensor) -> bool:
+    """Return whether SGD and RMSprop step by kernels of the CPU, whose last bits are not those of the lines here."""
+    return ok.is_cpu
+
+
 def _one_pass(kernel: str, parts: Sequence[Part], ok: Tensor, *constants: float | Tensor) -> bool:
     """Step float32 parameters on a CPU by compiled code; return whether they are such."""
-    if not ok.is_cpu or parts[0].flat.dtype != torch.float32:
+    if not _kernels(ok) or parts[0].flat.dtype != torch.float32:
         return False
-    from rlopt.fast import rules  # numba takes a second to load
+    from rlopt.nn import rmsprop_loops  # numba takes a second to load
 
     going, numbers = ok.view(-1).numpy(), [float(x) for x in constants]
     for flat, grad, state in parts:
         arrays = [x.detach().view(len(going), -1).numpy() for x in (flat, grad, *state.values())]
-        getattr(rules, kernel)(*arrays, going, *numbers)
+        getattr(rmsprop_loops, kernel)(*arrays, going, *numbers)
         torch.autograd.graph.increment_version(flat)  # a loss that is older cannot be differentiated any more
     return True
 

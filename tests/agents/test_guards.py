@@ -194,7 +194,8 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 @every_device_learner
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.5, "lr_schedule": "linear", "schedule_steps": 9}])
 def test_update_never_waits_for_the_device(name: str, options, make_agent, make_data, monkeypatch) -> None:
-    # The hand-written gradients run on the CPU alone, where there is nobody to wait for.
+    # Hand-written gradients and kernels of optimisers run on the CPU alone, where there is nobody to wait for.
+    monkeypatch.setattr("rlopt.nn.optim._kernels", lambda ok: False)
     options = known(name, fused=False, **options)
     agents = [make_agent(name, **options)]
     if name == "sac":
@@ -214,6 +215,7 @@ def test_update_never_waits_with_images(name: str, make_agent, make_data, monkey
     agent = make_agent(name, observation_space=image, network=NetworkConfig(hidden=(8,)))
     batch = make_data(agent, 0)
     with monkeypatch.context() as m, NoSync(AGENTS[name].waits):
+        m.setattr("rlopt.nn.optim._kernels", lambda ok: False)
         forbid_reading(m)
         update = agent.update(batch)
     assert all(value.isfinite() for value in update.metrics.values())

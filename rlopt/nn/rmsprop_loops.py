@@ -5,9 +5,16 @@ Both take arrays (R, P) of R runs; a run where ``ok`` (R,) is false keeps its pa
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
+from typing import Any
 
-from rlopt.fast.products import Array, compiled
+import numpy as np
+import numpy.typing as npt
+
+from rlopt.jit import jit
+
+compiled = partial(jit, nogil=True, fastmath={"contract", "nsz"})  # nothing is assumed about NaN or infinity
+Array = npt.NDArray[Any]
 
 
 @compiled
