@@ -217,7 +217,6 @@ def anchors(
 def summarise(root: Path | None, evaluations: Path | None, out: Path, window: int) -> str:
     """Write the results folder; return the table."""
     runs, minatar = find(root, evaluations)
-    out.mkdir(parents=True, exist_ok=True)
     trained_on = {key: arms for key, arms in runs.items() if len(begun(arms)) < sum(map(len, arms.values()))}
     if not trained_on:
         raise RloptError(f"{root or evaluations} has only evaluations of untrained policies; let the queue go on")
@@ -277,6 +276,7 @@ def summarise(root: Path | None, evaluations: Path | None, out: Path, window: in
         if step < (last := furthest[agent, ratio]):
             told = f"{game_in(env)}, at {format_steps(step)} of {format_steps(last)}"
             lines.append(f"\nNot among the games of {agent}, {ratio}: {told}.")
+    out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "table.csv", head, rows)
     write_csv(out / "games.csv", over, totals)
     write_csv(

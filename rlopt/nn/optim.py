@@ -168,7 +168,8 @@ def rmsprop(c: OptimiserConfig) -> Step:
     """
 
     def step(parts: Sequence[Part], count: Tensor, lr: float | Tensor, ok: Tensor) -> None:
-        if _one_pass(c.name, parts, ok, lr, c.beta2, c.epsilon):
+        if _kernels(ok) and parts[0].flat.dtype == torch.float32:
+            compiled_rmsprop(c, parts, lr, ok)
             return
         for flat, grad, state in parts:
             mean = torch.lerp(state["first"], grad, 1.0 - c.beta2)
@@ -186,18 +187,16 @@ def _kernels(ok: Tensor) -> bool:
     return ok.is_cpu
 
 
-def _one_pass(kernel: str, parts: Sequence[Part], ok: Tensor, *constants: float | Tensor) -> bool:
-    """Step float32 parameters on a CPU by compiled code; return whether they are such."""
-    if not _kernels(ok) or parts[0].flat.dtype != torch.float32:
-        return False
-    from rlopt.nn import rmsprop_loops  # numba takes a second to load
+def compiled_rmsprop(c: OptimiserConfig, parts: Sequence[Part], lr: float | Tensor, ok: Tensor) -> None:
+    """Step float32 parameters on a CPU, in one pass over memory; reading ``ok`` and ``lr`` waits for nothing there."""
+    from rlopt.nn.rmsprop_loops import rmsprop as loops  # numba takes a second to load
 
-    going, numbers = ok.view(-1).numpy(), [float(x) for x in constants]
+    going, rate = ok.view(-1).numpy(), float(lr)
+    inside, outside = (c.epsilon, 0.0) if c.name == "rmsprop_tf" else (0.0, c.epsilon)
     for flat, grad, state in parts:
-        arrays = [x.detach().view(len(going), -1).numpy() for x in (flat, grad, *state.values())]
-        getattr(rmsprop_loops, kernel)(*arrays, going, *numbers)
+        arrays = [x.detach().view(len(going), -1).numpy() for x in (flat, grad, state["first"], state["second"])]
+        loops(*arrays, going, rate, c.beta2, inside, outside)
         torch.autograd.graph.increment_version(flat)  # a loss that is older cannot be differentiated any more
-    return True
 
 
 def _put(ok: Tensor, new: dict[str, Tensor], state: dict[str, Tensor]) -> None:

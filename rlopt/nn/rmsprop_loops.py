@@ -1,6 +1,6 @@
 """RMSprop, for which torch has no fused kernel, compiled: one pass over memory.
 
-Both take arrays (R, P) of R runs; a run where ``ok`` (R,) is false keeps its parameters and its state.
+Arrays are (R, P) of R runs; a run where ``ok`` (R,) is false keeps its parameters and its state.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ Array = npt.NDArray[Any]
 
 @compiled
 def rmsprop(
-    flat: Array, grad: Array, first: Array, second: Array, ok: Array, lr: float, beta2: float, epsilon: float
-) -> None:
-    """Do one step of ``rlopt.nn.optim.rmsprop``, ε added to the root."""
-    rate, new, small, least = np.float32(lr), np.float32(1.0 - beta2), np.float32(epsilon), np.float32(0)
+    flat: Array, grad: Array, first: Array, second: Array, ok: Array, lr: float, beta2: float, inside: float,
+    outside: float,
+) -> None:  # fmt: skip
+    """Do one step of ``rlopt.nn.optim.rmsprop``; ``inside`` is added under the root, ``outside`` to it."""
+    rate, new, least = np.float32(lr), np.float32(1.0 - beta2), np.float32(0)
+    under, after = np.float32(inside), np.float32(outside)
     for r in range(flat.shape[0]):
         x, g, m, s = flat[r], grad[r], first[r], second[r]
         if ok[r]:
@@ -31,21 +33,4 @@ def rmsprop(
                 square = s[i] + new * (g[i] * g[i] - s[i])
                 m[i], s[i] = mean, square
                 variance = square - mean * mean
-                x[i] -= rate * g[i] / (np.sqrt(least if variance < least else variance) + small)
-
-
-@compiled
-def rmsprop_tf(
-    flat: Array, grad: Array, first: Array, second: Array, ok: Array, lr: float, beta2: float, epsilon: float
-) -> None:
-    """Do one step of ``rlopt.nn.optim.rmsprop``, ε under the root."""
-    rate, new, small, least = np.float32(lr), np.float32(1.0 - beta2), np.float32(epsilon), np.float32(0)
-    for r in range(flat.shape[0]):
-        x, g, m, s = flat[r], grad[r], first[r], second[r]
-        if ok[r]:
-            for i in range(x.shape[0]):
-                mean = m[i] + new * (g[i] - m[i])
-                square = s[i] + new * (g[i] * g[i] - s[i])
-                m[i], s[i] = mean, square
-                variance = square - mean * mean
-                x[i] -= rate * g[i] / np.sqrt((least if variance < least else variance) + small)
+                x[i] -= rate * g[i] / (np.sqrt((least if variance < least else variance) + under) + after)
